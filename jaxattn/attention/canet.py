@@ -1,0 +1,250 @@
+"""Competitive attention of CANet: a spatial and a channel branch that share one gate.
+
+Course project "CANet" (PRML, Fudan University, 2024), no paper. Its channel branch is
+ECA (Wang et al., "ECA-Net", CVPR 2020, https://arxiv.org/abs/1910.03151) with three
+kernels, its spatial branch CBAM's (https://arxiv.org/abs/1807.06521).
+Reference code read: tyyyyy333/Fdu_DS_DL24spring_collection, pj2/cifar10/model.py
+(numbers compared in tests/test_attention.py)
+
+Notation: N batch, H, W spatial, C channels, K kernel taps.
+Deviations from the report, where the code differs and the published parameter counts
+follow the code:
+  - the layer that the project names SE is a multi-kernel ECA;
+  - the second branch's gate comes from the channel attention, not the spatial one;
+  - batch normalisation follows only the second convolution of a branch.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxattn.attention.cbam import SpatialAttention
+from jaxattn.ops.conv import Conv, ConvKernel, conv2d
+from jaxattn.ops.norm import BatchNorm
+
+
+class SpatialGate(SpatialAttention):
+    """CBAM's spatial attention under CANet's parameter names ("SALayer").
+
+    Attributes:
+        kernel_size: Side of the gate's convolution, odd.
+        conv_name: Name of the convolution in the parameter tree.
+        dtype: Computation dtype; None keeps the input's. Parameters are float32.
+    """
+
+    conv_name: str = "conv1"
+
+
+class MultiKernelECA(nn.Module):
+    """Scales every channel by a gate from its neighbours in channel order ("SELayer").
+
+        x * sigmoid(sum_i w_i * conv_i(mean_hw(x))),  conv_i along the channels
+
+    Attributes:
+        kernel_sizes: Taps of the convolutions, odd.
+        dtype: Computation dtype; None keeps the input's. Parameters are float32.
+    """
+
+    kernel_sizes: Sequence[int] = (3, 5, 7)
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies the gate.
+
+        Args:
+            x: Feature map `[N, H, W, C]`, any float dtype.
+            train: Unused; part of every block's signature.
+
+        Returns:
+            Same shape as `x`, in `dtype`.
+
+        Raises:
+            ValueError: If a kernel size is even.
+        """
+        del train
+        if any(k % 2 == 0 for k in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes={self.kernel_sizes}: must all be odd")
+        x = x if self.dtype is None else x.astype(self.dtype)
+        kernel = self._combined_kernel().astype(x.dtype)
+        K, C = kernel.size, x.shape[-1]
+        # Shift and add: libraries have no fast 1-D convolution of one channel.
+        pooled = jnp.pad(jnp.mean(x, (1, 2)), ((0, 0), (K // 2, K // 2)))
+        gate = nn.sigmoid(sum(kernel[i] * pooled[:, i : i + C] for i in range(K)))
+        return x * gate[:, None, None, :]
+
+    def _combined_kernel(self) -> jax.Array:
+        """Sums the weighted kernels `[K]`: convolution is linear in its kernel."""
+        count, largest = len(self.kernel_sizes), max(self.kernel_sizes)
+        w = self.param("w", nn.initializers.ones, (count,), jnp.float32)
+        combined = jnp.zeros(largest)
+        for i, k in enumerate(self.kernel_sizes):
+            kernel = ConvKernel((k, 1, 1), name=f"conv{i + 1}")().reshape(k)
+            combined += w[i] * jnp.pad(kernel, (largest - k) // 2)
+        return combined
+
+
+class UnitTransform(nn.Module):
+    """Turns a feature map into a gate in (0, 1) through a bottleneck.
+
+        sigmoid(conv1x1(relu(conv1x1(x))))
+
+    Attributes:
+        hidden: Channels of the bottleneck.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the gate of `x` `[N, H, W, C]`, same shape and dtype."""
+        y = nn.relu(Conv(self.hidden, 1, name="0")(x))
+        return nn.sigmoid(Conv(x.shape[-1], 1, name="2")(y))
+
+
+def _shared_gates(
+    transform: UnitTransform, a: jax.Array, b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Applies one transform to two maps `[N, H, W, C]`, as one batch of 2N."""
+    gates = transform(jnp.concatenate([a, b]))
+    return gates[: len(a)], gates[len(a) :]
+
+
+class CompetitiveAttention(nn.Module):
+    """Adds a spatially and a channel-wise gated copy of a feature map ("CompetAtt").
+
+        x * T(SA(x)) + x * T(ECA(x)),  T one bottleneck shared by both
+
+    Attributes:
+        hidden: Channels of the bottleneck; None is half of the input's.
+        spatial_kernel_size: Side of the spatial gate's convolution, odd.
+        eca_kernel_sizes: Taps of the channel gate's convolutions, odd.
+        dtype: Computation dtype; None keeps the input's. Parameters are float32.
+    """
+
+    hidden: int | None = None
+    spatial_kernel_size: int = 7
+    eca_kernel_sizes: Sequence[int] = (3, 5, 7)
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies the block.
+
+        Args:
+            x: Feature map `[N, H, W, C]`, any float dtype.
+            train: Unused; part of every block's signature.
+
+        Returns:
+            Same shape as `x`, in `dtype`.
+        """
+        x = x if self.dtype is None else x.astype(self.dtype)
+        hidden = x.shape[-1] // 2 if self.hidden is None else self.hidden
+        sa = SpatialGate(self.spatial_kernel_size, name="SAlayer")
+        eca = MultiKernelECA(self.eca_kernel_sizes, name="SELayer")
+        transform = UnitTransform(hidden, name="unit_transform")
+        u1, u2 = _shared_gates(transform, sa(x, train=train), eca(x, train=train))
+        return x * u1 + x * u2
+
+
+class AttResBlock(nn.Module):
+    """A residual block of two convolutional branches that compete through their gates.
+
+        out = relu(bn3(T(SA(out1)) * out1 + T(ECA(out2)) * out2 + shortcut(x)))
+        out_i = relu(bn_i(conv3x3(relu(conv3x3(x))))),  the stride on the second
+
+    The shortcut is a convolution and a batch normalisation: 3x3 at stride 1, else of
+    patches of `stride` x `stride`.
+
+    Attributes:
+        features: Output channels C.
+        stride: Step of the block along H and W; H and W must be divisible by it.
+        downsample: False makes the shortcut the identity (stride 1, equal channels).
+        spatial_kernel_size: Side of the spatial gate's convolution, odd.
+        eca_kernel_sizes: Taps of the channel gate's convolutions, odd.
+        dtype: Computation dtype; None keeps the input's. Parameters are float32.
+        axis_name: Mapped axis over which BatchNorm averages its statistics.
+    """
+
+    features: int
+    stride: int = 1
+    downsample: bool = True
+    spatial_kernel_size: int = 7
+    eca_kernel_sizes: Sequence[int] = (3, 5, 7)
+    dtype: DTypeLike | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies the block.
+
+        Args:
+            x: Feature map `[N, H, W, C_in]`, any float dtype.
+            train: Selects batch statistics in BatchNorm.
+
+        Returns:
+            `[N, H / stride, W / stride, features]`, in `dtype`.
+
+        Raises:
+            ValueError: If H or W is not divisible by `stride`, or the identity
+                shortcut does not fit.
+        """
+        self._check(x)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        t1, t2, shortcut = self._first_convolutions(x)
+        out1 = self._second_convolution(t1, "conv2", "bn1", train)
+        out2 = self._second_convolution(t2, "conv4", "bn2", train)
+        if self.downsample:
+            shortcut = self._norm("downsample.1")(shortcut, train=train)
+
+        sa = SpatialGate(self.spatial_kernel_size, name="sa")
+        eca = MultiKernelECA(self.eca_kernel_sizes, name="se")
+        transform = UnitTransform(self.features // 2, name="unit_transform")
+        u1, u2 = _shared_gates(transform, sa(out1, train=train), eca(out2, train=train))
+        out = u1 * out1 + u2 * out2 + shortcut
+        return nn.relu(self._norm("bn3")(out, train=train))
+
+    def _first_convolutions(
+        self, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """First convolution of both branches, and of the shortcut.
+
+        Those that are 3x3 at stride 1 read the same input alike: one convolution with
+        their kernels side by side.
+        """
+        C, O, s = x.shape[-1], self.features, self.stride  # noqa: E741
+        kernels = [ConvKernel((3, 3, C, O), name=n)() for n in ("conv1", "conv3")]
+        if self.downsample and s == 1:
+            kernels.append(ConvKernel((3, 3, C, O), name="downsample.0")())
+        y = conv2d(x, jnp.concatenate(kernels, -1).astype(x.dtype), padding=1)
+        t1, t2 = nn.relu(y[..., :O]), nn.relu(y[..., O : 2 * O])
+        if not self.downsample:
+            return t1, t2, x
+        if s == 1:
+            return t1, t2, y[..., 2 * O :]
+        return t1, t2, Conv(O, s, stride=s, name="downsample.0")(x)
+
+    def _second_convolution(
+        self, t: jax.Array, conv: str, norm: str, train: bool
+    ) -> jax.Array:
+        y = Conv(self.features, 3, stride=self.stride, padding=1, name=conv)(t)
+        return nn.relu(self._norm(norm)(y, train=train))
+
+    def _norm(self, name: str) -> BatchNorm:
+        return BatchNorm(axis_name=self.axis_name, name=name)
+
+    def _check(self, x: jax.Array) -> None:
+        H, W, C = x.shape[1:]
+        if H % self.stride or W % self.stride:
+            raise ValueError(
+                f"AttResBlock: height {H} and width {W} must be divisible by its"
+                f" stride {self.stride}"
+            )
+        if not self.downsample and (self.stride, C) != (1, self.features):
+            raise ValueError(
+                f"AttResBlock: downsample=False needs stride 1 and {self.features}"
+                f" input channels, got stride {self.stride} and {C}"
+            )

@@ -1,0 +1,1 @@
+"""Examples and their order, and the augmentations that run on the device."""

@@ -1,0 +1,119 @@
+"""PyTorch state dicts from and to Flax variables, by one naming rule.
+
+The torch name of a parameter is its Flax path joined with dots. Of the leaves,
+`kernel` is `weight` with its axes permuted, a normalisation's `scale` is `weight`, its
+`mean` and `var` are `running_mean` and `running_var`; every other leaf keeps name and
+shape.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+
+_TORCH_LEAF = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# torch axes of a kernel in Flax's order: OI -> IO, OIK -> KIO, OIHW -> HWIO.
+_TO_FLAX = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
+# PyTorch counts training steps there; nothing of ours reads it.
+_COUNTER = "num_batches_tracked"
+
+_Path = tuple[str, ...]
+
+
+def from_torch(
+    module: nn.Module, state_dict: Mapping[str, Any], example: Any
+) -> dict[str, Any]:
+    """Returns the Flax variables that hold a PyTorch state dict.
+
+    Args:
+        module: A network or block of this package.
+        state_dict: Arrays (anything NumPy converts) by PyTorch name.
+        example: An input of the module `[N, H, W, C]`, array or `ShapeDtypeStruct`.
+
+    Returns:
+        Variables for `module.apply`, float32 NumPy arrays.
+
+    Raises:
+        ValueError: If an entry is missing, unexpected or of another shape; the message
+            lists the names.
+    """
+    wanted = _abstract_leaves(module, example)
+    names = {_torch_name(path): path for path in wanted}
+    given = {k: v for k, v in state_dict.items() if k.split(".")[-1] != _COUNTER}
+    problems = []
+    if missing := sorted(names.keys() - given.keys()):
+        problems.append(f"missing: {', '.join(missing)}")
+    if unexpected := sorted(given.keys() - names.keys()):
+        problems.append(f"unexpected: {', '.join(unexpected)}")
+    leaves, misshaped = {}, []
+    for name in sorted(names.keys() & given.keys()):
+        path = names[name]
+        array = _to_flax(path, np.asarray(given[name], np.float32))
+        if array.shape != wanted[path].shape:
+            want = _torch_shape(path, wanted[path].shape)
+            misshaped.append(f"{name} {np.shape(given[name])}, not {want}")
+        leaves[path] = array
+    if misshaped:
+        problems.append(f"wrong shape: {', '.join(misshaped)}")
+    if problems:
+        raise ValueError(
+            f"state dict does not fit {type(module).__name__}: {'; '.join(problems)}"
+        )
+    return traverse_util.unflatten_dict(leaves)
+
+
+def to_torch(module: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the PyTorch state dict of Flax variables, as NumPy arrays.
+
+    Args:
+        module: The network or block that the variables belong to.
+        variables: With the collections `params` and, if it normalises, `batch_stats`.
+
+    Returns:
+        Arrays by PyTorch name; `num_batches_tracked` of every normalisation is 0.
+
+    Raises:
+        ValueError: If there are no parameters.
+    """
+    if not variables.get("params"):
+        raise ValueError(f"to_torch: no parameters of {type(module).__name__} given")
+    state = {}
+    collections = {k: variables[k] for k in ("params", "batch_stats") if k in variables}
+    for path, leaf in traverse_util.flatten_dict(collections).items():
+        array = np.asarray(leaf)
+        if path[-1] == "kernel":
+            array = array.transpose(np.argsort(_TO_FLAX[array.ndim]))
+        state[_torch_name(path)] = np.ascontiguousarray(array)
+        if path[-1] == "var":
+            counter = ".".join((*path[1:-1], _COUNTER))
+            state[counter] = np.zeros((), np.int64)
+    return state
+
+
+def _abstract_leaves(module: nn.Module, example: Any) -> dict[_Path, Any]:
+    init = lambda x: module.init(jax.random.key(0), x, train=False)  # noqa: E731
+    return traverse_util.flatten_dict(jax.eval_shape(init, example))
+
+
+def _torch_name(path: _Path) -> str:
+    """Drops the collection and renames the leaf."""
+    return ".".join((*path[1:-1], _TORCH_LEAF.get(path[-1], path[-1])))
+
+
+def _to_flax(path: _Path, array: np.ndarray) -> np.ndarray:
+    axes = _TO_FLAX.get(array.ndim)
+    return array.transpose(axes) if path[-1] == "kernel" and axes else array
+
+
+def _torch_shape(path: _Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path[-1] != "kernel":
+        return shape
+    return tuple(shape[i] for i in np.argsort(_TO_FLAX[len(shape)]))

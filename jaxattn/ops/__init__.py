@@ -1,0 +1,1 @@
+"""What PyTorch computes differently, and every choice that depends on the platform."""

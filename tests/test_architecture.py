@@ -1,0 +1,56 @@
+"""The floors of the house: upper ones import lower ones, never the reverse."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "jaxattn"
+FLOORS = [
+    {"errors"},
+    {"ops"},
+    {"attention", "data"},
+    {"models"},
+    {"viz"},
+    {"training"},
+    {"inference", "studies"},
+    {"cli"},
+]
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)
+
+
+def imported_parts(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "jaxattn":
+                names = [f"jaxattn.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "jaxattn" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_never_point_up(path):
+    own = path.relative_to(PACKAGE).parts[0]
+    for part in imported_parts(ast.parse(path.read_text())):
+        assert FLOOR[part] < FLOOR[own] or part == own, f"{own} imports {part}"
+
+
+def test_import_pulls_in_nothing_slow():
+    slow = (
+        "{'tensorflow', 'tensorflow_datasets', 'grain', 'clu', 'orbax', 'matplotlib'}"
+    )
+    code = (
+        "import sys, jaxattn, jaxattn.attention, jaxattn.training.loop;"
+        f"assert not {slow} & set(sys.modules), {slow} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

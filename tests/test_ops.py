@@ -1,0 +1,156 @@
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxattn.ops import conv
+from jaxattn.ops.norm import BatchNorm
+from jaxattn.ops.pool import adaptive_avg_pool, max_along
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def lax_conv(x, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@pytest.mark.parametrize("height", [8, 9])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (1, 1, 0), (3, 1, 1)]
+)
+@pytest.mark.parametrize("mode", [jax.jit, lambda f: f])
+def test_every_formulation_is_the_convolution(size, stride, padding, height, mode):
+    x, kernel = normal(0, 2, height, 11, 5), normal(1, size, size, 5, 6)
+    ours = functools.partial(conv.conv2d, stride=stride, padding=padding)
+    plain = functools.partial(lax_conv, stride=stride, padding=padding)
+    y = plain(x, kernel)
+    g = normal(2, *y.shape)
+
+    def gradients(f):
+        return mode(jax.grad(lambda x, k: jnp.sum(f(x, k) * g), (0, 1)))(x, kernel)
+
+    chex.assert_trees_all_close(mode(ours)(x, kernel), y, atol=1e-5)
+    chex.assert_trees_all_close(gradients(ours), gradients(plain), atol=1e-4)
+
+
+def test_stride_2_gradient_is_not_dilated_on_cpu():
+    """XLA's CPU backend runs a dilated convolution on a slow path."""
+    x, kernel = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 4, 4)
+    loss = lambda x: jnp.sum(conv.conv2d(x, kernel, stride=2, padding=1) ** 2)  # noqa: E731
+    text = jax.jit(jax.grad(loss)).lower(x).compile().as_text()
+    assert "lhs_dilate" not in text
+
+
+def test_dilation_and_groups_reach_the_convolution():
+    x, kernel = normal(0, 1, 9, 9, 4), normal(1, 3, 3, 2, 6)
+    y = conv.conv2d(x, kernel, padding=2, dilation=2, groups=2)
+    halves = [
+        jax.lax.conv_general_dilated(
+            x[..., 2 * i : 2 * i + 2],
+            kernel[..., 3 * i : 3 * i + 3],
+            (1, 1),
+            ((2, 2), (2, 2)),
+            rhs_dilation=(2, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        for i in (0, 1)
+    ]
+    chex.assert_trees_all_close(y, jnp.concatenate(halves, -1), atol=1e-5)
+
+
+def test_conv_module_adds_its_bias():
+    x = normal(0, 1, 4, 4, 3)
+    layer = conv.Conv(5, 1, use_bias=True)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert set(params) == {"kernel", "bias"}
+    zeroed = {**params, "bias": jnp.zeros(5)}
+    difference = layer.apply({"params": params}, x) - layer.apply({"params": zeroed}, x)
+    expected = jnp.broadcast_to(params["bias"].reshape(1, 1, 1, 5), difference.shape)
+    chex.assert_trees_all_close(difference, expected, atol=1e-6)
+
+
+def test_max_gives_its_gradient_to_the_first_winner():
+    x = jnp.array([[1.0, 3.0, 3.0], [2.0, 0.0, 2.0]])
+    gradient = jax.grad(lambda x: jnp.sum(max_along(x, -1)))(x)
+    chex.assert_trees_all_equal(gradient, jnp.array([[0.0, 1, 0], [1, 0, 0]]))
+
+
+def test_max_gradient_under_jit_is_eagers():
+    """Fails with `jnp.max` on CPU: the operand is recomputed with other rounding."""
+    x, w = normal(0, 4, 8, 8, 16), normal(1, 1, 1, 16, 16)
+
+    def loss(x):
+        y = nn.relu(lax_conv(x, w, 1, 0))
+        y = y * jax.nn.sigmoid(jnp.mean(y, (1, 2), keepdims=True))
+        return jnp.sum(jnp.sin(max_along(y, -1)))
+
+    chex.assert_trees_all_close(
+        jax.jit(jax.grad(loss))(x), jax.grad(loss)(x), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 7])
+def test_adaptive_pooling_has_torchs_windows(size):
+    x = np.asarray(normal(0, 2, size, size + 1, 3))
+    rows = [(i * size // 2, -(-(i + 1) * size // 2)) for i in (0, 1)]
+    cols = [(i * (size + 1) // 2, -(-(i + 1) * (size + 1) // 2)) for i in (0, 1)]
+    expected = [[x[:, a:b, c:d].mean((1, 2)) for c, d in cols] for a, b in rows]
+    expected = np.transpose(np.array(expected), (2, 0, 1, 3))
+    np.testing.assert_allclose(adaptive_avg_pool(x, 2), expected, atol=1e-6)
+
+
+def test_batch_norm_stores_the_unbiased_variance():
+    x = normal(0, 4, 3, 3, 2) * 3 + 1
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=False)
+    y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat = np.asarray(x).reshape(-1, 2)
+    stats = updated["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(y).std((0, 1, 2)), 1, rtol=1e-4)
+
+
+def test_batch_norm_initialisation_leaves_its_statistics_alone():
+    x = normal(0, 4, 3, 3, 2) + 5
+    stats = BatchNorm().init(jax.random.key(0), x, train=True)["batch_stats"]
+    chex.assert_trees_all_equal(stats, {"mean": jnp.zeros(2), "var": jnp.ones(2)})
+
+
+def test_batch_norm_statistics_are_global_over_a_mapped_axis():
+    x = normal(0, 8, 2, 2, 3)
+    variables = BatchNorm().init(jax.random.key(0), x, train=False)
+
+    def step(norm, x):
+        return norm.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    whole = step(BatchNorm(), x)
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(
+        functools.partial(step, BatchNorm(axis_name="data")),
+        mesh=mesh,
+        in_specs=PartitionSpec("data"),
+        out_specs=(PartitionSpec("data"), PartitionSpec()),
+    )(x)
+    chex.assert_trees_all_close(mapped, whole, atol=1e-5)
+
+
+def test_batch_norm_refuses_a_single_value_per_channel():
+    variables = BatchNorm().init(jax.random.key(0), jnp.ones((1, 3)), train=False)
+    with pytest.raises(ValueError, match="one value per channel"):
+        BatchNorm().apply(
+            variables, jnp.ones((1, 3)), train=True, mutable=["batch_stats"]
+        )
