@@ -1,0 +1,288 @@
+"""The order of examples, and the two ways their pixels reach the device.
+
+Order: epoch e goes through one global permutation, a function of (seed, e), in batches;
+the last batch is completed from the start of the same permutation. So batch k of a run
+is a function of (seed, k): a resumed run, on any number of processes, goes on exactly.
+
+A loader gives one *feed* per step, the host's part of a batch, and `fetch`, which turns
+it into a batch inside the jitted step:
+
+  - `ResidentLoader`: all images live on the device as uint8; a feed is their indices.
+  - `StreamedLoader`: Grain reads ahead in threads or workers; a feed is the images.
+
+Training batches are `{"image", "label"}` and always full. Evaluation batches are padded
+and carry `"mask"`, False for padding, so that every example counts once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import jax
+import numpy as np
+
+from jaxattn.data.source import ArraySource, Source
+from jaxattn.errors import UserError
+
+Feed = dict[str, np.ndarray]
+Batch = dict[str, jax.Array]
+
+# Above this a data set is streamed unless the config says "resident". CIFAR is 0.15 GB.
+_MAX_RESIDENT_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """The part of every batch that this process feeds.
+
+    Attributes:
+        index: Of the process.
+        count: Of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def take(self, values: np.ndarray) -> np.ndarray:
+        """Returns this process's share of an array over the global batch."""
+        size = len(values) // self.count
+        return values[self.index * size : (self.index + 1) * size]
+
+
+class TrainOrder:
+    """Which examples form each training batch."""
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self._permutation = functools.lru_cache(maxsize=2)(self._permute)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch: every example is in at least one."""
+        return -(-self.num_examples // self.batch_size)
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Returns the example indices of the batch at `step`, int32 `[batch_size]`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        positions = batch * self.batch_size + np.arange(self.batch_size)
+        return self._permutation(epoch)[positions % self.num_examples]
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch))
+        return rng.permutation(self.num_examples).astype(np.int32)
+
+
+def evaluation_order(
+    num_examples: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields indices and mask of each evaluation batch, both `[batch_size]`.
+
+    Padding repeats the last example under a False mask.
+    """
+    for start in range(0, num_examples, batch_size):
+        positions = start + np.arange(batch_size)
+        mask = positions < num_examples
+        yield np.minimum(positions, num_examples - 1).astype(np.int32), mask
+
+
+class Loader(Protocol):
+    """What the training loop needs of a loader."""
+
+    @property
+    def store(self) -> dict[str, np.ndarray]:
+        """Arrays to place on every device once; `fetch` reads them."""
+        ...
+
+    def train_feeds(self, order: TrainOrder, start: int, stop: int) -> Iterator[Feed]:
+        """Yields this process's feed for each step in `[start, stop)`."""
+        ...
+
+    def evaluation_feeds(self, batch_size: int) -> Iterator[Feed]:
+        """Yields this process's feeds that cover every example once."""
+        ...
+
+    @staticmethod
+    def fetch(store: Batch, feed: Batch) -> Batch:
+        """Returns the batch of a feed; runs inside the jitted step."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResidentLoader:
+    """Feeds indices into images that live on the device."""
+
+    source: ArraySource
+    part: Slice = Slice()
+
+    @property
+    def store(self) -> dict[str, np.ndarray]:
+        """uint8 images `[n, H, W, C]` and int32 labels `[n]`."""
+        return {"image": self.source.images, "label": self.source.labels}
+
+    def train_feeds(self, order: TrainOrder, start: int, stop: int) -> Iterator[Feed]:
+        """Yields `{"index": int32}` for each step in `[start, stop)`."""
+        for step in range(start, stop):
+            yield {"index": self.part.take(order(step))}
+
+    def evaluation_feeds(self, batch_size: int) -> Iterator[Feed]:
+        """Yields `{"index": int32, "mask": bool}`."""
+        for index, mask in evaluation_order(len(self.source), batch_size):
+            yield {"index": self.part.take(index), "mask": self.part.take(mask)}
+
+    @staticmethod
+    def fetch(store: Batch, feed: Batch) -> Batch:
+        """Gathers the images and labels of the indices."""
+        index = feed["index"]
+        batch = {"image": store["image"][index], "label": store["label"][index]}
+        return batch | ({"mask": feed["mask"]} if "mask" in feed else {})
+
+
+class _TrainExamples:
+    """A process's training examples in the order of their use, for Grain."""
+
+    def __init__(
+        self, source: Source, order: TrainOrder, part: Slice, start: int, stop: int
+    ) -> None:
+        self._source, self._order, self._part = source, order, part
+        self._start, self._stop = start, stop
+        self._local = order.batch_size // part.count
+
+    def __len__(self) -> int:
+        return (self._stop - self._start) * self._local
+
+    def __getitem__(self, position: int) -> Feed:
+        step, i = divmod(int(position), self._local)
+        index = self._part.take(self._order(self._start + step))[i]
+        return _example(self._source, int(index))
+
+
+class _EvaluationExamples:
+    """A process's evaluation examples, padded and masked, for Grain."""
+
+    def __init__(self, source: Source, batch_size: int, part: Slice) -> None:
+        self._source = source
+        pairs = list(evaluation_order(len(source), batch_size))
+        self._index = np.concatenate([part.take(index) for index, _ in pairs])
+        self._mask = np.concatenate([part.take(mask) for _, mask in pairs])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, position: int) -> Feed:
+        example = _example(self._source, int(self._index[position]))
+        return example | {"mask": self._mask[position]}
+
+
+def _example(source: Source, index: int) -> Feed:
+    example = source[index]
+    return {"image": example["image"], "label": np.asarray(example["label"], np.int32)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedLoader:
+    """Feeds images that Grain reads ahead.
+
+    Attributes:
+        source: Random access to examples.
+        part: Of every batch, that this process feeds.
+        num_workers: Reading processes; 0 reads in threads, which on few cores is
+            faster and starts at once.
+        num_threads: Reading threads, where there are no workers.
+    """
+
+    source: Source
+    part: Slice = Slice()
+    num_workers: int = 0
+    num_threads: int = 8
+
+    @property
+    def store(self) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
+
+    def train_feeds(self, order: TrainOrder, start: int, stop: int) -> Iterator[Feed]:
+        """Yields `{"image": uint8, "label": int32}` for steps in `[start, stop)`."""
+        examples = _TrainExamples(self.source, order, self.part, start, stop)
+        return self._batches(examples, order.batch_size)
+
+    def evaluation_feeds(self, batch_size: int) -> Iterator[Feed]:
+        """Yields `{"image": uint8, "label": int32, "mask": bool}`."""
+        examples = _EvaluationExamples(self.source, batch_size, self.part)
+        return self._batches(examples, batch_size)
+
+    @staticmethod
+    def fetch(store: Batch, feed: Batch) -> Batch:
+        """The feed is the batch."""
+        del store
+        return feed
+
+    def _batches(self, examples: Any, batch_size: int) -> Iterator[Feed]:
+        import grain
+
+        local = batch_size // self.part.count
+        options = grain.ReadOptions(
+            num_threads=self.num_threads, prefetch_buffer_size=4 * local
+        )
+        data = grain.MapDataset.source(examples).to_iter_dataset(options).batch(local)
+        if self.num_workers:
+            workers = grain.MultiprocessingOptions(num_workers=self.num_workers)
+            data = data.mp_prefetch(workers)
+        iterator = iter(data)
+        try:
+            yield from iterator
+        finally:
+            # Left open, Grain's readers complain when the interpreter goes.
+            iterator.close()
+
+
+def make_loader(
+    source: Source,
+    /,
+    *,
+    loader: str = "auto",
+    num_workers: int = 0,
+    num_threads: int = 8,
+) -> Loader:
+    """Returns the loader of a source for this process.
+
+    Args:
+        source: Examples of one split.
+        loader: "resident", "streamed", or "auto": resident if the images take at most
+            1 GiB.
+        num_workers: Reading processes of the streamed loader; 0 reads in threads.
+        num_threads: Reading threads of the streamed loader.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    choices = ("auto", "resident", "streamed")
+    if loader not in choices:
+        raise UserError(
+            f"pipeline.loader={loader!r}: must be one of {', '.join(choices)}"
+        )
+    if num_workers < 0 or num_threads < 1:
+        raise UserError(
+            f"pipeline.num_workers={num_workers}, num_threads={num_threads}: must be at"
+            " least 0 and 1"
+        )
+    if loader == "auto":
+        size = len(source) * np.asarray(source[0]["image"]).nbytes
+        loader = "resident" if size <= _MAX_RESIDENT_BYTES else "streamed"
+    part = Slice(jax.process_index(), jax.process_count())
+    if loader == "resident":
+        return cast(Loader, ResidentLoader(to_arrays(source), part))
+    return cast(Loader, StreamedLoader(source, part, num_workers, num_threads))
+
+
+def to_arrays(source: Source) -> ArraySource:
+    """Reads all examples into memory."""
+    if isinstance(source, ArraySource):
+        return source
+    examples = [source[i] for i in range(len(source))]
+    return ArraySource(
+        np.stack([example["image"] for example in examples]),
+        np.array([example["label"] for example in examples], np.int32),
+    )

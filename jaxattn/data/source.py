@@ -1,0 +1,505 @@
+"""Where examples come from: one name in, a `Data` of indexable sources out.
+
+Small data sets are arrays in memory (`ArraySource`); data sets of TFDS stay on
+disk and are decoded on access. Libraries are imported where they are used.
+"""
+
+import functools
+import inspect
+import pathlib
+import queue
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from jaxattn.data import archives
+from jaxattn.errors import UserError
+
+# TFDS takes more than three minutes to give up on a dead connection.
+_ANSWER_TIMEOUT_S = 6.0
+
+_CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+
+class Example(TypedDict):
+    """One image, uint8 `[H, W, C]`, and its class."""
+
+    image: np.ndarray
+    label: int
+
+
+class Source(Protocol):
+    """An indexable collection of examples."""
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at a position in `[0, len)`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Examples in memory.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`.
+      labels: int32 `[N]`.
+
+    Raises:
+      UserError: A dtype or shape is another, or the lengths differ.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Checks the arrays."""
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise UserError(
+                f"images: {self.images.dtype} {list(self.images.shape)}, "
+                "must be uint8 [N, H, W, C]"
+            )
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise UserError(
+                f"labels: {self.labels.dtype} {list(self.labels.shape)}, "
+                f"must be int32 [{len(self.images)}]"
+            )
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at a position."""
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The examples of a source at some positions, read when asked for.
+
+    Attributes:
+      source: Where the examples are.
+      indices: Positions in it, int `[N]`.
+    """
+
+    source: Source
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at a position of the subset."""
+        return self.source[int(self.indices[index])]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set: its splits and what they have in common.
+
+    Attributes:
+      name: The name it was loaded by.
+      train: Training examples.
+      val: Examples held out of training, None if there are none.
+      test: Test examples.
+      class_names: The name of each label.
+      image_shape: `(H, W, C)` of every image.
+    """
+
+    name: str
+    train: Source
+    val: Source | None
+    test: Source
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+
+def load_data(
+    name: str,
+    path: str | None = None,
+    *,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    image_size: int | None = None,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    num_classes: int | None = None,
+) -> Data:
+    """Loads a data set by name.
+
+    Args:
+      name: `digits` (bundled with scikit-learn), `cifar10`, `cifar100`,
+        `tfds:<name>` (an image classification data set of TFDS) or `synthetic`
+        (random images that can be learned).
+      path: Where the data are. For CIFAR the official Python archive, its
+        unpacked folder, an npz with `x_train`, `y_train`, `x_test`, `y_test`, or a
+        prepared TFDS directory; for `tfds:<name>` the last. Without it TFDS reads
+        its own directory (`TFDS_DATA_DIR`) and downloads what is not there.
+      val_fraction: The share of the training split, in [0, 1), that is held out for
+        validation, by class. 0 holds out nothing.
+      split_seed: The seed of that choice.
+      image_size: Height and width in pixels of `digits` and `synthetic` (32).
+      num_train: The number of training examples of `synthetic` (1024).
+      num_test: The number of test examples of `synthetic` (256).
+      num_classes: The number of classes of `synthetic` (10).
+
+    Returns:
+      The data set.
+
+    Raises:
+      UserError: An argument is not accepted, or the data cannot be had.
+    """
+    loader = _find_loader(name)
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"data.val_fraction={val_fraction}: must be in [0, 1)")
+    sizes = {
+        "image_size": image_size,
+        "num_train": num_train,
+        "num_test": num_test,
+        "num_classes": num_classes,
+    }
+    options: dict[str, Any] = {
+        key: value
+        for key, value in {"path": path, **sizes}.items()
+        if value is not None
+    }
+    accepted = inspect.signature(loader).parameters
+    for key, value in options.items():
+        if key not in accepted:
+            raise UserError(
+                f"data.{key}={value}: not accepted with data.name={name}; leave it out"
+            )
+        if key in sizes and value < 1:
+            raise UserError(f"data.{key}={value}: must be at least 1")
+    return _hold_out(loader(**options), val_fraction, split_seed)
+
+
+def _find_loader(name: str) -> Callable[..., Data]:
+    """The function that loads a data set; its arguments are the keys it accepts."""
+    if name.startswith("tfds:") and name != "tfds:":
+        return functools.partial(_load_tfds, name)
+    loaders = {
+        "cifar10": functools.partial(_load_cifar, "cifar10"),
+        "cifar100": functools.partial(_load_cifar, "cifar100"),
+        "digits": _load_digits,
+        "synthetic": _load_synthetic,
+    }
+    if name not in loaders:
+        choices = ", ".join([*loaders, "tfds:<name>"])
+        raise UserError(f"data.name={name}: unknown data set; choices: {choices}")
+    return loaders[name]
+
+
+def _hold_out(data: Data, fraction: float, seed: int) -> Data:
+    if fraction == 0:
+        return data
+    train, val = _stratified_split(_labels(data.train), fraction, seed)
+    if len(train) == 0 or len(val) == 0:
+        raise UserError(
+            f"data.val_fraction={fraction}: splits the {len(data.train)} training "
+            f"examples into {len(train)} and {len(val)}; use 0 to hold out none"
+        )
+    return replace(data, train=_take(data.train, train), val=_take(data.train, val))
+
+
+def _stratified_split(
+    labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits `[0, N)` into what is kept and what is held out, by class.
+
+    Of the N shuffled positions, sorted by class, every 1/fraction-th is held out:
+    round(fraction * N) in all, and of each class its share to within one.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    num_held = round(fraction * len(labels))
+    held = np.diff(np.arange(len(labels) + 1) * num_held // max(len(labels), 1)) > 0
+    return np.sort(order[~held]), np.sort(order[held])
+
+
+def _labels(source: Source) -> np.ndarray:
+    labels = getattr(source, "labels", None)  # where the images need not be read
+    if labels is not None:
+        return labels
+    return np.array([source[i]["label"] for i in range(len(source))])
+
+
+def _take(source: Source, indices: np.ndarray) -> Source:
+    if isinstance(source, ArraySource):
+        return ArraySource(source.images[indices], source.labels[indices])
+    return Subset(source, indices)
+
+
+def _load_digits(image_size: int = 32) -> Data:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+
+    def resize(image: np.ndarray) -> np.ndarray:
+        size = (image_size, image_size)
+        return np.asarray(
+            Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+        )
+
+    images = np.stack([resize(image) for image in grey])
+    images = np.repeat(images[..., None], 3, axis=-1)
+    digits = ArraySource(images, bunch.target.astype(np.int32))
+    # The test set is part of the data set's definition, so its seed is constant.
+    train, test = _stratified_split(digits.labels, 0.2, seed=0)
+    return Data(
+        name="digits",
+        train=_take(digits, train),
+        val=None,
+        test=_take(digits, test),
+        class_names=tuple("0123456789"),
+        image_shape=(image_size, image_size, 3),
+    )
+
+
+def _load_synthetic(
+    image_size: int = 32,
+    num_train: int = 1024,
+    num_test: int = 256,
+    num_classes: int = 10,
+) -> Data:
+    rng = np.random.default_rng(0)
+    # A class is a coarse 4x4 pattern of colours; noise of 48 cannot wrap around.
+    patterns = rng.integers(64, 192, (num_classes, 4, 4, 3), dtype=np.int16)
+    cell = np.arange(image_size) * 4 // image_size
+    patterns = patterns[:, cell][:, :, cell]
+
+    def split(num_examples: int) -> ArraySource:
+        labels = rng.permutation(num_examples).astype(np.int32) % num_classes
+        shape = (num_examples, image_size, image_size, 3)
+        noise = rng.integers(-48, 49, shape, dtype=np.int16)
+        return ArraySource((patterns[labels] + noise).astype(np.uint8), labels)
+
+    return Data(
+        name="synthetic",
+        train=split(num_train),
+        val=None,
+        test=split(num_test),
+        class_names=tuple(str(i) for i in range(num_classes)),
+        image_shape=(image_size, image_size, 3),
+    )
+
+
+def _load_cifar(name: str, /, path: str | None = None) -> Data:
+    if path is None:
+        return _load_tfds(name)
+    where = _existing(path)
+    if where.is_dir():
+        folder = archives.find_folder(name, where)
+        if folder is None:
+            return _load_tfds(name, path)
+        where = folder
+    cifar = archives.read_cifar(name, where)
+    num_classes = archives.LAYOUTS[name].num_classes
+    numbers = tuple(str(i) for i in range(num_classes))
+    known = _CIFAR10_CLASSES if name == "cifar10" else numbers
+    return Data(
+        name=name,
+        train=ArraySource(*cifar.train),
+        val=None,
+        test=ArraySource(*cifar.test),
+        class_names=cifar.class_names or known,
+        image_shape=archives.IMAGE_SHAPE,
+    )
+
+
+def _existing(path: str) -> pathlib.Path:
+    where = pathlib.Path(path).expanduser()
+    if not where.exists():
+        raise UserError(f"data.path={path}: no such file or folder")
+    return where
+
+
+@dataclass(frozen=True, eq=False)
+class _TfdsSource:
+    """A split of a prepared TFDS data set, decoded on access.
+
+    Attributes:
+      records: The split.
+      undecoded: The same split with its images left as encoded.
+      num_classes: What bounds a label.
+    """
+
+    records: Any
+    undecoded: Any
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self.records[index]
+        return {"image": record["image"], "label": self._label(record)}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 `[N]`, without decoding an image."""
+        records = (self.undecoded[i] for i in range(len(self)))
+        return np.fromiter((self._label(record) for record in records), np.int32)
+
+    def _label(self, record: dict[str, Any]) -> int:
+        label = int(record["label"])
+        if not 0 <= label < self.num_classes:  # TFDS marks unlabelled examples by -1
+            raise UserError(
+                f"{self.records}: has a label {label}, "
+                f"must be in [0, {self.num_classes - 1}]"
+            )
+        return label
+
+
+def _load_tfds(name: str, /, path: str | None = None) -> Data:
+    builder = _find_builder(name, path)
+    image, label = _image_and_label(name, builder.info.features)
+    if not builder.is_prepared():
+        _prepare(builder, name, path)
+    splits = builder.info.splits
+    test = "test" if "test" in splits else "validation"
+    if "train" not in splits or test not in splits:
+        raise UserError(
+            f"data.name={name}: needs the splits train and test (or validation), "
+            f"has {', '.join(splits) or 'none'}"
+        )
+
+    def source(split: str) -> _TfdsSource:
+        from tensorflow_datasets import decode
+
+        skip_images = {"image": decode.SkipDecoding()}
+        return _TfdsSource(
+            records=builder.as_data_source(split),
+            undecoded=builder.as_data_source(split, decoders=skip_images),
+            num_classes=label.num_classes,
+        )
+
+    return Data(
+        name=name,
+        train=source("train"),
+        val=None,
+        test=source(test),
+        class_names=tuple(label.names),
+        image_shape=image.shape,
+    )
+
+
+def _find_builder(name: str, path: str | None) -> Any:
+    """The TFDS builder of a data set, whether or not it is prepared."""
+    dataset = name.removeprefix("tfds:")
+    where = None if path is None else _existing(path)
+    key = f"data.name={name}" if path is None else f"data.path={path}"
+    try:
+        import tensorflow_datasets as tfds
+
+        # Without the format TFDS prepares records that have no random access.
+        if where is None or not (where / "features.json").is_file():
+            return tfds.builder(dataset, data_dir=where, file_format="array_record")
+        builder = tfds.builder_from_directory(where, file_format="array_record")
+    except ImportError as error:
+        raise UserError(
+            f"data.name={name}: needs a package that is not installed "
+            f"({archives.reason(error)}): pip install 'jaxattn[train]'"
+        ) from error
+    except Exception as error:  # TFDS raises its own, ValueError, AssertionError, ...
+        raise UserError(f"{key}: {archives.reason(error)}") from error
+    if builder.name != dataset.partition(":")[0].partition("/")[0]:
+        raise UserError(f"{key}: holds {builder.name}, not {dataset}")
+    return builder
+
+
+def _prepare(builder: Any, name: str, path: str | None) -> None:
+    """Downloads a data set, unless a path says that it should be there already."""
+    ways = "a prepared TFDS directory (array_record)"
+    if name in archives.LAYOUTS:
+        layout = archives.LAYOUTS[name]
+        ways = f"the official {layout.archive}, its folder {layout.folder}, an npz "
+        ways += "with x_train, y_train, x_test, y_test, or a prepared TFDS directory"
+    if path is not None:
+        raise UserError(f"data.path={path}: holds no {name}; must be {ways}")
+    advice = f"set --config.data.path= to {ways}"
+    for url in list(builder.url_infos or {})[:1]:
+        if failure := _unreachable(url):
+            raise UserError(
+                f"data.name={name}: cannot download {url} ({failure}); {advice}"
+            )
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # those of TFDS, of the network and of the disk
+        raise UserError(
+            f"data.name={name}: TFDS could not prepare it "
+            f"({archives.reason(error)}); {advice}"
+        ) from error
+
+
+def _image_and_label(name: str, features: Any) -> tuple[Any, Any]:
+    """The two features of an image classification data set, checked."""
+    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
+        found = type(features[key]).__name__ if key in features else "missing"
+        if found != kind:
+            raise UserError(
+                f"data.name={name}: not a data set for image classification: "
+                f"its feature {key!r} is {found}, must be {kind}"
+            )
+    image, label = features["image"], features["label"]
+    if None in image.shape:
+        raise UserError(
+            f"data.name={name}: its images are {image.shape}; only images of one "
+            "fixed size are supported for now"
+        )
+    if image.np_dtype != np.uint8:
+        raise UserError(f"data.name={name}: images are {image.np_dtype}, must be uint8")
+    return image, label
+
+
+def _unreachable(url: str) -> str | None:
+    """Why a server does not answer, None if it does."""
+    request = urllib.request.Request(url, method="HEAD")
+    outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            # Some servers refuse HEAD; TFDS retries on 5xx only.
+            outcome.put(str(error) if error.code >= 500 else None)
+        except Exception as error:
+            outcome.put(str(error))
+        else:
+            outcome.put(None)
+
+    # In a thread, since the timeout of urlopen does not cover the name lookup.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return outcome.get(timeout=_ANSWER_TIMEOUT_S + 1)
+    except queue.Empty:
+        return f"no answer in {_ANSWER_TIMEOUT_S + 1:.0f} s"

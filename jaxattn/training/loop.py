@@ -1,0 +1,278 @@
+"""Trains, resumes and evaluates a run.
+
+`train_and_evaluate` is the whole of it: build, restore what is there, train epoch by
+epoch, report. Repeating the call with the same workdir continues exactly.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+
+from jaxattn.data.pipeline import Feed
+from jaxattn.errors import DivergedError, InterruptedRun
+from jaxattn.training import report
+from jaxattn.training.checkpoint import Checkpoints, workdir_lock
+from jaxattn.training.evaluate import Evaluator
+from jaxattn.training.interrupt import Interrupt
+from jaxattn.training.meter import Meter
+from jaxattn.training.parallel import Devices
+from jaxattn.training.progress import Progress
+from jaxattn.training.run import Run, build
+from jaxattn.training.state import TrainState
+from jaxattn.training.writer import RunWriter, read_metrics
+
+
+def train_and_evaluate(
+    config: Any,
+    workdir: str | os.PathLike[str],
+    *,
+    devices: Devices | None = None,
+) -> dict[str, Any]:
+    """Trains the run of a config in a workdir, or resumes it, and reports it.
+
+    Args:
+        config: An `ml_collections.ConfigDict`; see `jaxattn.training.run.build`.
+        workdir: Folder of the run; made if missing, resumed if it holds checkpoints.
+        devices: To train on; all of them by default.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        UserError: If the user can mend it.
+        InterruptedRun: If SIGTERM or SIGINT asked the run to stop; it saved first.
+        DivergedError: If the loss became infinite or not a number.
+    """
+    run = build(config, devices)
+    workdir = pathlib.Path(workdir).resolve()
+    primary = jax.process_index() == 0  # every process trains, the first one writes
+    with contextlib.ExitStack() as stack:
+        if primary:
+            stack.enter_context(workdir_lock(workdir))
+        interrupt = stack.enter_context(Interrupt())
+        checkpoints = Checkpoints(workdir)
+        stack.callback(checkpoints.close)
+        state, start_step = _restore_or_create(run, checkpoints)
+        writer = None
+        if primary:
+            log = run.log
+            writer = stack.enter_context(
+                RunWriter(workdir, start_step=start_step, tensorboard=log.tensorboard)
+            )
+        attempt = _Attempt(run, workdir, interrupt, checkpoints, writer, start_step)
+        stack.callback(attempt.progress.close)
+        return attempt.report(attempt.train(state))
+
+
+def _restore_or_create(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    restored = checkpoints.restore_latest(run.abstract_state)
+    if restored is not None:
+        return run.parallel.replicate(restored[0]), restored[1]
+    create = jax.jit(run.create_state, out_shardings=run.parallel.state_sharding)
+    return run.parallel.replicate(create()), 0
+
+
+class _Attempt:
+    """One process's work on a run, from its last checkpoint to the report."""
+
+    def __init__(
+        self,
+        run: Run,
+        workdir: pathlib.Path,
+        interrupt: Interrupt,
+        checkpoints: Checkpoints,
+        writer: RunWriter | None,
+        start_step: int,
+    ) -> None:
+        self.run = run
+        self.workdir = workdir
+        self.interrupt = interrupt
+        self.checkpoints = checkpoints
+        self.writer = writer
+        self.start_step = start_step
+        self.progress = Progress(
+            total_steps=run.total_steps,
+            start_step=start_step,
+            num_epochs=run.options.num_epochs,
+            batch_size=run.options.batch_size,
+        )
+        self._evaluator = Evaluator(run, lambda: interrupt.requested)
+        self._clock_start = time.monotonic()
+        self._seconds_before = checkpoints.metrics(start_step).get("wall_time_s", 0.0)
+
+    @property
+    def wall_time_s(self) -> float:
+        """Seconds spent on the run, those of earlier attempts included."""
+        return self._seconds_before + time.monotonic() - self._clock_start
+
+    # Training ---------------------------------------------------------------------
+
+    def train(self, state: TrainState) -> TrainState:
+        """Trains what is left and returns the last state."""
+        run, step = self.run, self.start_step
+        if step:
+            self.progress.message(f"resuming from step {step} of {run.total_steps}")
+        elif self.writer:
+            report.write_description(run, self.workdir, self.writer, state)
+        if self._is_unevaluated(step):
+            self._end_epoch(state, step, None)
+
+        loader, store = run.loaders["train"], self._evaluator.stores["train"]
+        dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
+        meter = Meter(run.log.every_steps, step, run.steps_per_epoch)
+        meter.recall(read_metrics(self.workdir))
+        feeds = loader.train_feeds(run.order, step, run.total_steps)
+        with contextlib.closing(feeds):  # pyright: ignore[reportArgumentType]
+            for chunk in _chunks(feeds, step, run):
+                stacked = run.parallel.place_stacked(chunk)
+                state, metrics = dispatch(state, store, stacked)
+                step += len(chunk)
+                meter.add(metrics)
+                at_end, stopping = self._is_epoch_end(step), self.interrupt.requested
+                if at_end or stopping or meter.is_due:
+                    self._log(meter, everything=at_end or stopping)
+                if at_end:
+                    self._end_epoch(state, step, meter.take_epoch())
+                if self.interrupt.requested and step < run.total_steps:
+                    if not at_end:
+                        self._save(state, step, {})
+                    self._stop(step)
+        return state
+
+    def _is_epoch_end(self, step: int) -> bool:
+        return step % self.run.steps_per_epoch == 0
+
+    def _is_unevaluated(self, step: int) -> bool:
+        """Whether a signal came between an epoch's last step and its evaluation."""
+        known = self.checkpoints.metrics(step)
+        return step > 0 and self._is_epoch_end(step) and "epoch" not in known
+
+    def _log(self, meter: Meter, *, everything: bool) -> None:
+        """Fetches metrics from the device, and writes and shows them."""
+        for row in meter.fetch(everything=everything):
+            step = int(row.pop("step"))
+            if not math.isfinite(row["loss"]):
+                raise DivergedError(
+                    f"the loss is {row['loss']} at step {step} (learning rate"
+                    f" {row['learning_rate']:.3g}, gradient norm"
+                    f" {row['gradient_norm']:.3g}); nothing was saved since the last"
+                    " checkpoint; try a lower schedule.learning_rate, or"
+                    " optimizer.clip_norm"
+                )
+            if self.writer:
+                self.writer.write_scalars(
+                    step, {f"step/{key}": value for key, value in row.items()}
+                )
+            self.progress.update(
+                step,
+                epoch=(step - 1) // self.run.steps_per_epoch + 1,
+                loss=row["loss"],
+                accuracy=row["accuracy"],
+            )
+
+    def _end_epoch(
+        self, state: TrainState, step: int, train_means: dict[str, float] | None
+    ) -> None:
+        """Evaluates on the validation split, writes the epoch's row and saves."""
+        row: dict[str, float] = dict(train_means or {})
+        with self.progress.paused():
+            for suffix, variables in _weights(state).items():
+                if "val" not in self.run.loaders:
+                    break
+                summary = self._evaluator.evaluate(variables, "val")
+                if summary is None:
+                    self._save(state, step, {})
+                    self._stop(step)
+                row |= {
+                    f"val_loss{suffix}": summary["loss"],
+                    f"val_accuracy{suffix}": summary["accuracy"],
+                }
+            row["epoch"] = step // self.run.steps_per_epoch
+            if speed := self.progress.images_per_s:
+                row["images_per_s"] = speed
+            if self.writer:
+                self.writer.write_scalars(
+                    step, {f"epoch/{key}": value for key, value in row.items()}
+                )
+                if self.run.log.histograms:
+                    self.writer.write_histograms(
+                        step, report.histograms(self.run.parallel.collect(state.params))
+                    )
+            self._save(state, step, row)
+        if train_means:
+            self.progress.epoch_line(row)
+
+    def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:
+        metrics = {
+            key: value
+            for key, value in row.items()
+            if key in ("val_accuracy", "val_accuracy_ema", "epoch")
+        }
+        metrics["wall_time_s"] = self.wall_time_s
+        self.checkpoints.save(step, self.run.parallel.collect(state), metrics)
+
+    def _stop(self, step: int) -> NoReturn:
+        raise InterruptedRun(
+            f"stopped by signal at step {step} of {self.run.total_steps}, saved in"
+            f" {self.workdir}; repeat the command to go on",
+            self.interrupt.exit_code,
+        )
+
+    # Report -----------------------------------------------------------------------
+
+    def report(self, state: TrainState) -> dict[str, Any]:
+        """Tests the last and the best weights and writes the run's report."""
+        tested = {"last": self._test(_weights(state)[""])}
+        best_step = {}
+        for suffix in _weights(state):
+            metric = f"val_accuracy{suffix}"
+            best = self.checkpoints.restore_best(self.run.abstract_state, metric)
+            if best is None:  # there is no validation split
+                variables, best_step[suffix] = _weights(state)[suffix], None
+            else:
+                restored = self.run.parallel.replicate(best[0])
+                variables, best_step[suffix] = _weights(restored)[suffix], best[1]
+            tested[f"best{suffix}"] = self._test(variables)
+        return report.write_results(
+            self.run,
+            self.workdir,
+            self.writer,
+            tested=tested,
+            best_step=best_step[""],
+            best_val_accuracy=self.checkpoints.metrics(best_step[""] or 0).get(
+                "val_accuracy"
+            ),
+            wall_time_s=self.wall_time_s,
+            images_per_s=self.progress.images_per_s,
+            say=self.progress.message,
+        )
+
+    def _test(self, variables: Any) -> dict[str, Any]:
+        summary = self._evaluator.evaluate(variables, "test")
+        if summary is None:
+            self._stop(self.run.total_steps)
+        return summary
+
+
+def _weights(state: TrainState) -> dict[str, Any]:
+    """Variables to evaluate by the suffix of their metrics: raw, and EMA if kept."""
+    averaged = state.ema_variables
+    return {"": state.variables} | ({"_ema": averaged} if averaged else {})
+
+
+def _chunks(feeds: Iterator[Feed], step: int, run: Run) -> Iterator[list[Feed]]:
+    """Groups feeds into dispatches that do not cross the end of an epoch."""
+    while True:
+        left = run.steps_per_epoch - step % run.steps_per_epoch
+        chunk = list(itertools.islice(feeds, min(run.steps_per_dispatch, left)))
+        if not chunk:
+            return
+        yield chunk
+        step += len(chunk)

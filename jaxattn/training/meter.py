@@ -1,0 +1,87 @@
+"""Training metrics on their way from the device to the log."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+# Between fetches metrics stay on the device, so that the host never holds it up.
+_SECONDS_BETWEEN_FETCHES = 1.0
+
+
+class Meter:
+    """Collects the metrics of train steps, and averages them for the log.
+
+    A row is the mean over `every_steps` steps; the last row of an epoch, or before an
+    interruption, may be of fewer. So the rows of an epoch always make up its mean.
+    """
+
+    def __init__(self, every_steps: int, start_step: int, steps_per_epoch: int) -> None:
+        self._every_steps = every_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._step = start_step  # of the last row
+        self._pending: list[dict[str, jax.Array]] = []  # on the device
+        self._window: list[dict[str, float]] = []  # fetched, not yet in a row
+        self._epoch: list[tuple[int, Mapping[str, float]]] = []  # (steps, means)
+        self._fetched_at = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a fetch."""
+        return time.monotonic() - self._fetched_at >= _SECONDS_BETWEEN_FETCHES
+
+    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Takes in the rows that an earlier attempt logged of the current epoch."""
+        start = self._step - self._step % self._steps_per_epoch
+        for row in rows:
+            if start < row["step"] <= self._step and "step/loss" in row:
+                means = {k.removeprefix("step/"): v for k, v in row.items()}
+                self._epoch.append((int(row["step"]) - start, means))
+                start = int(row["step"])
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of one dispatch, arrays `[K]` on the device."""
+        self._pending.append(metrics)
+
+    def fetch(self, *, everything: bool) -> list[dict[str, float]]:
+        """Returns the rows that became complete.
+
+        Args:
+            everything: Waits for the last dispatch, and closes the last row. Otherwise
+                the last dispatch is left running.
+        """
+        ready = self._pending if everything else self._pending[:-1]
+        self._pending = self._pending[len(ready) :]
+        rows = []
+        for metrics in jax.device_get(ready):
+            for i in range(len(metrics["loss"])):
+                self._window.append({k: float(v[i]) for k, v in metrics.items()})
+                step = self._step + len(self._window)
+                if step % self._every_steps == 0 or not np.isfinite(metrics["loss"][i]):
+                    rows.append(self._close_row())
+        if everything and self._window:
+            rows.append(self._close_row())
+        self._fetched_at = time.monotonic()
+        return rows
+
+    def take_epoch(self) -> dict[str, float]:
+        """Returns the epoch's `train_loss`, `train_accuracy` and last learning rate."""
+        counts = [count for count, _ in self._epoch]
+        means = {
+            f"train_{key}": float(
+                np.average([row[key] for _, row in self._epoch], weights=counts)
+            )
+            for key in ("loss", "accuracy")
+        }
+        means["learning_rate"] = self._epoch[-1][1]["learning_rate"]
+        self._epoch.clear()
+        return means
+
+    def _close_row(self) -> dict[str, float]:
+        window, self._window = self._window, []
+        self._step += len(window)
+        row = {key: float(np.mean([m[key] for m in window])) for key in window[0]}
+        self._epoch.append((len(window), row))
+        return {"step": self._step, **row}

@@ -1,0 +1,309 @@
+"""Optimizers and learning-rate schedules, as PyTorch steps them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxattn.errors import UserError
+from jaxattn.training.config import bind
+
+Schedule = Callable[[Any], Any]
+Mask = Callable[[Any], Any]  # from parameters to a tree of booleans
+
+
+class RunLength(NamedTuple):
+    """Length of a run."""
+
+    num_epochs: int
+    steps_per_epoch: int
+
+
+# Schedules ------------------------------------------------------------------------
+# Each returns the learning rate's factor at `t` of `T` epochs.
+
+
+def constant(t: jax.Array, T: float, /) -> jax.Array:
+    """1 throughout."""
+    del T
+    return jnp.ones_like(t)
+
+
+def cosine(t: jax.Array, T: float, /, *, final_factor: float = 0.0) -> jax.Array:
+    """Half a cosine from 1 to `final_factor` (Loshchilov and Hutter, ICLR 2017)."""
+    # (1 + cos(pi t / T)) / 2, in a form that float32 keeps accurate near its end.
+    half = jnp.square(jnp.sin(0.5 * jnp.pi * (T - t) / T))
+    return final_factor + (1 - final_factor) * half
+
+
+def exponential(t: jax.Array, T: float, /, *, decay_rate: float) -> jax.Array:
+    """Times `decay_rate` every epoch."""
+    del T
+    return decay_rate**t
+
+
+def step(
+    t: jax.Array, T: float, /, *, epochs_per_step: float, decay_rate: float
+) -> jax.Array:
+    """Times `decay_rate` every `epochs_per_step` epochs."""
+    del T
+    return decay_rate ** jnp.floor(t / epochs_per_step)
+
+
+def multi_step(
+    t: jax.Array, T: float, /, *, milestones: Sequence[float], decay_rate: float
+) -> jax.Array:
+    """Times `decay_rate` at every milestone, in epochs."""
+    del T
+    passed = jnp.sum(jnp.asarray(milestones, jnp.float32) <= jnp.reshape(t, (1,)))
+    return decay_rate ** passed.astype(jnp.float32)
+
+
+SCHEDULES: dict[str, Callable[..., jax.Array]] = {
+    f.__name__: f for f in (constant, cosine, exponential, step, multi_step)
+}
+
+
+def make_schedule(
+    *,
+    name: str,
+    learning_rate: float,
+    length: RunLength,
+    warmup_epochs: float = 0.0,
+    update_per: str = "epoch",
+    **kwargs: Any,
+) -> Schedule:
+    """Returns the learning rate as a function of the step.
+
+    Args:
+        name: One of `SCHEDULES`.
+        learning_rate: The rate at factor 1, above 0.
+        length: Of the run.
+        warmup_epochs: Epochs of a linear rise, step by step, before the schedule,
+            which then has the remaining epochs to itself.
+        update_per: "epoch" holds the rate for an epoch, as PyTorch's schedulers are
+            used by the sources; "step" changes it at every step.
+        **kwargs: Further arguments of the schedule.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    num_epochs, steps_per_epoch = length
+    _choose("schedule.name", name, SCHEDULES)
+    _choose("schedule.update_per", update_per, ("epoch", "step"))
+    _require("schedule.learning_rate", learning_rate, learning_rate > 0, "above 0")
+    valid = 0 <= warmup_epochs < num_epochs
+    _require("schedule.warmup_epochs", warmup_epochs, valid, "in [0, num_epochs)")
+    remaining = num_epochs - warmup_epochs
+    factor = bind(SCHEDULES[name], kwargs, "schedule")
+    warmup_steps = warmup_epochs * steps_per_epoch
+
+    def schedule(count: Any) -> jax.Array:
+        count = jnp.asarray(count)
+        t = (
+            count // steps_per_epoch
+            if update_per == "epoch"
+            else count / steps_per_epoch
+        )
+        main = factor(jnp.maximum(t - warmup_epochs, 0.0), remaining)
+        if not warmup_steps:
+            return learning_rate * main
+        rise = (count + 1) / warmup_steps
+        return learning_rate * jnp.where(rise < 1, rise, main)
+
+    return schedule
+
+
+# Optimizers -----------------------------------------------------------------------
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by `min(1, max_norm / (norm + 1e-6))`, as PyTorch does.
+
+    `optax.clip_by_global_norm` leaves out the 1e-6 and divides before it multiplies.
+    """
+
+    def clip(updates: optax.Updates, params: Any) -> optax.Updates:
+        del params
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates)
+
+    return optax.stateless(clip)
+
+
+def sgd(
+    schedule: Schedule,
+    length: RunLength,
+    mask: Mask,
+    /,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """SGD with L2 regularisation added to the gradient; no dampening."""
+    del length
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.sgd(schedule, momentum, nesterov),
+    )
+
+
+def adam(
+    schedule: Schedule,
+    length: RunLength,
+    mask: Mask,
+    /,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adam with L2 regularisation added to the gradient."""
+    del length
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.adam(schedule, b1, b2, eps),
+    )
+
+
+def adamw(
+    schedule: Schedule,
+    length: RunLength,
+    mask: Mask,
+    /,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay, scaled by the learning rate as in PyTorch."""
+    del length
+    return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+
+
+class AdamwThenSgdState(NamedTuple):
+    """State of `adamw_then_sgd`.
+
+    Attributes:
+        count: Steps done, int32.
+        mu: First moment; after the switch the momentum, which starts afresh.
+        nu: Second moment; idle after the switch.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: Any
+    nu: Any
+
+
+def adamw_then_sgd(
+    schedule: Schedule,
+    length: RunLength,
+    mask: Mask,
+    /,
+    *,
+    switch_fraction: float = 0.8,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """AdamW, then SGD with momentum from `switch_fraction` of the epochs on (CANet).
+
+    One transformation whose state never changes shape, so that a checkpoint of either
+    phase restores in both. The learning rate is the schedule's throughout; weight decay
+    is decoupled before the switch and L2 after it.
+    """
+    switch_step = int(switch_fraction * length.num_epochs) * length.steps_per_epoch
+
+    def init(params: optax.Params) -> AdamwThenSgdState:
+        zeros = optax.tree.zeros_like(params)
+        return AdamwThenSgdState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(
+        updates: optax.Updates, state: Any, params: Any = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        rate, is_adam = schedule(state.count), state.count < switch_step
+        count = state.count + 1
+        bias1, bias2 = 1 - b1**count, 1 - b2**count
+        decay = jax.tree.map(lambda p, m: weight_decay * m * p, params, mask(params))
+
+        def next_mu(g: jax.Array, d: jax.Array, mu: jax.Array) -> jax.Array:
+            mu = jnp.where(state.count == switch_step, 0.0, mu)
+            return jnp.where(is_adam, b1 * mu + (1 - b1) * g, momentum * mu + g + d)
+
+        def next_nu(g: jax.Array, nu: jax.Array) -> jax.Array:
+            return jnp.where(is_adam, b2 * nu + (1 - b2) * jnp.square(g), nu)
+
+        def next_update(mu: jax.Array, nu: jax.Array, d: jax.Array) -> jax.Array:
+            adam = mu / bias1 / (jnp.sqrt(nu / bias2) + eps) + d
+            return -rate * jnp.where(is_adam, adam, mu)
+
+        mu = jax.tree.map(next_mu, updates, decay, state.mu)
+        nu = jax.tree.map(next_nu, updates, state.nu)
+        new_updates = jax.tree.map(next_update, mu, nu, decay)
+        return new_updates, AdamwThenSgdState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    f.__name__: f for f in (sgd, adam, adamw, adamw_then_sgd)
+}
+
+_DECAY_MASKS: dict[str, Mask] = {
+    "all": lambda params: jax.tree.map(lambda _: True, params),
+    # Not biases, normalisation or other vectors.
+    "kernels": lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+}
+
+
+def make_optimizer(
+    *,
+    name: str,
+    schedule: Schedule,
+    length: RunLength,
+    clip_norm: float | None = None,
+    decay_mask: str = "all",
+    **kwargs: Any,
+) -> optax.GradientTransformation:
+    """Returns the optimizer of a recipe.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        schedule: Learning rate by step.
+        length: Of the run.
+        clip_norm: Largest global norm of the gradients, before weight decay is added;
+            None does not clip.
+        decay_mask: Which parameters decay: "all", or "kernels" (rank 2 and more).
+        **kwargs: Further arguments of the optimizer.
+
+    Raises:
+        UserError: If a name or key is unknown, or a value out of its range.
+    """
+    _choose("optimizer.name", name, OPTIMIZERS)
+    _choose("optimizer.decay_mask", decay_mask, _DECAY_MASKS)
+    for key, value in kwargs.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _require(f"optimizer.{key}", value, value >= 0, "at least 0")
+    if clip_norm is not None:
+        _require("optimizer.clip_norm", clip_norm, clip_norm > 0, "above 0")
+    optimizer = bind(OPTIMIZERS[name], kwargs, "optimizer")(
+        schedule, length, _DECAY_MASKS[decay_mask]
+    )
+    clip = optax.identity() if clip_norm is None else clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optimizer)
+
+
+def _choose(key: str, value: str, choices: Iterable[str]) -> None:
+    _require(key, value, value in choices, f"one of {', '.join(choices)}")
+
+
+def _require(key: str, value: Any, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{key}={value!r}: must be {wanted}")

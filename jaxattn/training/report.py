@@ -1,0 +1,235 @@
+"""What a run leaves in its workdir at its start and at its end."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxattn.data.augment import mix
+from jaxattn.models.cost import count_macs, count_parameters, summarize_model
+from jaxattn.training.run import Run
+from jaxattn.training.state import TrainState
+from jaxattn.training.writer import RunWriter, read_metrics
+from jaxattn.viz import plots
+
+_PACKAGES = ("jaxattn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_NUM_EXAMPLES = 32
+# Names of submodules that hold attention, for the histograms' tags.
+_ATTENTION = {"sa", "se", "unit_transform", "SAlayer", "SELayer"}
+
+
+def write_description(
+    run: Run, workdir: pathlib.Path, writer: RunWriter, state: TrainState
+) -> None:
+    """Writes what is known before the first step: config, network, augmented inputs.
+
+    Args:
+        run: The run.
+        workdir: Its folder.
+        writer: Its writer.
+        state: At step 0, as the parallel runner holds it.
+    """
+    config = {**run.config, "versions": versions()}
+    write_json(workdir / "config.json", config)
+    text = json.dumps(config, indent=2, default=str)
+    summary = summarize_model(run.model, run.data.image_shape)
+    writer.write_texts(0, {"config": _as_code(text), "model": _as_code(summary)})
+    writer.write_hparams(_flatten(run.config))
+    if run.log.images:
+        images, titles = augmented_examples(run, run.parallel.collect(state))
+        figure = plots.plot_images(images, titles)
+        writer.write_images(0, {"augmented_inputs": plots.figure_to_array(figure)})
+
+
+def augmented_examples(run: Run, state: TrainState) -> tuple[np.ndarray, list[str]]:
+    """Returns what the network sees of the first batch, before normalisation.
+
+    Args:
+        run: The run.
+        state: At step 0.
+
+    Returns:
+        Up to 32 uint8 images `[N, H, W, C]`, mixed as the step mixes them, and titles.
+    """
+    examples = [run.data.train[int(i)] for i in run.order(0)]
+    images = jnp.stack([jnp.asarray(example["image"]) for example in examples])
+    labels = np.array([example["label"] for example in examples])
+    key = state.stream("augment")
+    drawn = run.augment.draw(key, len(images), *images.shape[1:3])
+    x = run.augment.apply(images, drawn.images).astype(jnp.float32)
+    names = np.array(run.data.class_names)
+    titles = list(names[labels])
+    if drawn.mix is not None:
+        x = mix(x, x[drawn.mix.partner], drawn.mix)
+        own = round(100 * float(drawn.mix.label_weight))
+        partners = names[labels[np.asarray(drawn.mix.partner)]]
+        if own < 100:
+            titles = [
+                f"{own}% {a}\n{100 - own}% {b}"
+                for a, b in zip(titles, partners, strict=True)
+            ]
+    images = np.asarray(jnp.round(x[:_NUM_EXAMPLES])).astype(np.uint8)
+    return images, titles[:_NUM_EXAMPLES]
+
+
+def histograms(params: Any) -> dict[str, np.ndarray]:
+    """Returns all parameters by their tag: `attention/...` or `params/...`."""
+    tagged = {}
+    for path, leaf in traverse_util.flatten_dict(jax.device_get(params)).items():
+        group = "attention" if _ATTENTION & set(path) else "params"
+        tagged[f"{group}/{'.'.join(path)}"] = np.asarray(leaf)
+    return tagged
+
+
+def write_results(
+    run: Run,
+    workdir: pathlib.Path,
+    writer: RunWriter | None,
+    *,
+    tested: dict[str, dict[str, Any]],
+    best_step: int | None,
+    best_val_accuracy: float | None,
+    wall_time_s: float,
+    images_per_s: float | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes `results.json`, `report.txt` and the figures of a finished run.
+
+    Args:
+        run: The run.
+        workdir: Its folder.
+        writer: Its writer; None writes nothing (not the first process).
+        tested: Test figures of `summarize` for the weights "last", "best" (by raw
+            validation accuracy) and, if the run keeps an average, "best_ema".
+        best_step: Of the weights "best"; None without a validation split.
+        best_val_accuracy: Theirs.
+        wall_time_s: Of the run.
+        images_per_s: Training speed; None if nothing was trained in this attempt.
+        say: Shows a line.
+
+    Returns:
+        The content of `results.json`.
+    """
+    best, path = tested["best"], workdir / "results.json"
+    if images_per_s is None and path.exists():  # a finished run, reported again
+        images_per_s = json.loads(path.read_text())["images_per_s"]
+    devices = jax.devices()
+    ema = tested.get("best_ema")
+    results = {
+        "model": run.config["model"]["name"],
+        "num_params": count_parameters(run.abstract_state.params),
+        "num_macs": count_macs(run.model, run.data.image_shape),
+        "data": run.data.name,
+        "num_examples": {
+            "train": len(run.data.train),
+            "val": len(run.data.val) if run.data.val else 0,
+            "test": best["count"],
+        },
+        "seed": run.options.seed,
+        "epochs": run.options.num_epochs,
+        "best_epoch": best_step and best_step // run.steps_per_epoch,
+        "best_val_accuracy": best_val_accuracy,
+        "test_accuracy": best["accuracy"],
+        "test_top5_accuracy": best["top5_accuracy"],
+        "test_loss": best["loss"],
+        "test_ece": best["ece"],
+        "test_accuracy_ema": ema and ema["accuracy"],
+        "last_test_accuracy": tested["last"]["accuracy"],
+        "wall_time_s": round(wall_time_s, 1),
+        "images_per_s": images_per_s and round(images_per_s, 1),
+        "device": f"{run.parallel.num_devices} x {devices[0].device_kind}",
+        "versions": versions(),
+    }
+    if writer is None:
+        return results
+    write_json(path, results)
+    _write_atomically(workdir / "report.txt", format_report(results, best, run))
+    names = run.data.class_names
+    figures = {
+        "history": plots.plot_history(history(workdir)),
+        "confusion_matrix": plots.plot_confusion_matrix(best["confusion"], names),
+    }
+    for name, figure in figures.items():
+        plots.save_figure(figure, workdir / f"{name}.png")
+    figures["reliability"] = plots.plot_reliability(
+        best["bin_confidence"], best["bin_accuracy"], best["bin_count"]
+    )
+    arrays = {name: plots.figure_to_array(figure) for name, figure in figures.items()}
+    writer.write_images(run.total_steps, arrays)
+    say(
+        f"test accuracy {100 * results['test_accuracy']:.2f}% of"
+        f" {best['count']} images ({_chosen(results)}); report in {workdir}"
+    )
+    return results
+
+
+def history(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the rows of a run's epochs, from its `metrics.jsonl`."""
+    rows = [row for row in read_metrics(workdir) if "epoch/epoch" in row]
+    return [
+        {key.removeprefix("epoch/"): value for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> str:
+    """Returns the text of `report.txt`."""
+    names = run.data.class_names
+    width = max(12, *(len(name) for name in names))
+    lines = [
+        f"{results['model']} on {results['data']}, seed {results['seed']}:"
+        f" {_chosen(results)}",
+        "",
+        f"test accuracy        {best['accuracy']:.4f}",
+        f"test top-5 accuracy  {best['top5_accuracy']:.4f}",
+        f"test loss            {best['loss']:.4f}",
+        f"calibration (ECE)    {best['ece']:.4f}",
+        "",
+        f"{'class':{width}}  precision    recall        f1   support",
+    ]
+    columns = ("precision", "recall", "f1")
+    for i, name in enumerate(names):
+        figures = "".join(f"{best[column][i]:10.4f}" for column in columns)
+        lines.append(f"{name:{width}} {figures}{best['support'][i]:10d}")
+    means = "".join(f"{np.mean(best[column]):10.4f}" for column in columns)
+    lines.append(f"{'mean':{width}} {means}{best['count']:10d}")
+    return "\n".join(lines) + "\n"
+
+
+def _chosen(results: dict[str, Any]) -> str:
+    if results["best_epoch"] is None:
+        return f"last weights, epoch {results['epochs']}, no validation split"
+    return f"best validation accuracy, epoch {results['best_epoch']}"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what decides a run's numbers."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    _write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _write_atomically(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _as_code(text: str) -> str:
+    """Markdown that TensorBoard shows as it stands."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+    flat = traverse_util.flatten_dict(config)
+    return {".".join(path): value for path, value in flat.items()}

@@ -1,0 +1,173 @@
+"""The train step and the evaluation step: pure functions, whatever runs them.
+
+`axis_name` is None under `jax.jit`, where a batch is the global batch and every mean is
+global by itself. Under `jax.pmap` it names the mapped axis, a batch is one replica's
+shard, and the few places that see the whole batch say so.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxattn.data.augment import Augment, mix
+from jaxattn.data.pipeline import Batch
+from jaxattn.training import losses
+from jaxattn.training.metrics import EvalSums, evaluation_sums
+from jaxattn.training.optim import Schedule
+from jaxattn.training.state import Ema, TrainState
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+EvalStep = Callable[[Any, Batch], EvalSums]
+Normalize = Callable[[jax.Array], jax.Array]
+
+
+def make_train_step(
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    augment: Augment,
+    normalize: Normalize,
+    ema: Ema,
+    label_smoothing: float,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Returns one step of training, `(state, batch) -> (state, metrics)`.
+
+    The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Metrics are
+    scalars over the global batch: `loss`, `accuracy` (of a mixed image, its two labels'
+    weighted), `gradient_norm` (before clipping) and `learning_rate`.
+    """
+
+    def train_step(
+        state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        x, labels, partner_labels, own_weight = _augmented(
+            augment, normalize, state.stream("augment"), batch, axis_name
+        )
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs=_replica_keys(state, axis_name),
+            )  # pyright: ignore[reportGeneralTypeIssues]
+
+            def over_batch(per_example: Callable[[jax.Array], jax.Array]) -> jax.Array:
+                own, partners = per_example(labels), per_example(partner_labels)
+                return jnp.mean(losses.mixed(own, partners, own_weight))
+
+            loss = over_batch(
+                lambda y: losses.cross_entropy(
+                    logits, y, label_smoothing=label_smoothing
+                )
+            )
+            accuracy = over_batch(lambda y: losses.hits(logits, y))
+            return loss, (accuracy, updated.get("batch_stats", {}))
+
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (accuracy, batch_stats)), grads = gradient_fn(state.params)
+        loss, accuracy, grads = _mean((loss, accuracy, grads), axis_name)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "gradient_norm": optax.tree.norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=ema.update(state.ema_params, params),
+            ema_batch_stats=ema.update(state.ema_batch_stats, batch_stats),
+        )
+        return state, metrics
+
+    return train_step
+
+
+def make_eval_step(
+    *,
+    model: nn.Module,
+    normalize: Normalize,
+    label_smoothing: float,
+    axis_name: str | None = None,
+) -> EvalStep:
+    """Returns the evaluation of one masked batch, `(variables, batch) -> EvalSums`.
+
+    The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N], "mask": bool [N]}`.
+    """
+
+    def eval_step(variables: Any, batch: Batch) -> EvalSums:
+        logits = model.apply(variables, normalize(batch["image"]), train=False)
+        sums = evaluation_sums(
+            logits,  # pyright: ignore[reportArgumentType]
+            batch["label"],
+            batch["mask"],
+            label_smoothing=label_smoothing,
+        )
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    return eval_step
+
+
+def _augmented(
+    augment: Augment,
+    normalize: Normalize,
+    key: jax.Array,
+    batch: Batch,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | float]:
+    """Returns network inputs, own labels, partners' labels and own weight."""
+    images, labels = batch["image"], batch["label"]
+    n = len(images) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    drawn = augment.draw(key, n, *images.shape[1:3])
+    own = jax.tree.map(lambda v: _own_shard(v, axis_name), drawn.images)
+    x = normalize(augment.apply(images, own))
+    if drawn.mix is None:
+        return x, labels, labels, 1.0
+    partner = _own_shard(drawn.mix.partner, axis_name)
+    partners = _global(x, axis_name)[partner]
+    partner_labels = _global(labels, axis_name)[partner]
+    return mix(x, partners, drawn.mix), labels, partner_labels, drawn.mix.label_weight
+
+
+def _own_shard(values: jax.Array, axis_name: str | None) -> jax.Array:
+    """This replica's part of what was drawn for the global batch."""
+    if axis_name is None:
+        return values
+    size = len(values) // jax.lax.axis_size(axis_name)
+    start = jax.lax.axis_index(axis_name) * size
+    return jax.lax.dynamic_slice_in_dim(values, start, size)
+
+
+def _global(values: jax.Array, axis_name: str | None) -> jax.Array:
+    """The global batch of values that replicas hold in shards."""
+    if axis_name is None:
+        return values
+    return jax.lax.all_gather(values, axis_name, tiled=True)
+
+
+def _mean(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _replica_keys(state: TrainState, axis_name: str | None) -> dict[str, jax.Array]:
+    """Keys for draws inside the network, different on each replica of a pmap."""
+    keys = {name: state.stream(name) for name in ("dropout", "forcing")}
+    if axis_name is None:
+        return keys
+    index = jax.lax.axis_index(axis_name)
+    return {name: jax.random.fold_in(key, index) for name, key in keys.items()}

@@ -1,0 +1,211 @@
+import chex
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxattn.viz import plots
+
+
+def history(num_epochs, *, keys=("train", "val", "val_ema")):
+    rows = []
+    for epoch in range(1, num_epochs + 1):
+        row = {"epoch": epoch}
+        for key in keys:
+            name, _, ema = key.partition("_")
+            suffix = "_ema" if ema else ""
+            row[f"{name}_loss{suffix}"] = 2.0 / epoch
+            row[f"{name}_accuracy{suffix}"] = 1 - 0.5 / epoch
+        rows.append(row)
+    return rows
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_history_has_a_loss_and_an_accuracy_panel():
+    figure = plots.plot_history(history(5))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["Loss", "Accuracy (%)"]
+
+
+def test_history_draws_accuracy_in_percent():
+    figure = plots.plot_history(history(5, keys=["train"]))
+    (line,) = figure.axes[1].lines
+    chex.assert_trees_all_close(
+        np.asarray(line.get_ydata()), 100 - 50 / np.arange(1, 6)
+    )
+
+
+def test_history_names_every_curve_it_draws():
+    figure = plots.plot_history(history(5))
+    assert legend(figure) == ["train", "validation", "validation, EMA"]
+
+
+def test_history_without_validation_draws_training_alone():
+    assert legend(plots.plot_history(history(5, keys=["train"]))) == ["train"]
+
+
+def test_history_marks_the_best_validation_epoch():
+    rows = history(5)
+    rows[2]["val_accuracy"] = 0.99
+    figure = plots.plot_history(rows)
+    assert texts(figure.axes[1]) == ["best 99.00%\nepoch 3"]
+
+
+def test_history_of_one_epoch_is_visible():
+    rows = history(1, keys=["train"])
+    picture = plots.figure_to_array(plots.plot_history(rows))
+    accuracy = picture[:, picture.shape[1] // 2 :]  # the panel without the legend
+    assert np.any(np.all(accuracy == [0x44, 0x77, 0xAA], axis=-1))
+
+
+def test_history_leaves_out_what_is_not_a_number():
+    rows = history(4)
+    rows[1]["val_loss"] = None
+    rows[2]["val_loss"] = float("nan")
+    figure = plots.plot_history(rows)
+    validation = figure.axes[0].lines[1]
+    assert list(validation.get_xdata()) == [1, 4]
+
+
+def test_history_with_a_diverging_epoch_is_logarithmic():
+    rows = history(10)
+    assert plots.plot_history(rows).axes[0].get_yscale() == "linear"
+    rows[4]["val_loss"] = 1e5
+    assert plots.plot_history(rows).axes[0].get_yscale() == "log"
+
+
+def test_history_of_no_epoch_is_drawn():
+    chex.assert_rank(plots.figure_to_array(plots.plot_history([])), 3)
+
+
+def test_confusion_cells_carry_their_counts_and_zeros_stay_blank():
+    figure = plots.plot_confusion_matrix(np.array([[7, 0], [2, 5]]), ["a", "b"])
+    cells = {t.get_position(): t.get_text() for t in figure.axes[0].texts}
+    # (column, row): rows are true, columns predicted.
+    assert cells == {(0, 0): "7", (0, 1): "2", (1, 1): "5"}
+
+
+def test_confusion_colours_are_shares_of_the_true_class():
+    figure = plots.plot_confusion_matrix(np.array([[6, 2], [0, 0]]), ["a", "b"])
+    shares = np.asarray(figure.axes[0].images[0].get_array())
+    chex.assert_trees_all_close(shares, np.array([[0.75, 0.25], [0, 0]]))
+
+
+def test_confusion_of_many_classes_has_colours_and_sparse_labels_only():
+    names = [f"class {i}" for i in range(100)]
+    axes = plots.plot_confusion_matrix(np.eye(100, dtype=int), names).axes[0]
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert texts(axes) == []
+    assert labels == names[::4]
+
+
+def test_confusion_labels_keep_both_ends_of_long_names():
+    names = ["a very long class name, number 1", "a very long class name, number 2"]
+    axes = plots.plot_confusion_matrix(np.eye(2, dtype=int), names).axes[0]
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert [len(label) for label in labels] == [22, 22]
+    assert [label[-1] for label in labels] == ["1", "2"]
+
+
+def test_names_that_look_like_mathematics_are_drawn_literally():
+    figure = plots.plot_confusion_matrix(np.eye(2, dtype=int), [r"$\bad{$", "_^$$"])
+    plots.figure_to_array(figure)
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    plots.figure_to_array(plots.plot_images(images, [r"$\bad{$"]))
+
+
+def test_names_outside_the_font_are_drawn_without_warnings():
+    figure = plots.plot_confusion_matrix(np.eye(2, dtype=int), ["猫", "犬"])
+    plots.figure_to_array(figure)
+
+
+def test_confusion_that_does_not_fit_its_names_is_refused():
+    with pytest.raises(ValueError, match=r"\(2, 2\); 3 class_names need \(3, 3\)"):
+        plots.plot_confusion_matrix(np.eye(2, dtype=int), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_shown_pixel_for_pixel(channels):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 4, 5, channels), np.uint8)
+    figure = plots.plot_images(images, ["a", "b", "c"], columns=2)
+    shown = [axes.images[0] for axes in figure.axes if axes.images]
+    assert [image.get_interpolation() for image in shown] == ["nearest"] * 3
+    chex.assert_trees_all_equal(
+        [np.asarray(image.get_array()) for image in shown],
+        list(np.broadcast_to(images, (3, 4, 5, 3))),
+    )
+
+
+def test_images_carry_their_titles():
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    figure = plots.plot_images(images, ["cat", "dog\n→ cat", ""], columns=2)
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert labels == ["cat", "dog\n→ cat", "", ""]
+
+
+@pytest.mark.parametrize("num_images", [0, 2])
+def test_images_without_a_title_each_are_refused(num_images):
+    images = np.zeros((num_images, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="titles"):
+        plots.plot_images(images, ["only one"] * min(num_images, 1))
+
+
+def test_reliability_title_is_the_expected_calibration_error():
+    nan = float("nan")
+    figure = plots.plot_reliability(
+        np.array([nan, 0.4, 0.9]), np.array([nan, 0.5, 0.7]), np.array([0, 25, 75])
+    )
+    # 0.25 * 0.1 + 0.75 * 0.2; the empty bin is not read.
+    assert "ECE 17.5%" in figure.axes[0].get_title(loc="left")
+
+
+def test_reliability_draws_accuracies_and_counts_of_filled_bins():
+    figure = plots.plot_reliability(
+        np.array([0, 0.9]), np.array([0, 0.7]), np.array([0, 75])
+    )
+    heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+    assert heights == [[0.7], [75]]
+
+
+def test_saved_figure_is_the_rendered_one(tmp_path):
+    figure = plots.plot_reliability(np.ones(2), np.ones(2), np.ones(2, int))
+    plots.save_figure(figure, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        saved = np.asarray(image)
+    chex.assert_trees_all_equal(saved, plots.figure_to_array(figure))
+
+
+def test_saved_photographs_stay_small(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (32, 96, 96, 3), np.uint8)
+    plots.save_figure(plots.plot_images(noise, [""] * 32), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 200_000
+
+
+def test_failed_save_keeps_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    figure = plots.plot_history(history(1))
+    with pytest.raises(OSError, match=r"No space left on device.*a\.png"):
+        plots.save_figure(figure, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert path.read_bytes() == b"old"
+
+
+def test_figures_do_not_reach_pyplot():
+    from matplotlib import _pylab_helpers
+
+    plots.plot_history(history(2))
+    assert not _pylab_helpers.Gcf.get_all_fig_managers()
