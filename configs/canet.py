@@ -5,8 +5,8 @@
 Variants by argument: `tiny`, `light`, `base` (the default), `pro`. Without
 `--config.data.path` the data are downloaded by TensorFlow Datasets.
 
-The report claims test accuracies of 88.66 (tiny), 91.56 (light), 93.50 (base) and 93.56 %
-(pro). Its code validates on augmented images; here validation images are clean.
+The report claims test accuracies of 88.66 (tiny), 91.56 (light), 93.50 (base) and
+93.56 % (pro). Its code validates on augmented images; here they are clean.
 """
 
 import ml_collections

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.cbam import SpatialAttention
-from jaxattn.ops.conv import Conv, ConvKernel, conv2d
+from jaxattn.ops.conv import Conv, ConvKernel
 from jaxattn.ops.norm import BatchNorm
 
 
@@ -105,14 +105,6 @@ class UnitTransform(nn.Module):
         return nn.sigmoid(Conv(x.shape[-1], 1, name="2")(y))
 
 
-def _shared_gates(
-    transform: UnitTransform, a: jax.Array, b: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Applies one transform to two maps `[N, H, W, C]`, as one batch of 2N."""
-    gates = transform(jnp.concatenate([a, b]))
-    return gates[: len(a)], gates[len(a) :]
-
-
 class CompetitiveAttention(nn.Module):
     """Adds a spatially and a channel-wise gated copy of a feature map ("CompetAtt").
 
@@ -146,8 +138,7 @@ class CompetitiveAttention(nn.Module):
         sa = SpatialGate(self.spatial_kernel_size, name="SAlayer")
         eca = MultiKernelECA(self.eca_kernel_sizes, name="SELayer")
         transform = UnitTransform(hidden, name="unit_transform")
-        u1, u2 = _shared_gates(transform, sa(x, train=train), eca(x, train=train))
-        return x * u1 + x * u2
+        return x * transform(sa(x, train=train)) + x * transform(eca(x, train=train))
 
 
 class AttResBlock(nn.Module):
@@ -194,44 +185,32 @@ class AttResBlock(nn.Module):
         """
         self._check(x)
         x = x if self.dtype is None else x.astype(self.dtype)
-        t1, t2, shortcut = self._first_convolutions(x)
-        out1 = self._second_convolution(t1, "conv2", "bn1", train)
-        out2 = self._second_convolution(t2, "conv4", "bn2", train)
-        if self.downsample:
-            shortcut = self._norm("downsample.1")(shortcut, train=train)
-
+        out1 = self._branch(x, "conv1", "conv2", "bn1", train)
+        out2 = self._branch(x, "conv3", "conv4", "bn2", train)
         sa = SpatialGate(self.spatial_kernel_size, name="sa")
         eca = MultiKernelECA(self.eca_kernel_sizes, name="se")
         transform = UnitTransform(self.features // 2, name="unit_transform")
-        u1, u2 = _shared_gates(transform, sa(out1, train=train), eca(out2, train=train))
-        out = u1 * out1 + u2 * out2 + shortcut
+        u1 = transform(sa(out1, train=train))
+        u2 = transform(eca(out2, train=train))
+        out = u1 * out1 + u2 * out2 + self._shortcut(x, train)
         return nn.relu(self._norm("bn3")(out, train=train))
 
-    def _first_convolutions(
-        self, x: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """First convolution of both branches, and of the shortcut.
-
-        Those that are 3x3 at stride 1 read the same input alike: one convolution with
-        their kernels side by side.
-        """
-        C, O, s = x.shape[-1], self.features, self.stride  # noqa: E741
-        kernels = [ConvKernel((3, 3, C, O), name=n)() for n in ("conv1", "conv3")]
-        if self.downsample and s == 1:
-            kernels.append(ConvKernel((3, 3, C, O), name="downsample.0")())
-        y = conv2d(x, jnp.concatenate(kernels, -1).astype(x.dtype), padding=1)
-        t1, t2 = nn.relu(y[..., :O]), nn.relu(y[..., O : 2 * O])
-        if not self.downsample:
-            return t1, t2, x
-        if s == 1:
-            return t1, t2, y[..., 2 * O :]
-        return t1, t2, Conv(O, s, stride=s, name="downsample.0")(x)
-
-    def _second_convolution(
-        self, t: jax.Array, conv: str, norm: str, train: bool
+    def _branch(
+        self, x: jax.Array, conv1: str, conv2: str, norm: str, train: bool
     ) -> jax.Array:
-        y = Conv(self.features, 3, stride=self.stride, padding=1, name=conv)(t)
+        y = nn.relu(Conv(self.features, 3, padding=1, name=conv1)(x))
+        y = Conv(self.features, 3, stride=self.stride, padding=1, name=conv2)(y)
         return nn.relu(self._norm(norm)(y, train=train))
+
+    def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
+        if not self.downsample:
+            return x
+        # Patches that do not overlap, or 3x3 where there is no stride.
+        size, padding = (3, 1) if self.stride == 1 else (self.stride, 0)
+        y = Conv(
+            self.features, size, self.stride, padding=padding, name="downsample.0"
+        )(x)
+        return self._norm("downsample.1")(y, train=train)
 
     def _norm(self, name: str) -> BatchNorm:
         return BatchNorm(axis_name=self.axis_name, name=name)

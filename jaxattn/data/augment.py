@@ -10,6 +10,7 @@ first axis.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -298,10 +299,10 @@ class Augment:
         for name in ("mixup", "cutmix"):
             key = f"{name}_alpha"
             self._require(key, getattr(self, key) > 0, "above 0")
-        low, high = self.erase_area
-        self._require("erase_area", 0 < low <= high <= 1, "low, high in (0, 1]")
-        low, high = self.erase_aspect
-        self._require("erase_aspect", 0 < low <= high, "low, high above 0")
+        for key, largest in (("erase_area", 1.0), ("erase_aspect", math.inf)):
+            pair = tuple(getattr(self, key))
+            holds = len(pair) == 2 and 0 < pair[0] <= pair[1] <= largest
+            self._require(key, holds, f"low, high in (0, {largest}]")
         self._require(
             "cutmix_probability",
             self.mixup_probability + self.cutmix_probability <= 1,

@@ -39,7 +39,7 @@ def conv2d(
         `[N, H', W', O]`.
     """
     size = kernel.shape[:2]
-    if (groups, dilation, padding) == (1, 1, 0) and size == (stride, stride):
+    if (groups, dilation, padding) == (1, 1, 0) and size == (stride, stride) != (1, 1):
         return _patch_product(x, kernel)
     if (groups, dilation, padding) == (1, 1, 1) and (*size, stride) == (3, 3, 2):
         return _conv3x3_stride2(x, kernel)
@@ -58,11 +58,9 @@ def _patch_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution of patches that do not overlap is one matrix product."""
     N, H, W, C = x.shape
     k, O = kernel.shape[0], kernel.shape[-1]  # noqa: E741
-    if k > 1:
-        h, w = H // k, W // k  # torch drops what does not fill a patch
-        x = x[:, : h * k, : w * k].reshape(N, h, k, w, k, C).swapaxes(2, 3)
-        x = x.reshape(N, h, w, k * k * C)
-    return x @ kernel.reshape(k * k * C, O)
+    h, w = H // k, W // k  # torch drops what does not fill a patch
+    x = x[:, : h * k, : w * k].reshape(N, h, k, w, k, C).swapaxes(2, 3)
+    return x.reshape(N, h, w, k * k * C) @ kernel.reshape(k * k * C, O)
 
 
 @jax.custom_vjp
@@ -128,8 +126,7 @@ def _phase_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.
 class ConvKernel(nn.Module):
     """The kernel of a convolution without the convolution.
 
-    For blocks that convolve with several kernels at once and yet keep each under its
-    published name.
+    For blocks that convolve in a way of their own and yet keep the published name.
 
     Attributes:
         shape: `(KH, KW, C / groups, O)`; `(K, C / groups, O)` for one dimension.

@@ -156,8 +156,9 @@ class _Attempt:
 
     def _log(self, meter: Meter, *, everything: bool) -> None:
         """Fetches metrics from the device, and writes and shows them."""
-        for row in meter.fetch(everything=everything):
-            step = int(row.pop("step"))
+        rows = meter.fetch(everything=everything)
+        for row in rows:
+            step = int(row["step"])
             if not math.isfinite(row["loss"]):
                 raise DivergedError(
                     f"the loss is {row['loss']} at step {step} (learning rate"
@@ -167,14 +168,15 @@ class _Attempt:
                     " optimizer.clip_norm"
                 )
             if self.writer:
-                self.writer.write_scalars(
-                    step, {f"step/{key}": value for key, value in row.items()}
-                )
+                scalars = {f"step/{k}": v for k, v in row.items() if k != "step"}
+                self.writer.write_scalars(step, scalars)
+        if rows:
+            step = int(rows[-1]["step"])
             self.progress.update(
                 step,
                 epoch=(step - 1) // self.run.steps_per_epoch + 1,
-                loss=row["loss"],
-                accuracy=row["accuracy"],
+                loss=rows[-1]["loss"],
+                accuracy=rows[-1]["accuracy"],
             )
 
     def _end_epoch(
