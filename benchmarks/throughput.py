@@ -11,6 +11,7 @@ import pathlib
 import statistics
 import sys
 import time
+from typing import Any
 
 import jax
 
@@ -24,7 +25,7 @@ from jaxattn.training.run import Run, build
 def main() -> None:
     """Prints compile time and the speed of each block."""
     args = _parse()
-    config = canet.get_config()
+    config: Any = canet.get_config()
     config.model.name = args.model
     config.batch_size = args.batch_size
     config.dtype = args.dtype

@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import jax
@@ -7,6 +8,12 @@ import pytest
 # Eight virtual devices: data parallelism is tested in every run, on any machine.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Many tests train the same small network: each compiles once. The environment variable
+# is for the tests that start a process.
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

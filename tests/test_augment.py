@@ -84,7 +84,7 @@ def test_erased_rectangles_have_the_specified_distribution():
             probability=0.5,
             area=(0.04, 0.2),
             aspect=(0.5, 2.0),
-        )  # fmt: skip
+        )
     )
     h, w = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     erased = h > 0

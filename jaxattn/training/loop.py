@@ -121,13 +121,16 @@ class _Attempt:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
         elif self.writer:
             report.write_description(run, self.workdir, self.writer, state)
-        if self._is_unevaluated(step):
-            self._end_epoch(state, step, None)
+        meter = Meter(run.log.every_steps, step)
+        # A signal may have come between an epoch's last step and its evaluation.
+        is_due = step > 0 and "epoch" not in self.checkpoints.metrics(step)
+        epoch_start = (step - is_due) // run.steps_per_epoch * run.steps_per_epoch
+        meter.recall(read_metrics(self.workdir), epoch_start)
+        if is_due and self._is_epoch_end(step):
+            self._end_epoch(state, step, meter.take_epoch())
 
         loader, store = run.loaders["train"], self._evaluator.stores["train"]
         dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
-        meter = Meter(run.log.every_steps, step, run.steps_per_epoch)
-        meter.recall(read_metrics(self.workdir))
         feeds = loader.train_feeds(run.order, step, run.total_steps)
         with contextlib.closing(feeds):  # pyright: ignore[reportArgumentType]
             for chunk in _chunks(feeds, step, run):
@@ -140,7 +143,8 @@ class _Attempt:
                     self._log(meter, everything=at_end or stopping)
                 if at_end:
                     self._end_epoch(state, step, meter.take_epoch())
-                if self.interrupt.requested and step < run.total_steps:
+                # Asked once a step: a signal that comes later waits for the next.
+                if stopping and step < run.total_steps:
                     if not at_end:
                         self._save(state, step, {})
                     self._stop(step)
@@ -148,11 +152,6 @@ class _Attempt:
 
     def _is_epoch_end(self, step: int) -> bool:
         return step % self.run.steps_per_epoch == 0
-
-    def _is_unevaluated(self, step: int) -> bool:
-        """Whether a signal came between an epoch's last step and its evaluation."""
-        known = self.checkpoints.metrics(step)
-        return step > 0 and self._is_epoch_end(step) and "epoch" not in known
 
     def _log(self, meter: Meter, *, everything: bool) -> None:
         """Fetches metrics from the device, and writes and shows them."""
@@ -180,10 +179,10 @@ class _Attempt:
             )
 
     def _end_epoch(
-        self, state: TrainState, step: int, train_means: dict[str, float] | None
+        self, state: TrainState, step: int, train_means: dict[str, float]
     ) -> None:
         """Evaluates on the validation split, writes the epoch's row and saves."""
-        row: dict[str, float] = dict(train_means or {})
+        row = dict(train_means)
         with self.progress.paused():
             for suffix, variables in _weights(state).items():
                 if "val" not in self.run.loaders:
@@ -208,8 +207,7 @@ class _Attempt:
                         step, report.histograms(self.run.parallel.collect(state.params))
                     )
             self._save(state, step, row)
-        if train_means:
-            self.progress.epoch_line(row)
+        self.progress.epoch_line(row)
 
     def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:
         metrics = {

@@ -18,9 +18,8 @@ class Meter:
     interruption, may be of fewer. So the rows of an epoch always make up its mean.
     """
 
-    def __init__(self, every_steps: int, start_step: int, steps_per_epoch: int) -> None:
+    def __init__(self, every_steps: int, start_step: int) -> None:
         self._every_steps = every_steps
-        self._steps_per_epoch = steps_per_epoch
         self._step = start_step  # of the last row
         self._pending: list[dict[str, jax.Array]] = []  # on the device
         self._window: list[dict[str, float]] = []  # fetched, not yet in a row
@@ -32,9 +31,8 @@ class Meter:
         """Whether it is time for a fetch."""
         return time.monotonic() - self._fetched_at >= _SECONDS_BETWEEN_FETCHES
 
-    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in the rows that an earlier attempt logged of the current epoch."""
-        start = self._step - self._step % self._steps_per_epoch
+    def recall(self, rows: Iterable[Mapping[str, Any]], start: int) -> None:
+        """Takes in the rows that an earlier attempt logged after the step `start`."""
         for row in rows:
             if start < row["step"] <= self._step and "step/loss" in row:
                 means = {k.removeprefix("step/"): v for k, v in row.items()}

@@ -1,0 +1,37 @@
+"""A config that trains in seconds and uses every part of the trainer."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+
+from configs import canet  # noqa: E402
+
+
+def one_device():
+    return jax.devices()[:1]
+
+
+def get_config():
+    config = canet.get_config("tiny")
+    config.seed = 0
+    config.num_epochs = 4
+    config.batch_size = 16
+    config.data.name = "synthetic"
+    config.data.image_size = 8
+    config.data.val_fraction = 0.25
+    config.unlock()
+    config.data.num_train = 120  # 90 to train: 6 steps an epoch, the last completed
+    config.data.num_test = 45  # 3 batches, the last of 13
+    config.data.num_classes = 5
+    config.schedule.learning_rate = 3e-3
+    config.augment.crop_padding_px = 1
+    config.optimizer.switch_fraction = 0.5
+    config.ema.decay = 0.9
+    config.log.every_steps = 2
+    config.log.tensorboard = False
+    config.lock()
+    return config

@@ -1,0 +1,270 @@
+"""Whole runs: resuming, stopping, parallelism, and what is left in the workdir."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+import smoke
+
+from jaxattn.errors import DivergedError, InterruptedRun, UserError
+from jaxattn.training import loop
+from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.run import build
+from jaxattn.training.writer import read_metrics
+
+ONE = smoke.one_device()
+
+
+def config(**overrides):
+    result = smoke.get_config()
+    result.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in overrides.items()}
+    )
+    return result
+
+
+def train(config, workdir):
+    return loop.train_and_evaluate(config, workdir, devices=ONE)
+
+
+def last_state(config, workdir):
+    run = build(config, ONE)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    state, step = checkpoints.restore_latest(run.abstract_state)
+    assert step == run.total_steps
+    return jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    results = train(config(), workdir)
+    return workdir, results, last_state(config(), workdir)
+
+
+class InterruptedAt:
+    """Stands in for `Interrupt`: a signal arrives before the n-th time it is asked."""
+
+    exit_code = 143
+
+    def __init__(self, n):
+        self.left = n
+
+    @property
+    def requested(self):
+        self.left -= 1
+        return self.left < 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def rows_of(workdir):
+    """Logged rows without what depends on the clock."""
+    timed = ("epoch/images_per_s",)
+    return [
+        {k: v for k, v in row.items() if k not in timed}
+        for row in read_metrics(workdir)
+    ]
+
+
+def test_a_run_leaves_its_files(undisturbed):
+    workdir, results, _ = undisturbed
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "history.png",
+        "confusion_matrix.png",
+        "report.txt",
+        "results.json",
+    }
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert results["model"] == "canet_tiny"
+    assert results["num_examples"] == {"train": 90, "val": 30, "test": 45}
+    assert results["epochs"] == 4
+    assert results["best_val_accuracy"] == max(
+        row["epoch/val_accuracy"] for row in rows_of(workdir) if "epoch/epoch" in row
+    )
+
+
+def test_a_run_learns(undisturbed):
+    workdir, _, _ = undisturbed
+    losses = [r["epoch/train_loss"] for r in rows_of(workdir) if "epoch/epoch" in r]
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_rows_are_logged_at_their_steps(undisturbed):
+    workdir, _, _ = undisturbed
+    steps = [row["step"] for row in rows_of(workdir) if "step/loss" in row]
+    assert steps == list(range(2, 25, 2))
+    epochs = [row["step"] for row in rows_of(workdir) if "epoch/epoch" in row]
+    assert epochs == [6, 12, 18, 24]
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_differ(undisturbed, tmp_path):
+    _, _, expected = undisturbed
+    train(config(), tmp_path / "same")
+    chex.assert_trees_all_equal(last_state(config(), tmp_path / "same"), expected)
+    train(config(seed=1), tmp_path / "other")
+    other = last_state(config(seed=1), tmp_path / "other")
+    assert not np.array_equal(
+        other.params["fc1"]["kernel"], expected.params["fc1"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("loader", ["resident", "streamed"])
+def test_interrupted_anywhere_it_resumes_exactly(
+    loader, undisturbed, tmp_path, monkeypatch
+):
+    """Attempts are stopped in steps, at epoch ends and in evaluations."""
+    reference, reference_results, expected = undisturbed
+    for asked in (3, 9, 13, 14, 17):
+        monkeypatch.setattr(loop, "Interrupt", lambda n=asked: InterruptedAt(n))
+        with pytest.raises(
+            InterruptedRun, match=r"stopped by signal at step \d+ of 24"
+        ):
+            train(config(pipeline__loader=loader), tmp_path)
+    monkeypatch.setattr(loop, "Interrupt", lambda: InterruptedAt(10**6))
+    results = train(config(pipeline__loader=loader), tmp_path)
+    chex.assert_trees_all_equal(last_state(config(), tmp_path), expected)
+    epochs = [row for row in rows_of(tmp_path) if "epoch/epoch" in row]
+    expected_epochs = [row for row in rows_of(reference) if "epoch/epoch" in row]
+    assert [row["step"] for row in epochs] == [6, 12, 18, 24]
+    for row, wanted in zip(epochs, expected_epochs, strict=True):
+        # The mean of a cut epoch is taken over other groups of rows.
+        for key in row:
+            assert row[key] == pytest.approx(wanted[key], rel=1e-6)
+    for key in ("best_val_accuracy", "test_accuracy", "test_accuracy_ema"):
+        assert results[key] == reference_results[key]
+
+
+def start(workdir, *flags):
+    """Starts main.py as a user would, on one device."""
+    command = [sys.executable, "main.py", "--config", "tests/smoke.py"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir), *flags],
+        cwd=smoke.ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(process, workdir, step, timeout_s=240):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended early: {process.stderr.read()}")
+        rows = read_metrics(workdir) if workdir.exists() else []
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail("no step in time")
+
+
+def test_killed_and_terminated_it_resumes_exactly(tmp_path):
+    """Two processes' runs are compared: the test's own has eight virtual devices."""
+    workdir, flags = tmp_path / "a b", ["--config.num_epochs=12"]
+    process = start(workdir, *flags)
+    wait_for_step(process, workdir, 8)
+    process.kill()
+    process.communicate()
+
+    process = start(workdir, *flags)
+    wait_for_step(process, workdir, 20)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "repeat the command to go on" in said
+
+    for folder in (workdir, tmp_path / "undisturbed"):
+        process = start(folder, *flags)
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    long = config(num_epochs=12)
+    chex.assert_trees_all_equal(
+        last_state(long, workdir), last_state(long, tmp_path / "undisturbed")
+    )
+
+
+def test_a_finished_run_only_reports_again(undisturbed):
+    workdir, results, expected = undisturbed
+    again = train(config(), workdir)
+    timed = {"wall_time_s"}
+    assert {k: v for k, v in again.items() if k not in timed} == {
+        k: v for k, v in results.items() if k not in timed
+    }
+    chex.assert_trees_all_equal(last_state(config(), workdir), expected)
+
+
+def test_without_validation_the_last_weights_are_tested(tmp_path):
+    results = train(config(num_epochs=1, data__val_fraction=0.0), tmp_path)
+    assert results["best_val_accuracy"] is None
+    assert results["best_epoch"] is None
+    assert results["test_accuracy"] == results["last_test_accuracy"]
+    assert "no validation split" in (tmp_path / "report.txt").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    bad = config(schedule__learning_rate=1e30, optimizer__name="adamw_then_sgd")
+    with pytest.raises(DivergedError, match=r"the loss is nan at step \d+ \(learning"):
+        train(bad, tmp_path)
+    saved = Checkpoints(tmp_path, read_only=True).all_steps()
+    rows = [row for row in read_metrics(tmp_path) if "step/loss" in row]
+    assert all(math.isfinite(row["step/loss"] or math.nan) for row in rows)
+    assert all(step % 6 == 0 for step in saved)
+
+
+def test_checkpoint_of_another_model_is_refused(undisturbed):
+    workdir, _, _ = undisturbed
+    with pytest.raises(UserError, match=r"of another model or optimizer: .*/bias"):
+        train(config(model__name="canet_light"), workdir)
+    assert Checkpoints(workdir, read_only=True).all_steps()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__name": "canet_tin"}, r"model.name='canet_tin': did you mean"),
+        ({"schedule__learning_rate": -1.0}, r"schedule.learning_rate=-1.0"),
+        ({"optimizer__weight_decay": -1.0}, r"optimizer.weight_decay=-1.0"),
+        ({"batch_size": 12}, r"batch_size=12: must be divisible by the 8 devices"),
+        ({"num_epochs": 0}, r"num_epochs=0: must be at least 1"),
+        ({"dtype": "float16"}, r"dtype='float16': must be one of float32, bfloat16"),
+        ({"data_parallel": "mpi"}, r"data_parallel='mpi': must be one of jit, pmap"),
+        ({"data__path": "/nowhere"}, r"data.path=/nowhere"),
+        ({"data__image_size": 12}, r"must be multiples of 8"),
+        ({"normalize__mean": (0.1, 0.2)}, r"images of 8 x 8 x 3 do not fit"),
+        ({"loss__label_smoothing": 1.0}, r"loss.label_smoothing=1.0"),
+        ({"steps_per_dispatch": 0}, r"steps_per_dispatch=0"),
+        ({"log__every_steps": 0}, r"log.every_steps=0"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_made(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        loop.train_and_evaluate(config(**overrides), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_key_that_no_function_takes_is_named():
+    typo = smoke.get_config().to_dict()
+    typo["augment"]["flip_probabilty"] = 0.5
+    with pytest.raises(
+        UserError, match=r"augment.flip_probabilty: .* did you mean 'fl"
+    ):
+        build(typo, ONE)

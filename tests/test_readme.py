@@ -1,0 +1,83 @@
+"""What the README and the configs say can be run, can be run."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+HEADERS = [path.read_text() for path in sorted(ROOT.glob("configs/*.py"))]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def training_commands():
+    """Every `python main.py` command, a line continued by a backslash as one."""
+    texts = ["\n".join(blocks("sh")), *HEADERS]
+    joined = "\n".join(texts).replace("\\\n", " ")
+    return sorted(set(re.findall(r"python main\.py [^\n&`]+", joined)))
+
+
+def run(*command):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_first_command_is_there():
+    assert training_commands()
+
+
+@pytest.mark.parametrize("command", training_commands())
+def test_training_command_is_accepted(command):
+    """The config loads with its overrides: only the added mistake is complained of."""
+    flags = shlex.split(command)[2:]
+    done = run(sys.executable, "main.py", *flags, "--config.num_epochs=0")
+    assert done.stderr.strip() == "main.py: num_epochs=0: must be at least 1"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_example_runs(code):
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pictures_exist_and_are_small():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.num_epoch=3"], "did you mean 'num_epochs'?"),
+        (
+            ["--config.num_epochs=many"],
+            "flag --config.num_epochs=many: invalid literal",
+        ),
+        (["--config.schedule=3"], "`3` is not a dict"),
+        (["--epochs=3"], "Unknown command line flag 'epochs'"),
+        (["stray"], "stray: not a flag"),
+        (["--config=configs/none.py"], "--config=configs/none.py: no such file"),
+        (["--config=configs/canet.py:huge"], "must be one of tiny, light, base, pro"),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_line(flags, message, tmp_path):
+    base = ["--config=configs/canet.py", f"--workdir={tmp_path / 'run'}"]
+    flags = flags + base[1:] if "--config=" in flags[0] else base + flags
+    done = run(sys.executable, "main.py", *flags)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
+    assert not (tmp_path / "run").exists()
