@@ -131,7 +131,8 @@ def test_interrupted_anywhere_it_resumes_exactly(
 ):
     """Attempts are stopped in steps, at epoch ends and in evaluations."""
     reference, reference_results, expected = undisturbed
-    for asked in (3, 9, 13, 14, 17):
+    # In a step, in a step, in the third evaluation, in the report.
+    for asked in (3, 9, 13, 14):
         monkeypatch.setattr(loop, "Interrupt", lambda n=asked: InterruptedAt(n))
         with pytest.raises(
             InterruptedRun, match=r"stopped by signal at step \d+ of 24"
@@ -201,6 +202,21 @@ def test_killed_and_terminated_it_resumes_exactly(tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_workers_read_what_threads_read(tmp_path):
+    """In a process of its own: Grain's workers need a main module to start from."""
+    flags = ["--config.num_epochs=1", "--config.pipeline.loader=streamed"]
+    for workers in (0, 1):
+        folder = tmp_path / str(workers)
+        process = start(folder, *flags, f"--config.pipeline.num_workers={workers}")
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    short = config(num_epochs=1)
+    chex.assert_trees_all_equal(
+        last_state(short, tmp_path / "0"), last_state(short, tmp_path / "1")
+    )
+
+
 def test_a_finished_run_only_reports_again(undisturbed):
     workdir, results, expected = undisturbed
     again = train(config(), workdir)
@@ -259,6 +275,32 @@ def test_mistakes_are_named_before_anything_is_made(overrides, message, tmp_path
         loop.train_and_evaluate(config(**overrides), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        (
+            "schedule",
+            "learning_rate",
+            "1e-3",
+            r"schedule.learning_rate='1e-3': must be f",
+        ),
+        (
+            "augment",
+            "crop_padding_px",
+            1.5,
+            r"augment.crop_padding_px=1.5: must be int",
+        ),
+        ("log", "tensorboard", 1, r"log.tensorboard=1: must be bool"),
+        ("optimizer", "momentum", True, r"optimizer.momentum=True: must be float"),
+    ],
+)
+def test_a_value_of_another_type_is_named(section, key, value, message):
+    wrong = smoke.get_config().to_dict()
+    wrong[section][key] = value
+    with pytest.raises(UserError, match=message):
+        build(wrong, ONE)
 
 
 def test_a_key_that_no_function_takes_is_named():

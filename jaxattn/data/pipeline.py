@@ -50,14 +50,19 @@ class Slice:
         return values[self.index * size : (self.index + 1) * size]
 
 
+@dataclasses.dataclass(frozen=True)
 class TrainOrder:
-    """Which examples form each training batch."""
+    """Which examples form each training batch.
 
-    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
-        self.num_examples = num_examples
-        self.batch_size = batch_size
-        self.seed = seed
-        self._permutation = functools.lru_cache(maxsize=2)(self._permute)
+    Attributes:
+        num_examples: Of the training split.
+        batch_size: Of the global batch.
+        seed: Of the run.
+    """
+
+    num_examples: int
+    batch_size: int
+    seed: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,11 +73,14 @@ class TrainOrder:
         """Returns the example indices of the batch at `step`, int32 `[batch_size]`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         positions = batch * self.batch_size + np.arange(self.batch_size)
-        return self._permutation(epoch)[positions % self.num_examples]
+        order = _permutation(self.num_examples, self.seed, epoch)
+        return order[positions % self.num_examples]
 
-    def _permute(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, epoch))
-        return rng.permutation(self.num_examples).astype(np.int32)
+
+@functools.lru_cache(maxsize=2)
+def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((seed, epoch))
+    return rng.permutation(num_examples).astype(np.int32)
 
 
 def evaluation_order(

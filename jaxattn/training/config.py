@@ -3,6 +3,8 @@
 import difflib
 import functools
 import inspect
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -26,7 +28,8 @@ def bind(
         **given: Further arguments, which a section may not set.
 
     Raises:
-        UserError: If a key is unknown to `function`, or a required one is missing.
+        UserError: If a key is unknown to `function`, a required one is missing, or a
+            value is of another type than the parameter.
     """
     parameters = list(inspect.signature(function).parameters.values())
     keywords = {
@@ -44,7 +47,22 @@ def bind(
     for key, parameter in keywords.items():
         if parameter.default is parameter.empty and key not in section:
             raise UserError(f"{name}.{key}: required by {function.__name__}")
+        if key in section:
+            _check_type(f"{name}.{key}", section[key], parameter.annotation)
     return functools.partial(function, **given, **section)
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    """Checks a value against numbers, strings and booleans; lets the rest pass."""
+    is_union = isinstance(annotation, types.UnionType)
+    kinds = {*typing.get_args(annotation)} if is_union else {annotation}
+    kinds -= {type(None)}
+    if not kinds <= {int, float, str, bool}:
+        return
+    allowed = kinds | ({int} if float in kinds else set())
+    if type(value) not in allowed:
+        names = " or ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(f"{key}={value!r}: must be {names}")
 
 
 def suggest(key: str, choices: Iterable[str]) -> str:
