@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxattn.errors import DivergedError, InterruptedRun, UserError
-from jaxattn.training.config import suggest
+from jaxattn.errors import DivergedError, InterruptedRun, UserError, suggest
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, such as configs/canet.py:tiny.", lock_config=True
@@ -37,12 +36,17 @@ def main(argv: list[str]) -> None:
         if _DISTRIBUTED.value:
             import jax
 
-            jax.distributed.initialize()
+            try:
+                jax.distributed.initialize()
+            except (ValueError, RuntimeError) as error:
+                raise UserError(f"--distributed: {error}") from error
         from jaxattn.training.loop import train_and_evaluate
 
         train_and_evaluate(_CONFIG.value, _WORKDIR.value)
     except UserError as error:
         _exit(error, 2)
+    except KeyboardInterrupt:
+        _exit("stopped before training began", 130)
     except InterruptedRun as stop:
         _exit(stop, stop.exit_code)
     except (DivergedError, OSError) as error:

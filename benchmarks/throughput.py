@@ -54,7 +54,7 @@ def measure(
     parallel, loader = run.parallel, run.loaders["train"]
     store = parallel.replicate(loader.store)
     dispatch = parallel.compile_train(run.train_step, loader.fetch)
-    state = parallel.replicate(jax.jit(run.create_state)())
+    state = run.init_state()
     feeds = loader.train_feeds(run.order, 0, run.total_steps)
     steps = run.steps_per_dispatch
     chunk = parallel.place_stacked([next(feeds) for _ in range(steps)])

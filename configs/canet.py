@@ -72,12 +72,12 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.loss.label_smoothing = 0.1  # share of the uniform distribution
 
     config.schedule = ml_collections.ConfigDict()
-    config.schedule.name = "exponential"  # constant, cosine, step, multi_step
+    config.schedule.name = "exponential"  # each schedule has keys of its own
     config.schedule.learning_rate = 1e-3  # at the start
     config.schedule.decay_rate = 0.96  # factor per epoch
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw_then_sgd"  # sgd, adam, adamw
+    config.optimizer.name = "adamw_then_sgd"  # each optimizer has keys of its own
     config.optimizer.switch_fraction = 0.8  # of the epochs, from where on it is SGD
     config.optimizer.weight_decay = 1e-3  # decoupled in AdamW, L2 in SGD
     config.optimizer.momentum = 0.9  # of SGD

@@ -44,12 +44,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.label_smoothing = 0.1  # share of the uniform distribution
 
     config.schedule = ml_collections.ConfigDict()
-    config.schedule.name = "cosine"  # constant, exponential, step, multi_step
+    config.schedule.name = "cosine"  # to zero; each schedule has keys of its own
     config.schedule.learning_rate = 2e-3  # at the start
     config.schedule.update_per = "step"  # step, or epoch
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # sgd, adam, adamw_then_sgd
+    config.optimizer.name = "adamw"  # each optimizer has keys of its own
     config.optimizer.weight_decay = 1e-2  # decoupled, times the learning rate
 
     config.ema = ml_collections.ConfigDict()

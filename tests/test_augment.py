@@ -191,10 +191,13 @@ def test_augmentation_keeps_shape_and_dtype(images):
     [
         (
             {"flip_probability": 1.5},
-            r"augment.flip_probability=1.5: must be a number in",
+            r"augment.flip_probability=1.5: must be in",
         ),
         ({"crop_padding_px": -1}, r"augment.crop_padding_px=-1: must be at least 0"),
-        ({"crop_fill": "mirror"}, r"must be one of zero, reflect, edge"),
+        (
+            {"crop_fill": "mirror"},
+            r"augment.crop_fill='mirror': choices: zero, reflect, edge",
+        ),
         ({"erase_area": (0.3, 0.1)}, r"augment.erase_area"),
         ({"erase_aspect": (1.0,)}, r"augment.erase_aspect"),
         ({"mixup_alpha": 0.0}, r"augment.mixup_alpha=0.0: must be above 0"),

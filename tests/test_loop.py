@@ -1,7 +1,6 @@
 """Whole runs: resuming, stopping, parallelism, and what is left in the workdir."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -125,14 +124,20 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_differ(undisturbed, tmp_path)
     )
 
 
-@pytest.mark.parametrize("loader", ["resident", "streamed"])
+@pytest.mark.parametrize(
+    ("loader", "stops"),
+    [
+        # In a step, in a step, in the third evaluation, in the report.
+        ("resident", (3, 9, 13, 14)),
+        ("streamed", (9,)),
+    ],
+)
 def test_interrupted_anywhere_it_resumes_exactly(
-    loader, undisturbed, tmp_path, monkeypatch
+    loader, stops, undisturbed, tmp_path, monkeypatch
 ):
     """Attempts are stopped in steps, at epoch ends and in evaluations."""
     reference, reference_results, expected = undisturbed
-    # In a step, in a step, in the third evaluation, in the report.
-    for asked in (3, 9, 13, 14):
+    for asked in stops:
         monkeypatch.setattr(loop, "Interrupt", lambda n=asked: InterruptedAt(n))
         with pytest.raises(
             InterruptedRun, match=r"stopped by signal at step \d+ of 24"
@@ -235,14 +240,56 @@ def test_without_validation_the_last_weights_are_tested(tmp_path):
     assert "no validation split" in (tmp_path / "report.txt").read_text()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    bad = config(schedule__learning_rate=1e30, optimizer__name="adamw_then_sgd")
-    with pytest.raises(DivergedError, match=r"the loss is nan at step \d+ \(learning"):
+@pytest.mark.parametrize("every_steps", [1, 6])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    every_steps, tmp_path
+):
+    """The rate drops from sane to absurd in epoch 2, so a good checkpoint is there."""
+    schedule = {
+        "name": "multi_step", "learning_rate": 1e-3,
+        "milestones": (1,), "decay_rate": 1e30,
+    }  # fmt: skip
+    bad = config(log__every_steps=every_steps).to_dict() | {"schedule": schedule}
+    with pytest.raises(DivergedError, match=r"at step (8|9|10) .*learning rate 1e\+27"):
         train(bad, tmp_path)
-    saved = Checkpoints(tmp_path, read_only=True).all_steps()
-    rows = [row for row in read_metrics(tmp_path) if "step/loss" in row]
-    assert all(math.isfinite(row["step/loss"] or math.nan) for row in rows)
-    assert all(step % 6 == 0 for step in saved)
+    state, step = Checkpoints(tmp_path, read_only=True).restore_latest(
+        build(bad, ONE).abstract_state
+    )
+    assert step == 6
+    chex.assert_tree_all_finite(state)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """One step an epoch: the loss of that step is still finite."""
+    bad = config(schedule__learning_rate=1e38, batch_size=96)
+    with pytest.raises(DivergedError, match=r"weights are not finite at step 1"):
+        train(bad, tmp_path)
+    assert Checkpoints(tmp_path, read_only=True).all_steps() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, r"seed: 0 -> 1"),
+        ({"num_epochs": 3}, r"num_epochs: 4 -> 3"),
+        ({"data__val_fraction": 0.2}, r"data.val_fraction: 0.25 -> 0.2"),
+    ],
+)
+def test_a_resume_with_another_config_is_refused(change, message, undisturbed):
+    workdir, _, _ = undisturbed
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(UserError, match=f"another config .{message}.; use that one"):
+        train(config(**change), workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_harmless_changes_are_said_and_recorded(undisturbed, capsys):
+    workdir, results, _ = undisturbed
+    again = train(config(log__every_steps=3, pipeline__loader="streamed"), workdir)
+    assert "config changed: log.every_steps: 2 -> 3" in capsys.readouterr().err
+    assert json.loads((workdir / "config.json").read_text())["log"]["every_steps"] == 3
+    assert again["test_accuracy"] == results["test_accuracy"]
+    train(config(), workdir)
 
 
 def test_checkpoint_of_another_model_is_refused(undisturbed):
@@ -260,11 +307,16 @@ def test_checkpoint_of_another_model_is_refused(undisturbed):
         ({"optimizer__weight_decay": -1.0}, r"optimizer.weight_decay=-1.0"),
         ({"batch_size": 12}, r"batch_size=12: must be divisible by the 8 devices"),
         ({"num_epochs": 0}, r"num_epochs=0: must be at least 1"),
-        ({"dtype": "float16"}, r"dtype='float16': must be one of float32, bfloat16"),
-        ({"data_parallel": "mpi"}, r"data_parallel='mpi': must be one of jit, pmap"),
+        ({"dtype": "float16"}, r"dtype='float16': did you mean 'bfloat16'"),
+        ({"data_parallel": "mpi"}, r"data_parallel='mpi': choices: jit, pmap"),
         ({"data__path": "/nowhere"}, r"data.path=/nowhere"),
         ({"data__image_size": 12}, r"must be multiples of 8"),
         ({"normalize__mean": (0.1, 0.2)}, r"images of 8 x 8 x 3 do not fit"),
+        ({"normalize__std": (0.0,)}, r"normalize.std=\(0.0,\): must be above 0"),
+        (
+            {"augment__crop_padding_px": 8, "augment__crop_fill": "reflect"},
+            r"crop_padding_px=8: reflection needs less than the image's side, 8",
+        ),
         ({"loss__label_smoothing": 1.0}, r"loss.label_smoothing=1.0"),
         ({"steps_per_dispatch": 0}, r"steps_per_dispatch=0"),
         ({"log__every_steps": 0}, r"log.every_steps=0"),

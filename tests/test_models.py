@@ -79,12 +79,14 @@ def test_unknown_model_names_the_choices():
 
 
 def test_unknown_keyword_names_the_choices():
-    with pytest.raises(UserError, match=r"model.widht: unknown to canet; .*dtype"):
+    with pytest.raises(
+        UserError, match=r"model.widht: canet takes no such key; choices: .*dtype"
+    ):
         create_model("canet", widht=3)
 
 
 def test_fixed_width_cannot_be_changed():
-    with pytest.raises(UserError, match=r"model.width: unknown to canet_tiny"):
+    with pytest.raises(UserError, match=r"model.width: canet_tiny takes no such key"):
         create_model("canet_tiny", width=3)
 
 

@@ -161,7 +161,7 @@ def test_small_gradients_are_not_clipped():
     [
         (
             lambda n: schedule("cosin", 0.1, n),
-            r"schedule.name='cosin': must be one of constant, cosine",
+            r"schedule.name='cosin': did you mean 'cosine'. choices: constant, cosine",
         ),
         (lambda n: schedule("cosine", -0.1, n), r"schedule.learning_rate=-0.1"),
         (lambda n: schedule("exponential", 0.1, n), r"schedule.decay_rate: required"),
@@ -172,6 +172,18 @@ def test_small_gradients_are_not_clipped():
         (
             lambda n: optimizer("adamw", None, n, weight_decay=-1.0),
             r"optimizer.weight_decay=-1.0: must be at least 0",
+        ),
+        (
+            lambda n: schedule("exponential", 0.1, n, decay_rate=-0.5),
+            r"schedule.decay_rate=-0.5: must be above 0",
+        ),
+        (
+            lambda n: optimizer("sgd", None, n, momentum=1.0),
+            r"optimizer.momentum=1.0: must be in \[0, 1\)",
+        ),
+        (
+            lambda n: optimizer("adamw_then_sgd", None, n, switch_fraction=1.5),
+            r"optimizer.switch_fraction=1.5: must be in \[0, 1\]",
         ),
         (
             lambda n: optimizer("adam", None, n, momentum=0.9),

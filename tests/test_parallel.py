@@ -35,7 +35,7 @@ def three_steps(data_parallel, devices, per_dispatch, **overrides):
     """State and metrics after 3 steps, and an evaluation of them."""
     run = run_of(data_parallel, devices, **overrides)
     loader = run.loaders["train"]
-    state = run.parallel.replicate(jax.device_get(jax.jit(run.create_state)()))
+    state = run.init_state()
     evaluator = Evaluator(run, lambda: False)
     dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
     feeds, metrics = loader.train_feeds(run.order, 0, 3), []
@@ -82,7 +82,7 @@ def test_the_step_is_traced_once():
     evaluator = Evaluator(run, lambda: False)
     traced = chex.assert_max_traces(run.train_step, n=1)
     dispatch = run.parallel.compile_train(traced, loader.fetch)
-    state = run.parallel.replicate(jax.device_get(jax.jit(run.create_state)()))
+    state = run.init_state()
     for feed in loader.train_feeds(run.order, 0, run.steps_per_epoch + 1):
         placed = run.parallel.place_stacked([feed])
         state, _ = dispatch(state, evaluator.stores["train"], placed)
@@ -92,7 +92,7 @@ def test_the_step_is_traced_once():
 def test_the_state_is_donated():
     run = run_of("jit", 1)
     dispatch = run.parallel.compile_train(run.train_step, run.loaders["train"].fetch)
-    state = run.parallel.replicate(jax.device_get(jax.jit(run.create_state)()))
+    state = run.init_state()
     placed = run.parallel.place_stacked(
         [next(run.loaders["train"].train_feeds(run.order, 0, 1))]
     )

@@ -134,7 +134,7 @@ def test_large_sources_are_streamed():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"loader": "lazy"}, r"pipeline.loader='lazy': must be one of auto, resident"),
+        ({"loader": "lazy"}, r"pipeline.loader='lazy': choices: auto, resident"),
         ({"num_workers": -1}, r"pipeline.num_workers=-1"),
     ],
 )

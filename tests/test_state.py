@@ -70,7 +70,7 @@ def test_without_decay_there_is_no_average():
         ({"decay": 1.0}, r"ema.decay=1.0: must be in \[0, 1\)"),
         (
             {"batch_stats": "old"},
-            r"ema.batch_stats='old': must be one of live, average",
+            r"ema.batch_stats='old': choices: live, average",
         ),
     ],
 )

@@ -71,15 +71,15 @@ def read_pickle(data: bytes, origin: str) -> dict[str, Any]:
     """The dictionary in a pickle of protocol 0 to 5, read without running code.
 
     Args:
-      data: The pickle.
-      origin: The file it came from, for the messages.
+        data: The pickle.
+        origin: The file it came from, for the messages.
 
     Returns:
-      The dictionary, its keys as `str` and Python 2 strings as `bytes`.
+        The dictionary, its keys as `str` and Python 2 strings as `bytes`.
 
     Raises:
-      UserError: The pickle is damaged, is not a dictionary, or names anything
-        but the constructors of NumPy arrays.
+        UserError: The pickle is damaged, is not a dictionary, or names anything
+            but the constructors of NumPy arrays.
     """
     try:
         value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
@@ -104,15 +104,15 @@ def read_cifar(name: str, path: pathlib.Path) -> Cifar:
     """Reads a CIFAR data set from an archive, its unpacked folder, or an npz.
 
     Args:
-      name: `cifar10` or `cifar100`.
-      path: The official Python archive, the folder that holds its batches, or an
-        npz file with `x_train`, `y_train`, `x_test` and `y_test`.
+        name: `cifar10` or `cifar100`.
+        path: The official Python archive, the folder that holds its batches, or an
+            npz file with `x_train`, `y_train`, `x_test` and `y_test`.
 
     Returns:
-      The arrays of both splits.
+        The arrays of both splits.
 
     Raises:
-      UserError: A file is missing, damaged, or does not hold what it should.
+        UserError: A file is missing, damaged, or does not hold what it should.
     """
     layout = LAYOUTS[name]
     if path.suffix == ".npz":

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxattn.errors import UserError
+from jaxattn.errors import choose, require
 
 _CROP_FILLS = ("zero", "reflect", "edge")
 
@@ -63,8 +63,16 @@ def crop(images: jax.Array, corner: jax.Array, padding: int, fill: str) -> jax.A
         corner: Row and column in the padded image, `[N, 2]`.
         padding: Pixels, at least 0; less than H and W for "reflect".
         fill: "zero", "reflect" (the border itself is not repeated) or "edge".
+
+    Raises:
+        ValueError: If "reflect" would need more pixels than there are.
     """
     N, H, W, _ = images.shape
+    if fill == "reflect" and padding >= min(H, W):
+        raise ValueError(
+            f"crop_padding_px={padding}: reflection needs less than the image's side,"
+            f" {min(H, W)}"
+        )
     rows, rows_valid = _source_positions(corner[:, 0], H, padding, fill)
     columns, columns_valid = _source_positions(corner[:, 1], W, padding, fill)
     cropped = images[jnp.arange(N)[:, None, None], rows[:, :, None], columns[:, None]]
@@ -289,13 +297,9 @@ class Augment:
     def __post_init__(self) -> None:
         for name in ("flip", "erase", "mixup", "cutmix"):
             key = f"{name}_probability"
-            self._require(key, 0 <= getattr(self, key) <= 1, "a number in [0, 1]")
+            self._require(key, 0 <= getattr(self, key) <= 1, "in [0, 1]")
         self._require("crop_padding_px", self.crop_padding_px >= 0, "at least 0")
-        self._require(
-            "crop_fill",
-            self.crop_fill in _CROP_FILLS,
-            "one of " + ", ".join(_CROP_FILLS),
-        )
+        choose("augment.crop_fill", self.crop_fill, _CROP_FILLS)
         for name in ("mixup", "cutmix"):
             key = f"{name}_alpha"
             self._require(key, getattr(self, key) > 0, "above 0")
@@ -310,8 +314,7 @@ class Augment:
         )
 
     def _require(self, key: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise UserError(f"augment.{key}={getattr(self, key)!r}: must be {wanted}")
+        require(f"augment.{key}", getattr(self, key), holds, wanted)
 
     @property
     def mixes(self) -> bool:

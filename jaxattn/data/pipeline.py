@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import UserError
+from jaxattn.errors import choose, require
 
 Feed = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
@@ -266,16 +266,9 @@ def make_loader(
     Raises:
         UserError: If a value is out of its range.
     """
-    choices = ("auto", "resident", "streamed")
-    if loader not in choices:
-        raise UserError(
-            f"pipeline.loader={loader!r}: must be one of {', '.join(choices)}"
-        )
-    if num_workers < 0 or num_threads < 1:
-        raise UserError(
-            f"pipeline.num_workers={num_workers}, num_threads={num_threads}: must be at"
-            " least 0 and 1"
-        )
+    choose("pipeline.loader", loader, ("auto", "resident", "streamed"))
+    require("pipeline.num_workers", num_workers, num_workers >= 0, "at least 0")
+    require("pipeline.num_threads", num_threads, num_threads >= 1, "at least 1")
     if loader == "auto":
         size = len(source) * np.asarray(source[0]["image"]).nbytes
         loader = "resident" if size <= _MAX_RESIDENT_BYTES else "streamed"

@@ -61,11 +61,11 @@ class ArraySource:
     """Examples in memory.
 
     Attributes:
-      images: uint8 `[N, H, W, C]`.
-      labels: int32 `[N]`.
+        images: uint8 `[N, H, W, C]`.
+        labels: int32 `[N]`.
 
     Raises:
-      UserError: A dtype or shape is another, or the lengths differ.
+        UserError: A dtype or shape is another, or the lengths differ.
     """
 
     images: np.ndarray
@@ -98,8 +98,8 @@ class Subset:
     """The examples of a source at some positions, read when asked for.
 
     Attributes:
-      source: Where the examples are.
-      indices: Positions in it, int `[N]`.
+        source: Where the examples are.
+        indices: Positions in it, int `[N]`.
     """
 
     source: Source
@@ -119,12 +119,12 @@ class Data:
     """A data set: its splits and what they have in common.
 
     Attributes:
-      name: The name it was loaded by.
-      train: Training examples.
-      val: Examples held out of training, None if there are none.
-      test: Test examples.
-      class_names: The name of each label.
-      image_shape: `(H, W, C)` of every image.
+        name: The name it was loaded by.
+        train: Training examples.
+        val: Examples held out of training, None if there are none.
+        test: Test examples.
+        class_names: The name of each label.
+        image_shape: `(H, W, C)` of every image.
     """
 
     name: str
@@ -154,26 +154,26 @@ def load_data(
     """Loads a data set by name.
 
     Args:
-      name: `digits` (bundled with scikit-learn), `cifar10`, `cifar100`,
-        `tfds:<name>` (an image classification data set of TFDS) or `synthetic`
-        (random images that can be learned).
-      path: Where the data are. For CIFAR the official Python archive, its
-        unpacked folder, an npz with `x_train`, `y_train`, `x_test`, `y_test`, or a
-        prepared TFDS directory; for `tfds:<name>` the last. Without it TFDS reads
-        its own directory (`TFDS_DATA_DIR`) and downloads what is not there.
-      val_fraction: The share of the training split, in [0, 1), that is held out for
-        validation, by class. 0 holds out nothing.
-      split_seed: The seed of that choice.
-      image_size: Height and width in pixels of `digits` and `synthetic` (32).
-      num_train: The number of training examples of `synthetic` (1024).
-      num_test: The number of test examples of `synthetic` (256).
-      num_classes: The number of classes of `synthetic` (10).
+        name: `digits` (bundled with scikit-learn), `cifar10`, `cifar100`,
+            `tfds:<name>` (an image classification data set of TFDS) or `synthetic`
+            (random images that can be learned).
+        path: Where the data are. For CIFAR the official Python archive, its
+            unpacked folder, an npz with `x_train`, `y_train`, `x_test`, `y_test`, or a
+            prepared TFDS directory; for `tfds:<name>` the last. Without it TFDS reads
+            its own directory (`TFDS_DATA_DIR`) and downloads what is not there.
+        val_fraction: The share of the training split, in [0, 1), that is held out for
+            validation, by class. 0 holds out nothing.
+        split_seed: The seed of that choice.
+        image_size: Height and width in pixels of `digits` and `synthetic` (32).
+        num_train: The number of training examples of `synthetic` (1024).
+        num_test: The number of test examples of `synthetic` (256).
+        num_classes: The number of classes of `synthetic` (10).
 
     Returns:
-      The data set.
+        The data set.
 
     Raises:
-      UserError: An argument is not accepted, or the data cannot be had.
+        UserError: An argument is not accepted, or the data cannot be had.
     """
     loader = _find_loader(name)
     if not 0 <= val_fraction < 1:
@@ -347,9 +347,9 @@ class _TfdsSource:
     """A split of a prepared TFDS data set, decoded on access.
 
     Attributes:
-      records: The split.
-      undecoded: The same split with its images left as encoded.
-      num_classes: What bounds a label.
+        records: The split.
+        undecoded: The same split with its images left as encoded.
+        num_classes: What bounds a label.
     """
 
     records: Any

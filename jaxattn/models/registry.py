@@ -1,13 +1,12 @@
 """Networks by name."""
 
 import dataclasses
-import difflib
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.canet import CANet
 
 _MODELS: dict[str, partial[nn.Module]] = {
@@ -37,21 +36,14 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
     Raises:
         UserError: If the name or a keyword is unknown, or `num_classes` below 1.
     """
-    if name not in _MODELS:
-        close = difflib.get_close_matches(name, _MODELS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(
-            f"model.name={name!r}: {hint}choices: {', '.join(list_models())}"
-        )
-    if num_classes < 1:
-        raise UserError(f"num_classes={num_classes}: must be at least 1")
+    choose("model.name", name, list_models())
+    require("num_classes", num_classes, num_classes >= 1, "at least 1")
     make = _MODELS[name]
     allowed = _keywords(make)
     for key in kwargs:
         if key not in allowed:
-            raise UserError(
-                f"model.{key}: unknown to {name}; choices: {', '.join(sorted(allowed))}"
-            )
+            choices = suggest(key, sorted(allowed))
+            raise UserError(f"model.{key}: {name} takes no such key; {choices}")
     return make(num_classes=num_classes, **kwargs)
 
 

@@ -52,12 +52,12 @@ class Checkpoints:
     on one shared file system.
 
     Args:
-      workdir: The run's folder, created if it is missing.
-      read_only: Neither creates nor clears anything, for programs that read a workdir
-        in which a run may be going on; `save` is then not allowed.
+        workdir: The run's folder, created if it is missing.
+        read_only: Neither creates nor clears anything, for programs that read a workdir
+            in which a run may be going on; `save` is then not allowed.
 
     Raises:
-      UserError: The folder cannot be written.
+        UserError: The folder cannot be written.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class Checkpoints:
         checkpoints whole, the replaced one included.
 
         Args:
-          step: Number of the last finished step.
-          state: The train state, a tree of arrays.
-          metrics: Values by name, higher is better. None counts as unknown, unless an
-            earlier save of this step knew the value; so does a non-finite value. A
-            checkpoint is never the best by a metric that it does not know.
+            step: Number of the last finished step.
+            state: The train state, a tree of arrays.
+            metrics: Values by name, higher is better. None counts as unknown, unless an
+                earlier save of this step knew the value; so does a non-finite value. A
+                checkpoint is never the best by a metric that it does not know.
 
         Raises:
-          UserError: The disk is full or the folder cannot be written.
+            UserError: The disk is full or the folder cannot be written.
         """
         assert not self._read_only
         new = self._tmp / str(step)
@@ -126,15 +126,15 @@ class Checkpoints:
         """Restores the newest intact checkpoint.
 
         Args:
-          target: The wanted tree: `jax.ShapeDtypeStruct` leaves with shardings, or
-            arrays. A leaf without a sharding goes to the first local device.
+            target: The wanted tree: `jax.ShapeDtypeStruct` leaves with shardings, or
+                arrays. A leaf without a sharding goes to the first local device.
 
         Returns:
-          The state and its step, or None if there is no checkpoint at all.
+            The state and its step, or None if there is no checkpoint at all.
 
         Raises:
-          UserError: Every checkpoint is damaged, or the newest intact one does not fit
-            the target.
+            UserError: Every checkpoint is damaged, or the newest intact one does not
+                fit the target.
         """
         return self._restore_first_intact(self.all_steps()[::-1], target)
 
@@ -142,15 +142,15 @@ class Checkpoints:
         """Restores the intact checkpoint with the highest value of `metric`.
 
         Args:
-          target: As in `restore_latest`.
-          metric: A name that was given to `save`.
+            target: As in `restore_latest`.
+            metric: A name that was given to `save`.
 
         Returns:
-          The state and its step, or None if no checkpoint knows the metric.
+            The state and its step, or None if no checkpoint knows the metric.
 
         Raises:
-          UserError: Every checkpoint that knows the metric is damaged, or the best one
-            does not fit the target.
+            UserError: Every checkpoint that knows the metric is damaged, or the best
+                one does not fit the target.
         """
         ranked = self._rank(metric, self.all_steps())
         return self._restore_first_intact(ranked, target)
@@ -311,10 +311,10 @@ def workdir_lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
     first may take it.
 
     Args:
-      workdir: The run's folder, created if it is missing.
+        workdir: The run's folder, created if it is missing.
 
     Raises:
-      UserError: Another run holds the lock, or the folder cannot be written.
+        UserError: Another run holds the lock, or the folder cannot be written.
     """
     path = pathlib.Path(workdir).resolve() / ".lock"
     try:

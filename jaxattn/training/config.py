@@ -1,14 +1,13 @@
 """From a config to calls: a section is the keyword arguments of one function."""
 
-import difflib
 import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, require, suggest
 
 T = TypeVar("T")
 
@@ -60,14 +59,5 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
     if not kinds <= {int, float, str, bool}:
         return
     allowed = kinds | ({int} if float in kinds else set())
-    if type(value) not in allowed:
-        names = " or ".join(sorted(kind.__name__ for kind in kinds))
-        raise UserError(f"{key}={value!r}: must be {names}")
-
-
-def suggest(key: str, choices: Iterable[str]) -> str:
-    """Returns the choices for a mistyped key, the nearest first."""
-    choices = list(choices)
-    close = difflib.get_close_matches(key, choices, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}choices: {', '.join(choices)}"
+    names = " or ".join(sorted(kind.__name__ for kind in kinds))
+    require(key, value, type(value) in allowed, names)

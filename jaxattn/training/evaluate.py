@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from jaxattn.training.metrics import summarize
 from jaxattn.training.run import Run
 
@@ -41,6 +43,8 @@ class Evaluator:
                 return None
             batch = fetch(store, run.parallel.place(feed))
             sums = self._evaluate(variables, batch)
+            # One batch runs and one is ready; more would pile up on the device.
+            jax.block_until_ready(total)
             total = sums if total is None else total + sums
         assert total is not None  # no split is empty
         return summarize(total)

@@ -26,7 +26,7 @@ class Interrupt:
     the main one Python allows no handlers, and the flag is never set.
 
     Attributes:
-      signum: Number of the first signal, None before it.
+        signum: Number of the first signal, None before it.
     """
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ epoch, report. Repeating the call with the same workdir continues exactly.
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -14,6 +15,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
 
 from jaxattn.data.pipeline import Feed
 from jaxattn.errors import DivergedError, InterruptedRun
@@ -24,7 +28,7 @@ from jaxattn.training.interrupt import Interrupt
 from jaxattn.training.meter import Meter
 from jaxattn.training.parallel import Devices
 from jaxattn.training.progress import Progress
-from jaxattn.training.run import Run, build
+from jaxattn.training.run import Run, build, changed_since
 from jaxattn.training.state import TrainState
 from jaxattn.training.writer import RunWriter, read_metrics
 
@@ -59,7 +63,9 @@ def train_and_evaluate(
         interrupt = stack.enter_context(Interrupt())
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
-        state, start_step = _restore_or_create(run, checkpoints)
+        restored = checkpoints.restore_latest(run.abstract_state)
+        start_step = 0 if restored is None else restored[1]
+        changes = _check_config(run, workdir) if start_step else []
         writer = None
         if primary:
             log = run.log
@@ -68,15 +74,19 @@ def train_and_evaluate(
             )
         attempt = _Attempt(run, workdir, interrupt, checkpoints, writer, start_step)
         stack.callback(attempt.progress.close)
-        return attempt.report(attempt.train(state))
+        for change in changes:
+            attempt.progress.message(f"config changed: {change}")
+        replicate = run.parallel.replicate
+        state = run.init_state() if restored is None else replicate(restored[0])
+        return attempt.finish(attempt.train(state))
 
 
-def _restore_or_create(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    restored = checkpoints.restore_latest(run.abstract_state)
-    if restored is not None:
-        return run.parallel.replicate(restored[0]), restored[1]
-    create = jax.jit(run.create_state, out_shardings=run.parallel.state_sharding)
-    return run.parallel.replicate(create()), 0
+def _check_config(run: Run, workdir: pathlib.Path) -> list[str]:
+    """Returns harmless changes of a resumed run's config; refuses others."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return ["config.json was missing"]
+    return changed_since(run, json.loads(path.read_text()))
 
 
 class _Attempt:
@@ -102,28 +112,46 @@ class _Attempt:
             start_step=start_step,
             num_epochs=run.options.num_epochs,
             batch_size=run.options.batch_size,
+            stream=None if writer else open(os.devnull, "w"),  # noqa: SIM115
         )
-        self._evaluator = Evaluator(run, lambda: interrupt.requested)
+        self._evaluator = Evaluator(run, self._is_stopping)
         self._clock_start = time.monotonic()
-        self._seconds_before = checkpoints.metrics(start_step).get("wall_time_s", 0.0)
+        self._saved = checkpoints.metrics(start_step)
 
     @property
     def wall_time_s(self) -> float:
         """Seconds spent on the run, those of earlier attempts included."""
-        return self._seconds_before + time.monotonic() - self._clock_start
+        before = self._saved.get("wall_time_s", 0.0)
+        return before + time.monotonic() - self._clock_start
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Training speed of this attempt, or if it is not known of the one before."""
+        return self.progress.images_per_s or self._saved.get("images_per_s")
+
+    def _is_stopping(self) -> bool:
+        """Whether a signal came, to this or another process: all answer the same."""
+        requested = self.interrupt.requested
+        if jax.process_count() == 1:
+            return requested
+        everywhere = multihost_utils.process_allgather(np.asarray(requested))
+        return bool(np.any(everywhere))
 
     # Training ---------------------------------------------------------------------
 
     def train(self, state: TrainState) -> TrainState:
         """Trains what is left and returns the last state."""
         run, step = self.run, self.start_step
+        key = jax.device_get(run.parallel.collect(state.key))
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
+        if self.writer and step:
+            report.write_config(run, self.workdir)
         elif self.writer:
-            report.write_description(run, self.workdir, self.writer, state)
+            report.write_description(run, self.workdir, self.writer, key)
         meter = Meter(run.log.every_steps, step)
         # A signal may have come between an epoch's last step and its evaluation.
-        is_due = step > 0 and "epoch" not in self.checkpoints.metrics(step)
+        is_due = step > 0 and "epoch" not in self._saved
         epoch_start = (step - is_due) // run.steps_per_epoch * run.steps_per_epoch
         meter.recall(read_metrics(self.workdir), epoch_start)
         if is_due and self._is_epoch_end(step):
@@ -138,7 +166,7 @@ class _Attempt:
                 state, metrics = dispatch(state, store, stacked)
                 step += len(chunk)
                 meter.add(metrics)
-                at_end, stopping = self._is_epoch_end(step), self.interrupt.requested
+                at_end, stopping = self._is_epoch_end(step), self._is_stopping()
                 if at_end or stopping or meter.is_due:
                     self._log(meter, everything=at_end or stopping)
                 if at_end:
@@ -158,13 +186,12 @@ class _Attempt:
         rows = meter.fetch(everything=everything)
         for row in rows:
             step = int(row["step"])
-            if not math.isfinite(row["loss"]):
+            if not math.isfinite(row["loss"] + row["gradient_norm"]):
                 raise DivergedError(
-                    f"the loss is {row['loss']} at step {step} (learning rate"
-                    f" {row['learning_rate']:.3g}, gradient norm"
-                    f" {row['gradient_norm']:.3g}); nothing was saved since the last"
-                    " checkpoint; try a lower schedule.learning_rate, or"
-                    " optimizer.clip_norm"
+                    f"at step {step} the loss is {row['loss']:.4g} and the gradient"
+                    f" norm {row['gradient_norm']:.4g} (learning rate"
+                    f" {row['learning_rate']:.3g}); the checkpoint before is kept;"
+                    " try a lower schedule.learning_rate, or optimizer.clip_norm"
                 )
             if self.writer:
                 scalars = {f"step/{k}": v for k, v in row.items() if k != "step"}
@@ -210,13 +237,18 @@ class _Attempt:
         self.progress.epoch_line(row)
 
     def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:
-        metrics = {
-            key: value
-            for key, value in row.items()
-            if key in ("val_accuracy", "val_accuracy_ema", "epoch")
-        }
+        kept = ("epoch", "val_accuracy", "val_accuracy_ema")
+        metrics = {key: value for key, value in row.items() if key in kept}
         metrics["wall_time_s"] = self.wall_time_s
-        self.checkpoints.save(step, self.run.parallel.collect(state), metrics)
+        if speed := self.images_per_s:
+            metrics["images_per_s"] = speed
+        state = self.run.parallel.collect(state)
+        if not math.isfinite(optax.tree.norm(state.params)):
+            raise DivergedError(
+                f"the weights are not finite at step {step}; the checkpoint before is"
+                " kept; try a lower schedule.learning_rate"
+            )
+        self.checkpoints.save(step, state, metrics)
 
     def _stop(self, step: int) -> NoReturn:
         raise InterruptedRun(
@@ -227,30 +259,31 @@ class _Attempt:
 
     # Report -----------------------------------------------------------------------
 
-    def report(self, state: TrainState) -> dict[str, Any]:
+    def finish(self, state: TrainState) -> dict[str, Any]:
         """Tests the last and the best weights and writes the run's report."""
+        run, best_steps = self.run, {}
         tested = {"last": self._test(_weights(state)[""])}
-        best_step = {}
-        for suffix in _weights(state):
+        for suffix, variables in _weights(state).items():
             metric = f"val_accuracy{suffix}"
-            best = self.checkpoints.restore_best(self.run.abstract_state, metric)
-            if best is None:  # there is no validation split
-                variables, best_step[suffix] = _weights(state)[suffix], None
+            best = self.checkpoints.restore_best(run.abstract_state, metric)
+            if best is None:  # without a validation split the last weights are it
+                summary = self._test(variables) if suffix else tested["last"]
             else:
-                restored = self.run.parallel.replicate(best[0])
-                variables, best_step[suffix] = _weights(restored)[suffix], best[1]
-            tested[f"best{suffix}"] = self._test(variables)
+                summary = self._test(_weights(run.parallel.replicate(best[0]))[suffix])
+                best_steps[suffix] = best[1]
+            tested[f"best{suffix}"] = summary
+        best_step = best_steps.get("")
+        saved = {} if best_step is None else self.checkpoints.metrics(best_step)
         return report.write_results(
-            self.run,
+            run,
             self.workdir,
             self.writer,
             tested=tested,
-            best_step=best_step[""],
-            best_val_accuracy=self.checkpoints.metrics(best_step[""] or 0).get(
-                "val_accuracy"
-            ),
+            best_step=best_step,
+            best_val_accuracy=saved.get("val_accuracy"),
             wall_time_s=self.wall_time_s,
-            images_per_s=self.progress.images_per_s,
+            images_per_s=self.images_per_s,
+            has_trained=self.start_step < run.total_steps,
             say=self.progress.message,
         )
 

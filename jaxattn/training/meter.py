@@ -1,5 +1,6 @@
 """Training metrics on their way from the device to the log."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -40,7 +41,13 @@ class Meter:
                 start = int(row["step"])
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of one dispatch, arrays `[K]` on the device."""
+        """Takes the metrics of one dispatch, arrays `[K]` on the device.
+
+        Waits for the dispatch before it, so that one runs and one is ready, and no
+        more: batches would pile up on the device, and a signal would have to wait.
+        """
+        if self._pending:
+            jax.block_until_ready(self._pending[-1])
         self._pending.append(metrics)
 
     def fetch(self, *, everything: bool) -> list[dict[str, float]]:
@@ -55,9 +62,13 @@ class Meter:
         rows = []
         for metrics in jax.device_get(ready):
             for i in range(len(metrics["loss"])):
-                self._window.append({k: float(v[i]) for k, v in metrics.items()})
+                values = {key: float(value[i]) for key, value in metrics.items()}
+                if self._window and not _is_finite(values):
+                    # It gets a row of its own: its values tell what happened.
+                    rows.append(self._close_row())
+                self._window.append(values)
                 step = self._step + len(self._window)
-                if step % self._every_steps == 0 or not np.isfinite(metrics["loss"][i]):
+                if step % self._every_steps == 0 or not _is_finite(values):
                     rows.append(self._close_row())
         if everything and self._window:
             rows.append(self._close_row())
@@ -65,15 +76,20 @@ class Meter:
         return rows
 
     def take_epoch(self) -> dict[str, float]:
-        """Returns the epoch's `train_loss`, `train_accuracy` and last learning rate."""
+        """Returns the epoch's mean `train_loss`, `train_accuracy` and learning rate.
+
+        Empty if the log that `recall` read was lost.
+        """
+        if not self._epoch:
+            return {}
         counts = [count for count, _ in self._epoch]
         means = {
             f"train_{key}": float(
                 np.average([row[key] for _, row in self._epoch], weights=counts)
             )
-            for key in ("loss", "accuracy")
+            for key in ("loss", "accuracy", "learning_rate")
         }
-        means["learning_rate"] = self._epoch[-1][1]["learning_rate"]
+        means["learning_rate"] = means.pop("train_learning_rate")
         self._epoch.clear()
         return means
 
@@ -83,3 +99,7 @@ class Meter:
         row = {key: float(np.mean([m[key] for m in window])) for key in window[0]}
         self._epoch.append((len(window), row))
         return {"step": self._step, **row}
+
+
+def _is_finite(values: Mapping[str, float]) -> bool:
+    return math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])

@@ -1,13 +1,13 @@
 """Optimizers and learning-rate schedules, as PyTorch steps them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxattn.errors import UserError
+from jaxattn.errors import choose, require
 from jaxattn.training.config import bind
 
 Schedule = Callable[[Any], Any]
@@ -19,6 +19,31 @@ class RunLength(NamedTuple):
 
     num_epochs: int
     steps_per_epoch: int
+
+
+# Ranges by the last part of a key: everything else is at least 0.
+_ABOVE_0 = ("decay_rate", "epochs_per_step", "eps")
+_BELOW_1 = ("momentum", "b1", "b2")
+_AT_MOST_1 = ("switch_fraction", "final_factor")
+
+
+def require_in_range(key: str, value: Any) -> None:
+    """Checks an argument of a schedule or an optimizer that is a number.
+
+    Raises:
+        UserError: If it is out of the range of its name.
+    """
+    name = key.rsplit(".", 1)[-1]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if name in _ABOVE_0:
+        require(key, value, value > 0, "above 0")
+    elif name in _BELOW_1:
+        require(key, value, 0 <= value < 1, "in [0, 1)")
+    elif name in _AT_MOST_1:
+        require(key, value, 0 <= value <= 1, "in [0, 1]")
+    else:
+        require(key, value, value >= 0, "at least 0")
 
 
 # Schedules ------------------------------------------------------------------------
@@ -55,7 +80,7 @@ def step(
 def multi_step(
     t: jax.Array, T: float, /, *, milestones: Sequence[float], decay_rate: float
 ) -> jax.Array:
-    """Times `decay_rate` at every milestone, in epochs."""
+    """Times `decay_rate` at every milestone, in epochs after the warm-up."""
     del T
     passed = jnp.sum(jnp.asarray(milestones, jnp.float32) <= jnp.reshape(t, (1,)))
     return decay_rate ** passed.astype(jnp.float32)
@@ -91,11 +116,13 @@ def make_schedule(
         UserError: If a value is out of its range.
     """
     num_epochs, steps_per_epoch = length
-    _choose("schedule.name", name, SCHEDULES)
-    _choose("schedule.update_per", update_per, ("epoch", "step"))
-    _require("schedule.learning_rate", learning_rate, learning_rate > 0, "above 0")
+    choose("schedule.name", name, SCHEDULES)
+    choose("schedule.update_per", update_per, ("epoch", "step"))
+    require("schedule.learning_rate", learning_rate, learning_rate > 0, "above 0")
     valid = 0 <= warmup_epochs < num_epochs
-    _require("schedule.warmup_epochs", warmup_epochs, valid, "in [0, num_epochs)")
+    require("schedule.warmup_epochs", warmup_epochs, valid, "in [0, num_epochs)")
+    for key, value in kwargs.items():
+        require_in_range(f"schedule.{key}", value)
     remaining = num_epochs - warmup_epochs
     factor = bind(SCHEDULES[name], kwargs, "schedule")
     warmup_steps = warmup_epochs * steps_per_epoch
@@ -286,24 +313,14 @@ def make_optimizer(
     Raises:
         UserError: If a name or key is unknown, or a value out of its range.
     """
-    _choose("optimizer.name", name, OPTIMIZERS)
-    _choose("optimizer.decay_mask", decay_mask, _DECAY_MASKS)
+    choose("optimizer.name", name, OPTIMIZERS)
+    choose("optimizer.decay_mask", decay_mask, _DECAY_MASKS)
     for key, value in kwargs.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            _require(f"optimizer.{key}", value, value >= 0, "at least 0")
+        require_in_range(f"optimizer.{key}", value)
     if clip_norm is not None:
-        _require("optimizer.clip_norm", clip_norm, clip_norm > 0, "above 0")
+        require("optimizer.clip_norm", clip_norm, clip_norm > 0, "above 0")
     optimizer = bind(OPTIMIZERS[name], kwargs, "optimizer")(
         schedule, length, _DECAY_MASKS[decay_mask]
     )
     clip = optax.identity() if clip_norm is None else clip_by_global_norm(clip_norm)
     return optax.chain(clip, optimizer)
-
-
-def _choose(key: str, value: str, choices: Iterable[str]) -> None:
-    _require(key, value, value in choices, f"one of {', '.join(choices)}")
-
-
-def _require(key: str, value: Any, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise UserError(f"{key}={value!r}: must be {wanted}")

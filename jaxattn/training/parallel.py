@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxattn.data.pipeline import Batch, Feed
 from jaxattn.training.metrics import EvalSums
@@ -102,9 +102,9 @@ class MeshParallel:
 
     def __init__(self, devices: Devices) -> None:
         self.num_devices = len(devices)
-        mesh = jax.make_mesh(
-            (self.num_devices,), ("data",), (AxisType.Auto,), devices=devices
-        )
+        # Not `jax.make_mesh`, which may reorder the devices: a process feeds the part
+        # of the batch that its place in this order says.
+        mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
         self.state_sharding = NamedSharding(mesh, PartitionSpec())
         self._batch = NamedSharding(mesh, PartitionSpec("data"))
         self._stacked = NamedSharding(mesh, PartitionSpec(None, "data"))

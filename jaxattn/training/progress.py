@@ -13,12 +13,12 @@ class Progress:
     """A progress bar on a terminal, plain lines elsewhere.
 
     Args:
-      total_steps: steps of the whole run.
-      start_step: the step from which the run starts or resumes.
-      num_epochs: epochs of the whole run, for display.
-      batch_size: images per step over all devices and processes.
-      stream: where to write; standard error if None.
-      clock: seconds, never running backwards.
+        total_steps: steps of the whole run.
+        start_step: the step from which the run starts or resumes.
+        num_epochs: epochs of the whole run, for display.
+        batch_size: images per step over all devices and processes.
+        stream: where to write; standard error if None.
+        clock: seconds, never running backwards.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Progress:
         """Shows the state of the run; call it when metrics were fetched.
 
         Args:
-          step: steps completed since the start of the run.
-          epoch: the current epoch, the first being 1.
-          loss: training loss.
-          accuracy: training accuracy in [0, 1].
+            step: steps completed since the start of the run.
+            epoch: the current epoch, the first being 1.
+            loss: training loss.
+            accuracy: training accuracy in [0, 1].
         """
         now = self._clock()
         self._last = (step, now - self._paused_s)
@@ -86,8 +86,8 @@ class Progress:
         """Leaves a permanent line about an epoch.
 
         Args:
-          row: `epoch`, `train_loss` and `train_accuracy`, and where they were
-            measured `val_loss`, `val_accuracy`, `val_loss_ema`, `val_accuracy_ema`.
+            row: `epoch`, `train_loss` and `train_accuracy`, and where they were
+                measured `val_loss`, `val_accuracy`, `val_loss_ema`, `val_accuracy_ema`.
         """
         parts = [f"epoch {row['epoch']}/{self._num_epochs}"]
         for name, suffix in (("train", ""), ("val", ""), ("val", "_ema")):

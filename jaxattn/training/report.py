@@ -14,8 +14,8 @@ from flax import traverse_util
 
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import count_macs, count_parameters, summarize_model
-from jaxattn.training.run import Run
-from jaxattn.training.state import TrainState
+from jaxattn.training.run import Run, flatten
+from jaxattn.training.state import stream
 from jaxattn.training.writer import RunWriter, read_metrics
 from jaxattn.viz import plots
 
@@ -26,7 +26,7 @@ _ATTENTION = {"sa", "se", "unit_transform", "SAlayer", "SELayer"}
 
 
 def write_description(
-    run: Run, workdir: pathlib.Path, writer: RunWriter, state: TrainState
+    run: Run, workdir: pathlib.Path, writer: RunWriter, key: np.ndarray
 ) -> None:
     """Writes what is known before the first step: config, network, augmented inputs.
 
@@ -34,26 +34,30 @@ def write_description(
         run: The run.
         workdir: Its folder.
         writer: Its writer.
-        state: At step 0, as the parallel runner holds it.
+        key: Data of the run's root PRNG key.
     """
-    config = {**run.config, "versions": versions()}
-    write_json(workdir / "config.json", config)
-    text = json.dumps(config, indent=2, default=str)
+    write_config(run, workdir)
+    text = json.dumps(run.config, indent=2, default=str)
     summary = summarize_model(run.model, run.data.image_shape)
     writer.write_texts(0, {"config": _as_code(text), "model": _as_code(summary)})
-    writer.write_hparams(_flatten(run.config))
+    writer.write_hparams(flatten(run.config))
     if run.log.images:
-        images, titles = augmented_examples(run, run.parallel.collect(state))
+        images, titles = augmented_examples(run, key)
         figure = plots.plot_images(images, titles)
         writer.write_images(0, {"augmented_inputs": plots.figure_to_array(figure)})
 
 
-def augmented_examples(run: Run, state: TrainState) -> tuple[np.ndarray, list[str]]:
+def write_config(run: Run, workdir: pathlib.Path) -> None:
+    """Writes `config.json`: the run's config and the versions it runs with."""
+    _write_json(workdir / "config.json", {**run.config, "versions": versions()})
+
+
+def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Returns what the network sees of the first batch, before normalisation.
 
     Args:
         run: The run.
-        state: At step 0.
+        key: Data of the run's root PRNG key.
 
     Returns:
         Up to 32 uint8 images `[N, H, W, C]`, mixed as the step mixes them, and titles.
@@ -61,8 +65,8 @@ def augmented_examples(run: Run, state: TrainState) -> tuple[np.ndarray, list[st
     examples = [run.data.train[int(i)] for i in run.order(0)]
     images = jnp.stack([jnp.asarray(example["image"]) for example in examples])
     labels = np.array([example["label"] for example in examples])
-    key = state.stream("augment")
-    drawn = run.augment.draw(key, len(images), *images.shape[1:3])
+    key_of_step = stream(key, 0, "augment")
+    drawn = run.augment.draw(key_of_step, len(images), *images.shape[1:3])
     x = run.augment.apply(images, drawn.images).astype(jnp.float32)
     names = np.array(run.data.class_names)
     titles = list(names[labels])
@@ -98,6 +102,7 @@ def write_results(
     best_val_accuracy: float | None,
     wall_time_s: float,
     images_per_s: float | None,
+    has_trained: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes `results.json`, `report.txt` and the figures of a finished run.
@@ -111,15 +116,14 @@ def write_results(
         best_step: Of the weights "best"; None without a validation split.
         best_val_accuracy: Theirs.
         wall_time_s: Of the run.
-        images_per_s: Training speed; None if nothing was trained in this attempt.
+        images_per_s: Training speed; None if the run was too short to tell.
+        has_trained: Whether this attempt trained, or reports a finished run again.
         say: Shows a line.
 
     Returns:
         The content of `results.json`.
     """
-    best, path = tested["best"], workdir / "results.json"
-    if images_per_s is None and path.exists():  # a finished run, reported again
-        images_per_s = json.loads(path.read_text())["images_per_s"]
+    best = tested["best"]
     devices = jax.devices()
     ema = tested.get("best_ema")
     results = {
@@ -149,7 +153,7 @@ def write_results(
     }
     if writer is None:
         return results
-    write_json(path, results)
+    _write_json(workdir / "results.json", results)
     _write_atomically(workdir / "report.txt", format_report(results, best, run))
     names = run.data.class_names
     figures = {
@@ -161,8 +165,9 @@ def write_results(
     figures["reliability"] = plots.plot_reliability(
         best["bin_confidence"], best["bin_accuracy"], best["bin_count"]
     )
-    arrays = {name: plots.figure_to_array(figure) for name, figure in figures.items()}
-    writer.write_images(run.total_steps, arrays)
+    if has_trained:  # and so TensorBoard does not have them yet
+        arrays = {k: plots.figure_to_array(figure) for k, figure in figures.items()}
+        writer.write_images(run.total_steps, arrays)
     say(
         f"test accuracy {100 * results['test_accuracy']:.2f}% of"
         f" {best['count']} images ({_chosen(results)}); report in {workdir}"
@@ -171,11 +176,12 @@ def write_results(
 
 
 def history(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """Returns the rows of a run's epochs, from its `metrics.jsonl`."""
-    rows = [row for row in read_metrics(workdir) if "epoch/epoch" in row]
+    """Returns one row for each epoch of a run, from its `metrics.jsonl`."""
+    # The last one counts: an epoch is written again if a kill came before its save.
+    rows = {row["step"]: row for row in read_metrics(workdir) if "epoch/epoch" in row}
     return [
         {key.removeprefix("epoch/"): value for key, value in row.items()}
-        for row in rows
+        for row in rows.values()
     ]
 
 
@@ -189,7 +195,7 @@ def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> st
         "",
         f"test accuracy        {best['accuracy']:.4f}",
         f"test top-5 accuracy  {best['top5_accuracy']:.4f}",
-        f"test loss            {best['loss']:.4f}",
+        f"test loss            {best['loss']:.4f}  (labels smoothed as in training)",
         f"calibration (ECE)    {best['ece']:.4f}",
         "",
         f"{'class':{width}}  precision    recall        f1   support",
@@ -214,7 +220,7 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
+def _write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
     _write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
 
@@ -228,8 +234,3 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
 def _as_code(text: str) -> str:
     """Markdown that TensorBoard shows as it stands."""
     return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
-    flat = traverse_util.flatten_dict(config)
-    return {".".join(path): value for path, value in flat.items()}

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from jaxattn.data.augment import Augment, normalize
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
 from jaxattn.data.source import Data, load_data
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, choose, require
 from jaxattn.models.registry import create_model
 from jaxattn.training import optim
 from jaxattn.training.config import bind
@@ -65,15 +67,10 @@ class Options:
     def __post_init__(self) -> None:
         for key in ("num_epochs", "batch_size", "steps_per_dispatch"):
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"{key}={value}: must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: must be at least 0")
-        for key, choices in (("dtype", _DTYPES), ("data_parallel", _PARALLEL)):
-            if getattr(self, key) not in choices:
-                raise UserError(
-                    f"{key}={getattr(self, key)!r}: must be one of {', '.join(choices)}"
-                )
+            require(key, value, value is None or value >= 1, "at least 1")
+        require("seed", self.seed, self.seed >= 0, "at least 0")
+        choose("dtype", self.dtype, _DTYPES)
+        choose("data_parallel", self.data_parallel, _PARALLEL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,14 +91,24 @@ class Log:
     images: bool = True
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise UserError(f"log.every_steps={self.every_steps}: must be at least 1")
+        require(
+            "log.every_steps", self.every_steps, self.every_steps >= 1, "at least 1"
+        )
 
 
-class Loss(NamedTuple):
-    """Config section of the loss."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Cross entropy of training and evaluation.
+
+    Attributes:
+        label_smoothing: Share of the uniform distribution in the target, in [0, 1).
+    """
 
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        share = self.label_smoothing
+        require("loss.label_smoothing", share, 0 <= share < 1, "in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +141,12 @@ class Run:
         # In a loop XLA's CPU backend computes convolutions' gradients slowly.
         return 1 if jax.default_backend() == "cpu" else 25
 
-    @property
+    def init_state(self) -> TrainState:
+        """Returns the state at step 0, where the steps want it."""
+        create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
+        return self.parallel.replicate(create())
+
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state in a checkpoint."""
         return jax.tree.map(
@@ -168,10 +180,6 @@ def build(config: Any, devices: Devices | None = None) -> Run:
     augment = bind(Augment, sections["augment"], "augment")()
     ema = bind(Ema, sections["ema"], "ema")()
     loss = bind(Loss, sections["loss"], "loss")()
-    if not 0 <= loss.label_smoothing < 1:
-        raise UserError(
-            f"loss.label_smoothing={loss.label_smoothing}: must be in [0, 1)"
-        )
     make_model = functools.partial(
         bind(create_model, sections["model"], "model"),
         dtype=_DTYPES[options.dtype],
@@ -251,13 +259,63 @@ def _make_optimizer(sections: Mapping[str, Any], length: optim.RunLength) -> Any
 
 
 def _check_shapes(run: Run) -> None:
-    """Traces the network once: what does not fit is said before compilation."""
+    """Traces what is cheap to trace: what does not fit is said before compilation."""
     H, W, C = run.data.image_shape
-    image = jax.ShapeDtypeStruct((1, H, W, C), jnp.uint8)
+    image = jax.ShapeDtypeStruct((2, H, W, C), jnp.uint8)
+    std = run.config["normalize"].get("std", ())
+    require("normalize.std", std, all(value > 0 for value in std), "above 0")
+
+    def inputs(image: jax.Array) -> jax.Array:
+        drawn = run.augment.draw(jax.random.key(0), 2, H, W)
+        image = run.augment.apply(image, drawn.images)
+        return bind(normalize, run.config["normalize"], "normalize")(image)
+
     try:
         jax.eval_shape(run.create_state)
-        jax.eval_shape(bind(normalize, run.config["normalize"], "normalize"), image)
+        jax.eval_shape(inputs, image)
     except (ValueError, TypeError) as error:
         raise UserError(
             f"images of {H} x {W} x {C} do not fit the config: {error}"
         ) from error
+
+
+# What may change when a run is resumed: none of it is seen by the weights.
+_HARMLESS = ("log.", "pipeline.", "data.path", "steps_per_dispatch", "data_parallel")
+
+
+def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
+    """Compares a run with the config that its workdir was begun with.
+
+    Args:
+        run: The run as it is now.
+        saved: Content of `config.json`.
+
+    Returns:
+        The harmless changes, as "key: before -> now".
+
+    Raises:
+        UserError: If another change would make the resumed run neither one thing nor
+            the other.
+    """
+    before, now = (
+        flatten(saved),
+        flatten(json.loads(json.dumps(run.config, default=str))),
+    )
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith("versions.")
+    ]
+    lines = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed}
+    if refused := [lines[key] for key in changed if not key.startswith(_HARMLESS)]:
+        raise UserError(
+            f"the workdir was begun with another config ({'; '.join(refused)}); use"
+            " that one, or another workdir"
+        )
+    return list(lines.values())
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config's values by their dotted keys."""
+    flat = traverse_util.flatten_dict(dict(config))
+    return {".".join(path): value for path, value in flat.items()}

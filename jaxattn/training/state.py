@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.typing import ArrayLike
 
-from jaxattn.errors import UserError
+from jaxattn.errors import choose, require
 
 _EMA_BATCH_STATS = ("live", "average")
 
@@ -52,12 +53,23 @@ class TrainState:
 
     def stream(self, name: str) -> jax.Array:
         """Returns the PRNG key of this step for one named use."""
-        root = jax.random.wrap_key_data(self.key)
-        return jax.random.fold_in(jax.random.fold_in(root, self.step), _STREAMS[name])
+        return stream(self.key, self.step, name)
 
 
 # Never renumber: a resumed run must draw what it would have drawn.
 _STREAMS = {"augment": 0, "dropout": 1, "forcing": 2}
+
+
+def stream(key: ArrayLike, step: ArrayLike, name: str) -> jax.Array:
+    """Returns the PRNG key of a step for one named use.
+
+    Args:
+        key: Data of the run's root key, uint32.
+        step: Training steps done.
+        name: "augment", "dropout" or "forcing".
+    """
+    root = jax.random.wrap_key_data(jnp.asarray(key))
+    return jax.random.fold_in(jax.random.fold_in(root, step), _STREAMS[name])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,13 +90,8 @@ class Ema:
     batch_stats: str = "live"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise UserError(f"ema.decay={self.decay}: must be in [0, 1)")
-        if self.batch_stats not in _EMA_BATCH_STATS:
-            raise UserError(
-                f"ema.batch_stats={self.batch_stats!r}: must be one of "
-                + ", ".join(_EMA_BATCH_STATS)
-            )
+        require("ema.decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
+        choose("ema.batch_stats", self.batch_stats, _EMA_BATCH_STATS)
 
     def start(self, tree: Any, kind: str) -> Any:
         """Returns the average at step 0 of "params" or "batch_stats", or None."""

@@ -45,13 +45,13 @@ def plot_history(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws loss and accuracy of training and validation over the epochs.
 
     Args:
-      history: one mapping per epoch with `epoch`, `train_loss`, `train_accuracy`
-        and, where there is a validation, `val_loss`, `val_accuracy`, `val_loss_ema`
-        and `val_accuracy_ema`; accuracies in [0, 1]. Absent, None and non-finite
-        values are left out.
+        history: one mapping per epoch with `epoch`, `train_loss`, `train_accuracy`
+            and, where there is a validation, `val_loss`, `val_accuracy`, `val_loss_ema`
+            and `val_accuracy_ema`; accuracies in [0, 1]. Absent, None and non-finite
+            values are left out.
 
     Returns:
-      A figure of two panels; the epoch best by `val_accuracy` is marked.
+        A figure of two panels; the epoch best by `val_accuracy` is marked.
     """
     figure = _figure(9.6, 3.6)
     loss, accuracy = figure.subplots(1, 2)
@@ -82,15 +82,15 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> 
     """Draws a confusion matrix, coloured by the share of each true class.
 
     Args:
-      confusion: int [C, C], counts; rows are true classes, columns predicted ones.
-      class_names: C names.
+        confusion: int [C, C], counts; rows are true classes, columns predicted ones.
+        class_names: C names.
 
     Returns:
-      A figure with counts in the cells up to 20 classes; beyond that colours only,
-      on a square-root scale so that rare confusions stay visible, and sparse labels.
+        A figure with counts in the cells up to 20 classes; beyond that colours only,
+        on a square-root scale so that rare confusions stay visible, and sparse labels.
 
     Raises:
-      ValueError: if the shapes disagree.
+        ValueError: if the shapes disagree.
     """
     confusion = np.asarray(confusion)
     C = len(class_names)
@@ -124,15 +124,15 @@ def plot_images(
     """Draws a grid of images with a label under each.
 
     Args:
-      images: uint8 [N, H, W, C], C = 1 (grey) or 3; N at least 1.
-      titles: N labels; each is wrapped to at most four short lines.
-      columns: images per row.
+        images: uint8 [N, H, W, C], C = 1 (grey) or 3; N at least 1.
+        titles: N labels; each is wrapped to at most four short lines.
+        columns: images per row.
 
     Returns:
-      The figure; small images are enlarged without interpolation.
+        The figure; small images are enlarged without interpolation.
 
     Raises:
-      ValueError: if there is no image, or not one title per image.
+        ValueError: if there is no image, or not one title per image.
     """
     N, H, W, _ = images.shape
     if N == 0 or len(titles) != N:
@@ -167,12 +167,12 @@ def plot_reliability(
     """Draws a reliability diagram over the counts of its bins.
 
     Args:
-      bin_confidence: float [B], mean confidence of each of B equal bins of [0, 1].
-      bin_accuracy: float [B], accuracy of each, in [0, 1].
-      bin_count: int [B], examples in each; the values of empty bins are not read.
+        bin_confidence: float [B], mean confidence of each of B equal bins of [0, 1].
+        bin_accuracy: float [B], accuracy of each, in [0, 1].
+        bin_count: int [B], examples in each; the values of empty bins are not read.
 
     Returns:
-      A figure of two panels; the title gives the expected calibration error.
+        A figure of two panels; the title gives the expected calibration error.
     """
     B = len(bin_count)
     count = np.asarray(bin_count)
@@ -221,11 +221,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     then fewer pixels.
 
     Args:
-      figure: the figure.
-      path: the file; its directory exists.
+        figure: the figure.
+        path: the file; its directory exists.
 
     Raises:
-      OSError: if it cannot be written; names the path.
+        OSError: if it cannot be written; names the path.
     """
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".tmp")
