@@ -232,6 +232,32 @@ def test_a_finished_run_only_reports_again(undisturbed):
     chex.assert_trees_all_equal(last_state(config(), workdir), expected)
 
 
+def test_tensorboard_shows_scalars_histograms_images_and_texts(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = config(num_epochs=1, log__tensorboard=True)
+    train(shown, tmp_path)
+    train(shown, tmp_path)  # a finished run, reported again, adds nothing
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0})
+    events.Reload()
+    assert set(events.Tags()["tensors"]) >= {
+        "step/loss",
+        "step/learning_rate",
+        "epoch/train_loss",
+        "epoch/val_accuracy_ema",
+        "attention/res_0.sa.conv1.kernel",
+        "params/res_0.conv1.kernel",
+        "augmented_inputs",
+        "history",
+        "confusion_matrix",
+        "reliability",
+        "config",
+        "model",
+    }
+    assert [event.step for event in events.Tensors("step/loss")] == [2, 4, 6]
+    assert len(events.Tensors("confusion_matrix")) == 1
+
+
 def test_without_validation_the_last_weights_are_tested(tmp_path):
     results = train(config(num_epochs=1, data__val_fraction=0.0), tmp_path)
     assert results["best_val_accuracy"] is None

@@ -254,7 +254,7 @@ class _Attempt:
         raise InterruptedRun(
             f"stopped by signal at step {step} of {self.run.total_steps}, saved in"
             f" {self.workdir}; repeat the command to go on",
-            self.interrupt.exit_code,
+            self.interrupt.exit_code or 143,  # the signal may be another process's
         )
 
     # Report -----------------------------------------------------------------------
