@@ -20,7 +20,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's outputs.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Joins the processes that jax.distributed finds."
+    "distributed", False, "Joins several processes, which a cluster's launcher names."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Without a launcher: host:port of the first process."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Without a launcher: number of processes."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Without a launcher: of this process, from 0."
 )
 
 
@@ -37,7 +46,9 @@ def main(argv: list[str]) -> None:
             import jax
 
             try:
-                jax.distributed.initialize()
+                jax.distributed.initialize(
+                    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+                )
             except (ValueError, RuntimeError) as error:
                 raise UserError(f"--distributed: {error}") from error
         from jaxattn.training.loop import train_and_evaluate

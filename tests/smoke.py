@@ -15,7 +15,7 @@ def one_device():
     return jax.devices()[:1]
 
 
-def get_config():
+def get_config(variant=""):
     config = canet.get_config("tiny")
     config.seed = 0
     config.num_epochs = 4
@@ -33,5 +33,20 @@ def get_config():
     config.ema.decay = 0.9
     config.log.every_steps = 2
     config.log.tensorboard = False
+    if variant == "steady":
+        make_steady(config)
     config.lock()
     return config
+
+
+def make_steady(config):
+    """Makes runs comparable that round differently: on other devices, say.
+
+    Adam divides by the gradient's size, which makes rounding as large as a step where
+    a gradient is all but zero. And a maximum or a ReLU within rounding of its kink may
+    go the other way, which moves a gradient by up to 1e-3; so the rate is small. A
+    missing mean over devices would move a gradient by its own size, 1.
+    """
+    config.optimizer = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-3}
+    config.schedule.learning_rate = 1e-3
+    config.data.image_size = 16

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -157,9 +158,9 @@ def test_interrupted_anywhere_it_resumes_exactly(
         assert results[key] == reference_results[key]
 
 
-def start(workdir, *flags):
+def start(workdir, *flags, variant=""):
     """Starts main.py as a user would, on one device."""
-    command = [sys.executable, "main.py", "--config", "tests/smoke.py"]
+    command = [sys.executable, "main.py", "--config", f"tests/smoke.py:{variant}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [*command, "--workdir", str(workdir), *flags],
@@ -220,6 +221,37 @@ def test_workers_read_what_threads_read(tmp_path):
     chex.assert_trees_all_equal(
         last_state(short, tmp_path / "0"), last_state(short, tmp_path / "1")
     )
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Each feeds half of every batch; the first one writes."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--config.num_epochs=1"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    join = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    processes = [
+        start(two, *flags, *join, f"--process_id={i}", variant="steady") for i in (0, 1)
+    ]
+    processes.append(start(one, *flags, variant="steady"))
+    for process in processes:
+        _, said = process.communicate(timeout=400)
+        assert process.returncode == 0, said
+    steady = smoke.get_config("steady")
+    steady.num_epochs = 1
+    chex.assert_trees_all_close(
+        last_state(steady, two).variables,
+        last_state(steady, one).variables,
+        atol=1e-5,
+        rtol=0,
+    )
+    rows, expected = rows_of(two), rows_of(one)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, wanted in zip(rows, expected, strict=True):
+        for key in row:
+            assert row[key] == pytest.approx(wanted[key], rel=1e-3)
 
 
 def test_a_finished_run_only_reports_again(undisturbed):

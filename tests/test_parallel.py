@@ -17,16 +17,8 @@ WAYS = [("jit", 8, 1), ("pmap", 8, 1), ("jit", 1, 3), ("pmap", 2, 3)]
 
 
 def run_of(data_parallel, devices, **overrides):
-    config = smoke.get_config()
+    config = smoke.get_config("steady")
     config.data_parallel = data_parallel
-    # Adam divides by the gradient's size, which makes rounding as large as a step
-    # where a gradient is all but zero.
-    config.optimizer = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-3}
-    # A small rate, since a maximum or a ReLU within rounding of its kink may go the
-    # other way; that moves a gradient by up to 1e-3. A missing mean over devices, or
-    # local statistics, would move it by its own size, 1.
-    config.schedule.learning_rate = 1e-3
-    config.data.image_size = 16
     config.update_from_flattened_dict(overrides)
     return build(config, jax.devices()[:devices])
 
