@@ -1,8 +1,6 @@
-"""PyTorch's initialisers.
+"""PyTorch's default initialisers.
 
-`torch_kernel` and `torch_bias` are the defaults of `nn.Conv*d` and `nn.Linear`:
-both uniform in +-1/sqrt(fan_in). `kaiming_normal` is `nn.init.kaiming_normal_` with
-`mode="fan_out"`, the choice of torchvision's ResNets; it is not truncated.
+Kernel and bias of `nn.Conv*d` and `nn.Linear` are uniform in +-1/sqrt(fan_in).
 """
 
 import math
@@ -13,7 +11,6 @@ import jax
 from jax.nn.initializers import Initializer, variance_scaling
 
 torch_kernel: Initializer = variance_scaling(1 / 3, "fan_in", "uniform")
-kaiming_normal: Initializer = variance_scaling(2.0, "fan_out", "normal")
 
 
 def torch_bias(fan_in: int) -> Initializer:
