@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxattn"
 FLOORS = [
-    {"errors"},
+    {"atomic", "errors"},
     {"ops"},
     {"attention", "data"},
     {"models"},

@@ -1,14 +1,19 @@
 """The blocks against their authors' numbers."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxattn import create_model, from_torch, to_torch
+from jaxattn import attention, create_model, from_torch, to_torch
 from jaxattn.attention import (
+    CBAM,
+    AttentionResidualBlock,
     AttResBlock,
+    ChannelAttention,
+    ChannelAttentionBlock,
     CompetitiveAttention,
     MultiKernelECA,
     SpatialAttention,
@@ -23,6 +28,17 @@ MODULES = {
     "spatial_attention": SpatialAttention(),
     "compet_att": CompetitiveAttention(8),
     "canet_tiny": create_model("canet_tiny"),
+    "channel_attention": ChannelAttention(),
+    "attention_residual_block_s1": AttentionResidualBlock(62),
+    "attention_residual_block_s2": AttentionResidualBlock(62, 2),
+    "channel_attention_block_s2": ChannelAttentionBlock(32, 2),
+    "efficient_resnet_bw8": create_model(
+        "efficient_resnet", base_width=8, dropout_rate=0.0
+    ),
+    "enhanced_resnet_bw8": create_model(
+        "enhanced_efficient_resnet", base_width=8, dropout_rate=0.0
+    ),
+    "enhanced_resnet_bw31": create_model("enhanced_efficient_resnet", dropout_rate=0.0),
 }
 
 
@@ -90,3 +106,82 @@ def test_state_dict_survives_the_round_trip(case):
     module, variables, _, arrays = case
     state = section(arrays, "state/")
     chex.assert_trees_all_equal(to_torch(module, variables), state)
+
+
+def test_cbam_is_the_papers_formula(mode):
+    """W1(relu(W0(.))) of mean and maximum, the sigmoid of their sum; then space."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 32))
+    module = CBAM()
+    variables = module.init(jax.random.key(1), x)
+    params = variables["params"]
+    w0, w1 = (
+        params["channel_attention"]["shared_mlp"][i]["kernel"][0, 0] for i in "02"
+    )
+    assert w0.shape == (32, 2)
+    mean, largest = x.mean((1, 2)), x.max((1, 2))
+    responses = [nn.relu(pooled @ w0) @ w1 for pooled in (mean, largest)]
+    gated = x * nn.sigmoid(responses[0] + responses[1])[:, None, None]
+    spatial = {"params": params["spatial_attention"]}
+    expected = SpatialAttention().apply(spatial, gated)
+    assert_close(mode(module.apply)(variables, x), expected, 1e-6)
+
+
+def test_cbam_refuses_a_bottleneck_without_channels():
+    with pytest.raises(ValueError, match="reduction=16 exceeds the 8 channels"):
+        CBAM().init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
+
+
+BLOCKS = {
+    "CBAM": CBAM(),
+    "AttentionResidualBlock": AttentionResidualBlock(32),
+    "ChannelAttentionBlock": ChannelAttentionBlock(32),
+    "ChannelAttention": ChannelAttention(),
+    "SpatialAttention": SpatialAttention(),
+    "SpatialGate": SpatialGate(),
+    "MultiKernelECA": MultiKernelECA(),
+    "CompetitiveAttention": CompetitiveAttention(),
+    "AttResBlock": AttResBlock(32),
+}
+
+
+def test_every_public_block_is_under_contract():
+    assert sorted(BLOCKS) == sorted(attention.__all__)
+
+
+@pytest.fixture(params=BLOCKS)
+def block(request):
+    module = BLOCKS[request.param]
+    x = jax.random.normal(jax.random.key(0), (2, 8, 6, 32))
+    return module, module.init(jax.random.key(1), x), x
+
+
+def test_block_keeps_shape_and_follows_its_input_dtype(block):
+    module, variables, x = block
+    for dtype in (jnp.float32, jnp.bfloat16):
+        y = jax.eval_shape(module.apply, variables, x.astype(dtype))
+        assert (y.shape, y.dtype) == (x.shape, dtype)
+    leaves = jax.tree.leaves(variables)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+
+
+def test_block_computes_in_its_dtype(block):
+    module, variables, x = block
+    module = module.clone(dtype=jnp.bfloat16)
+    assert jax.eval_shape(module.apply, variables, x).dtype == jnp.bfloat16
+
+
+def test_blocks_images_do_not_see_each_other(block):
+    module, variables, x = block
+    both, first = module.apply(variables, x), module.apply(variables, x[:1])
+    assert_close(both[:1], first, 1e-5)
+
+
+def test_every_parameter_of_a_block_matters(block):
+    module, variables, x = block
+
+    def loss(params):
+        y = module.apply({**variables, "params": params}, x, train=False)
+        return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
+
+    for leaf in jax.tree.leaves(jax.grad(loss)(variables["params"])):
+        assert jnp.any(leaf != 0)

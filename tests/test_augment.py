@@ -1,10 +1,13 @@
 """Transforms on given parameters, and the distribution of what is drawn."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 from jaxattn import UserError
 from jaxattn.data import augment
@@ -21,6 +24,16 @@ RECIPE = {
     "mixup_alpha": 0.5,
     "cutmix_probability": 0.3,
     "cutmix_alpha": 0.5,
+}
+COLOUR = {
+    **RECIPE,
+    "rotation_degrees": 15.0,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.1,
+    "perspective_probability": 0.5,
+    "perspective_distortion": 0.3,
 }
 
 
@@ -62,6 +75,160 @@ def test_normalize_is_torchvisions(images):
     expected = (np.asarray(images) / 255 - np.array(mean)) / np.array(std)
     actual = augment.normalize(images, mean=mean, std=std)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(params=["noise", "smooth"])
+def pictures(request):
+    """Sixteen images of 24 x 32, uint8: independent pixels or slow waves of colour."""
+    rng = np.random.default_rng(1)
+    if request.param == "noise":
+        return rng.integers(0, 256, (16, 24, 32, 3), dtype=np.uint8)
+    y, x = np.mgrid[:24, :32][:, None, :, :, None] / 32
+    along_x, along_y, phase = rng.uniform(0, 6, (3, 16, 1, 1, 3))
+    waves = 127.5 + 127.5 * np.sin(along_x * x + along_y * y + phase)
+    return waves.astype(np.uint8)
+
+
+def by_pillow(images, transform, *parameters):
+    """Applies a function of a PIL image and its own parameters to each image."""
+    done = [
+        np.asarray(transform(Image.fromarray(image), *own))
+        for image, *own in zip(np.asarray(images), *parameters, strict=True)
+    ]
+    return np.stack(done).astype(float)
+
+
+def pillow_hue(image, turns):
+    h, s, v = image.convert("HSV").split()
+    shifted = (np.asarray(h, int) + round(255 * float(turns))) % 256
+    hsv = Image.merge("HSV", (Image.fromarray(shifted.astype(np.uint8)), s, v))
+    return hsv.convert("RGB")
+
+
+def pillow_operation(image, number, drawn):
+    """What torchvision does on a PIL image, for one of `Jitter`'s operations."""
+    if number == 3:
+        return pillow_hue(image, drawn.hue)
+    enhance = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    return enhance[number](image).enhance(float(drawn[number]))
+
+
+def pillow_jitter(image, *drawn):
+    drawn = augment.Jitter(*drawn)
+    for number in drawn.order:
+        image = pillow_operation(image, number, drawn)
+    return image
+
+
+def pillow_perspective(image, moves):
+    """What torchvision does on a PIL image: coefficients from eight equations."""
+    x, y = image.width - 1, image.height - 1
+    start = np.array([[0, 0], [x, 0], [x, y], [0, y]], float)
+    end = start + np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * moves
+    rows = []
+    for (sx, sy), (ex, ey) in zip(start, end, strict=True):
+        rows.append([ex, ey, 1, 0, 0, 0, -sx * ex, -sx * ey])
+        rows.append([0, 0, 0, ex, ey, 1, -sy * ex, -sy * ey])
+    coefficients = np.linalg.lstsq(np.array(rows), start.ravel())[0]
+    return image.transform(
+        image.size,
+        Image.Transform.PERSPECTIVE,
+        coefficients.tolist(),
+        Image.Resampling.BILINEAR,
+    )
+
+
+def drawn_jitter(n, **strengths):
+    none = dict.fromkeys(["brightness", "contrast", "saturation", "hue"], 0.0)
+    return augment.draw_jitter(jax.random.key(2), n, **(none | strengths))
+
+
+def test_rotation_is_pillows(pictures):
+    degrees = np.linspace(-180, 170, 16)
+    actual = augment.rotate(jnp.asarray(pictures), jnp.asarray(degrees))
+    expected = by_pillow(pictures, lambda image, t: image.rotate(t), degrees)
+    # Pillow's fixed-point coordinates may round to the neighbour at a pixel's border.
+    assert (np.asarray(actual) == expected).all(-1).mean() >= 0.998
+    assert actual.dtype == jnp.uint8
+
+
+@pytest.mark.parametrize(
+    ("number", "operation"), [(0, "brightness"), (1, "contrast"), (2, "saturation")]
+)
+def test_an_operation_of_jitter_is_pillows(pictures, number, operation):
+    drawn = drawn_jitter(16, **{operation: 0.4})
+    actual = augment.jitter(jnp.asarray(pictures), drawn)
+    expected = by_pillow(
+        pictures,
+        lambda image, *own: pillow_operation(image, number, augment.Jitter(*own)),
+        *map(np.asarray, drawn),
+    )
+    # Pillow cuts to whole levels, and rounds the grey that it blends with: by half a
+    # level, of which it takes at most 40 %.
+    assert np.abs(actual - 0.5 - expected).max() <= 0.5 + 0.4 * 0.5 + 1e-3
+
+
+def test_hue_is_pillows(pictures):
+    drawn = drawn_jitter(16, hue=0.5)
+    actual = augment.jitter(jnp.asarray(pictures), drawn)
+    expected = by_pillow(pictures, pillow_hue, np.asarray(drawn.hue))
+    error = np.abs(actual - expected)
+    # Of 8 bits, Pillow's hue is off by up to a step of 1/255 turn, and by another where
+    # it wraps at 256: 6 levels each at full chroma. Saturation and the way back add 1.
+    assert error.max() <= 13
+    assert error.mean() < 1
+
+
+def test_jitter_is_pillows_in_the_drawn_order(pictures):
+    drawn = drawn_jitter(16, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    actual = augment.jitter(jnp.asarray(pictures), drawn)
+    expected = by_pillow(pictures, pillow_jitter, *map(np.asarray, drawn))
+    error = np.abs(actual - expected)
+    # Each of three operations cuts half a level on average, and may stretch the error
+    # of the hue before it. Two operations swapped would be off by 37 levels or more.
+    assert error.max() <= 20
+    assert error.mean() < 1.6
+
+
+def test_jitter_is_its_operations_one_after_another(pictures):
+    drawn = drawn_jitter(16, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    neutral = (1.0, 1.0, 1.0, 0.0)
+    one_by_one = jnp.asarray(pictures)
+    for number in drawn.order.T:
+        alone = [
+            jnp.where(number == i, drawn[i], neutral[i]) for i in range(len(neutral))
+        ]
+        one_by_one = augment.jitter(one_by_one, augment.Jitter(*alone, drawn.order))
+    at_once = augment.jitter(jnp.asarray(pictures), drawn)
+    np.testing.assert_allclose(at_once, one_by_one, rtol=0, atol=1e-2)
+
+
+def test_perspective_is_pillows(pictures):
+    moves = augment.draw_perspective(
+        jax.random.key(0), 16, 24, 32, probability=1.0, distortion=0.6
+    )
+    actual = augment.perspective(jnp.asarray(pictures), moves)
+    expected = by_pillow(pictures, pillow_perspective, np.asarray(moves))
+    # Pillow cuts to whole levels. Coordinates that are exactly the canvas's edge fall
+    # to either side, there as here.
+    error = np.abs(actual - 0.5 - expected).max(-1)
+    assert (error <= 0.5 + 0.01).mean() >= 0.998
+    assert actual.dtype == jnp.float32
+
+
+def test_jitter_refuses_images_without_colours(images):
+    with pytest.raises(ValueError, match="need images of 3 channels, not 1"):
+        augment.jitter(images[..., :1], drawn_jitter(6))
+
+
+def test_transforms_drawn_as_nothing_leave_images_alone(images):
+    rotated = augment.rotate(images, jnp.zeros(6))
+    chex.assert_trees_all_equal(rotated, images)
+    moved = augment.perspective(images, jnp.zeros((6, 4, 2), jnp.int32))
+    np.testing.assert_allclose(moved, images, rtol=0, atol=1e-2)
+    np.testing.assert_allclose(
+        augment.jitter(images, drawn_jitter(6)), images, rtol=0, atol=1e-3
+    )
 
 
 def test_crop_corners_are_uniform():
@@ -111,6 +278,87 @@ def test_an_image_that_no_rectangle_fits_is_left_alone():
         jax.random.key(0), 64, 8, 8, probability=1.0, area=(0.99, 1.0), aspect=(1, 1)
     )
     chex.assert_trees_all_equal(boxes, jnp.zeros((64, 4), jnp.int32))
+
+
+def test_angles_are_uniform():
+    n = 20_000
+    degrees = np.asarray(augment.draw_rotation(jax.random.key(0), n, 15.0))
+    assert np.abs(degrees).max() <= 15
+    counts, _ = np.histogram(degrees, 10, (-15, 15))
+    # 2,000 expected, standard deviation 42.
+    assert np.abs(counts - n / 10).max() < 5 * 42
+
+
+@pytest.fixture(scope="module")
+def jitters():
+    drawn = augment.draw_jitter(
+        jax.random.key(0), 24_000, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1
+    )
+    return jax.tree.map(np.asarray, drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "strength"), [("brightness", 0.4), ("contrast", 0.3), ("saturation", 0.2)]
+)
+def test_factors_are_uniform_about_one(jitters, name, strength):
+    share = (getattr(jitters, name) - 1) / strength
+    assert np.abs(share).max() <= 1 + 1e-6
+    counts, _ = np.histogram(share, 10, (-1, 1))
+    # 2,400 expected, standard deviation 46.
+    assert np.abs(counts - 2400).max() < 5 * 46
+
+
+def test_hue_shifts_are_uniform_over_the_steps_of_8_bits(jitters):
+    steps = 255 * jitters.hue
+    np.testing.assert_allclose(steps, np.round(steps), rtol=0, atol=1e-4)
+    counts = np.bincount(np.round(steps).astype(int) + 25, minlength=51)
+    assert len(counts) == 51
+    # Cut toward zero: 0 stands for two steps, the last (25 to 25.5) for half of one.
+    expected = np.array([0.5] + [1] * 24 + [2] + [1] * 24 + [0.5]) / 51 * 24_000
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_orders_are_uniform_over_all_permutations(jitters):
+    orders, counts = np.unique(jitters.order, axis=0, return_counts=True)
+    np.testing.assert_array_equal(orders, list(itertools.permutations(range(4))))
+    # 1,000 expected, standard deviation 31.
+    assert np.abs(counts - 1000).max() < 5 * 31
+
+
+def test_what_jitter_draws_is_independent(jitters):
+    drawn = np.stack([*jitters[:4], *jitters.order.T[:3]])
+    correlation = np.corrcoef(drawn)[:4]
+    np.fill_diagonal(correlation, 0)
+    assert np.abs(correlation).max() < 5 / np.sqrt(24_000)
+
+
+def test_corners_move_in_the_specified_share_of_images():
+    n = 20_000
+    moves = np.asarray(
+        augment.draw_perspective(
+            jax.random.key(0), n, SIZE, SIZE, probability=0.3, distortion=0.1
+        )
+    )
+    # The largest move is int(0.1 * 16) = 1: all eight are 0 in one image of 256.
+    assert set(np.unique(moves)) == {0, 1}
+    share = 0.3 * 255 / 256
+    changed = (moves > 0).any((1, 2))
+    assert abs(changed.mean() - share) < 5 * np.sqrt(share * (1 - share) / n)
+
+
+def test_moves_of_corners_are_uniform_along_both_axes():
+    n = 20_000
+    moves = np.asarray(
+        augment.draw_perspective(
+            jax.random.key(0), n, 24, 40, probability=1.0, distortion=0.25
+        )
+    )
+    for axis, most in ((0, 5), (1, 3)):
+        for corner in range(4):
+            counts = np.bincount(moves[:, corner, axis], minlength=most + 1)
+            assert len(counts) == most + 1
+            expected = n / (most + 1)
+            assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +419,45 @@ def test_only_configured_transforms_are_drawn():
     assert drawn.mix is None
 
 
-def test_draws_of_a_step_do_not_depend_on_other_transforms():
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("flip", ["flip_probability"]),
+        ("crop", ["crop_padding_px"]),
+        ("rotation", ["rotation_degrees"]),
+        ("jitter", ["brightness", "contrast", "saturation", "hue"]),
+        ("perspective", ["perspective_probability", "perspective_distortion"]),
+        ("erase", ["erase_probability", "erase_area", "erase_aspect"]),
+    ],
+)
+def test_draws_of_a_step_do_not_depend_on_other_transforms(name, settings):
     key = jax.random.key(0)
-    alone = Augment(flip_probability=0.5).draw(key, 16, 8, 8).images["flip"]
-    together = Augment(**RECIPE).draw(key, 16, 8, 8).images["flip"]
-    chex.assert_trees_all_equal(alone, together)
+    only = Augment(**{setting: COLOUR[setting] for setting in settings})
+    alone = only.draw(key, 16, 8, 8).images
+    assert set(alone) == {name}
+    together = Augment(**COLOUR).draw(key, 16, 8, 8).images
+    chex.assert_trees_all_equal(alone[name], together[name])
+
+
+def test_transforms_draw_from_different_keys():
+    key = jax.random.key(0)
+    keys = [jax.random.fold_in(key, number) for number in augment._KEYS.values()]
+    assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)
+
+
+def test_all_that_is_drawn_per_image_has_the_images_first():
+    drawn = Augment(**COLOUR).draw(jax.random.key(0), 5, 8, 8)
+    assert {len(leaf) for leaf in jax.tree.leaves(drawn.images)} == {5}
+
+
+def test_augmentation_is_the_same_when_compiled(images):
+    recipe = Augment(**COLOUR)
+    drawn = recipe.draw(jax.random.key(1), *images.shape[:3]).images
+    eager = recipe.apply(images, drawn)
+    assert eager.dtype == jnp.float32
+    compiled = jax.jit(recipe.apply)(images, drawn)
+    # Coordinates at a border fall to either side.
+    assert np.isclose(compiled, eager, rtol=0, atol=1e-2).mean() >= 0.99
 
 
 def test_augmentation_keeps_shape_and_dtype(images):
@@ -193,6 +475,22 @@ def test_augmentation_keeps_shape_and_dtype(images):
             {"flip_probability": 1.5},
             r"augment.flip_probability=1.5: must be in",
         ),
+        (
+            {"perspective_probability": -0.1},
+            r"augment.perspective_probability=-0.1: must be in",
+        ),
+        (
+            {"perspective_distortion": 0.0},
+            r"augment.perspective_distortion=0.0: must be in \(0, 1\]",
+        ),
+        (
+            {"rotation_degrees": 200},
+            r"augment.rotation_degrees=200: must be in \[0, 180\]",
+        ),
+        ({"brightness": 1.1}, r"augment.brightness=1.1: must be in \[0, 1\]"),
+        ({"contrast": -0.2}, r"augment.contrast=-0.2: must be in \[0, 1\]"),
+        ({"saturation": 2}, r"augment.saturation=2: must be in \[0, 1\]"),
+        ({"hue": 0.6}, r"augment.hue=0.6: must be in \[0, 0.5\]"),
         ({"crop_padding_px": -1}, r"augment.crop_padding_px=-1: must be at least 0"),
         (
             {"crop_fill": "mirror"},

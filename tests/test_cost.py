@@ -20,9 +20,15 @@ def test_macs_are_the_hand_counted():
 
 
 @pytest.mark.parametrize(
-    ("name", "million"), [("canet_tiny", 68), ("canet_light", 269), ("canet", 1071)]
+    ("name", "million"),
+    [
+        ("canet_tiny", 68),
+        ("canet_light", 269),
+        ("canet", 1071),
+        ("enhanced_efficient_resnet", 525),
+    ],
 )
-def test_canet_macs_are_the_known(name, million):
+def test_macs_are_the_known(name, million):
     assert round(count_macs(create_model(name), (32, 32, 3)) / 1e6) == million
 
 

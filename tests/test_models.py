@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ PARAMETERS = {
     "canet_light": 1_576_244,
     "canet": 6_289_574,
     "canet_pro": 25_128_842,
+    "efficient_resnet": 2_789_162,
+    "enhanced_efficient_resnet": 4_913_705,
 }
 
 
@@ -125,6 +128,62 @@ def test_initial_weights_have_torchs_distribution(tiny_state):
     assert np.abs(state["fc1.bias"]).max() <= 1 / np.sqrt(256)
     assert state["fc1.bias"].std() > 0
     assert np.abs(state["res_0.se.conv1.weight"]).max() <= 1 / np.sqrt(3)
+
+
+@pytest.fixture(scope="module")
+def enhanced_state():
+    model = create_model("enhanced_efficient_resnet")
+    return to_torch(model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+
+
+@pytest.mark.parametrize(
+    ("name", "fan_out"),
+    [
+        ("layer4.1.conv2", 248 * 9),
+        ("layer4.1.channel_attention.0", 16),
+        ("layer4.1.channel_attention.2", 248),
+        ("layer3.0.shortcut.0", 248),
+        ("extra_conv", 248),
+    ],
+)
+def test_enhanced_resnet_is_initialised_by_kaiming_normal(
+    enhanced_state, name, fan_out
+):
+    kernel = enhanced_state[f"{name}.weight"]
+    std = np.sqrt(2 / fan_out)
+    assert abs(kernel.std() / std - 1) < 5 / np.sqrt(2 * kernel.size)
+    assert np.abs(kernel).max() > 2.5 * std  # a truncated normal ends before
+    bound = 1 / np.sqrt(248)
+    assert 0.9 * bound < np.abs(enhanced_state["fc.weight"]).max() <= bound
+
+
+def test_efficient_resnet_keeps_torchs_default_initialisation():
+    model = create_model("efficient_resnet")
+    state = to_torch(model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    bound = 1 / np.sqrt(256 * 9)
+    assert 0.99 * bound < np.abs(state["layer3.1.conv2.weight"]).max() <= bound
+
+
+def test_dropout_acts_in_training_alone():
+    model = create_model("enhanced_efficient_resnet", base_width=8)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), x)
+
+    def logits(seed, train):
+        rngs = {"dropout": jax.random.key(seed)}
+        kwargs = {"train": True, "mutable": ["batch_stats"], "rngs": rngs}
+        out = model.apply(variables, x, **(kwargs if train else {}))
+        return out[0] if train else out
+
+    assert np.abs(logits(0, True) - logits(1, True)).max() > 1e-3
+    chex.assert_trees_all_equal(logits(0, False), logits(1, False))
+
+
+@pytest.mark.parametrize("size", [9, 20])
+def test_the_attention_resnets_take_any_size(size):
+    model = create_model("efficient_resnet")
+    x = jax.ShapeDtypeStruct((2, size, size + 3, 3), jnp.float32)
+    assert jax.eval_shape(model.apply, abstract_variables(model), x).shape == (2, 10)
 
 
 def test_the_package_exports_its_names():

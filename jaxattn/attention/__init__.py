@@ -6,10 +6,20 @@ from jaxattn.attention.canet import (
     MultiKernelECA,
     SpatialGate,
 )
-from jaxattn.attention.cbam import SpatialAttention
+from jaxattn.attention.cbam import (
+    CBAM,
+    AttentionResidualBlock,
+    ChannelAttention,
+    ChannelAttentionBlock,
+    SpatialAttention,
+)
 
 __all__ = [
+    "CBAM",
     "AttResBlock",
+    "AttentionResidualBlock",
+    "ChannelAttention",
+    "ChannelAttentionBlock",
     "CompetitiveAttention",
     "MultiKernelECA",
     "SpatialAttention",

@@ -5,14 +5,15 @@ batch; the transform itself applies them and is deterministic. So what is random
 drawn once for the global batch, whatever the number of devices, and a transform can be
 checked against another implementation on the same parameters.
 
-Images are uint8 `[N, H, W, C]` until `normalize`; what is drawn per image has N as its
+Images are `[N, H, W, C]` with values in 0..255 until `normalize`: uint8 as they come,
+float32 once a transform has computed with colours. What is drawn per image has N as its
 first axis.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,21 @@ from jaxattn.errors import choose, require
 
 _CROP_FILLS = ("zero", "reflect", "edge")
 
+# Each transform draws from a key of its own, whichever others run. The numbers are part
+# of what a seed stands for: a new transform takes the next one.
+_KEYS = {
+    "flip": 0,
+    "crop": 1,
+    "erase": 2,
+    "mix": 3,
+    "rotation": 4,
+    "jitter": 5,
+    "perspective": 6,
+}
+
+# Jitter's operations, as its order numbers them.
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+
 
 def normalize(
     images: jax.Array, /, *, mean: Sequence[float], std: Sequence[float]
@@ -30,7 +46,7 @@ def normalize(
     """Returns `(images / 255 - mean) / std` as float32 `[N, H, W, C]`.
 
     Args:
-        images: uint8 `[N, H, W, C]`.
+        images: uint8 or float `[N, H, W, C]` in 0..255.
         mean: Per channel, of intensities in [0, 1]; one value serves all channels.
         std: As `mean`.
     """
@@ -59,7 +75,7 @@ def crop(images: jax.Array, corner: jax.Array, padding: int, fill: str) -> jax.A
     """Pads by `padding` pixels on each side and crops to the original size.
 
     Args:
-        images: uint8 `[N, H, W, C]`.
+        images: `[N, H, W, C]`.
         corner: Row and column in the padded image, `[N, 2]`.
         padding: Pixels, at least 0; less than H and W for "reflect".
         fill: "zero", "reflect" (the border itself is not repeated) or "edge".
@@ -91,6 +107,292 @@ def _source_positions(
         clipped = clipped - (position - clipped)
     valid = (position == clipped) if fill == "zero" else jnp.ones_like(position, bool)
     return clipped, valid
+
+
+def draw_rotation(key: jax.Array, n: int, degrees: float) -> jax.Array:
+    """Draws an angle per image, float32 `[n]` in [-degrees, degrees]."""
+    return jax.random.uniform(key, (n,), minval=-degrees, maxval=degrees)
+
+
+def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
+    """Rotates about the centre, on the same canvas, as Pillow does with NEAREST.
+
+    Args:
+        images: `[N, H, W, C]`; the dtype stays.
+        degrees: Counter-clockwise, `[N]`.
+
+    Returns:
+        `[N, H, W, C]`, black where a pixel comes from outside the image.
+    """
+    _, H, W, _ = images.shape
+    angle = jnp.deg2rad(degrees)[:, None, None]
+    x, y = _pixel_centers(H, W)
+    dx, dy = x - W / 2, y - H / 2
+    from_x = jnp.cos(angle) * dx - jnp.sin(angle) * dy + W / 2
+    from_y = jnp.sin(angle) * dx + jnp.cos(angle) * dy + H / 2
+    pixels = _pixels(images, jnp.floor(from_x), jnp.floor(from_y))
+    return jnp.where(_on_canvas(from_x, from_y), pixels, 0)
+
+
+def _pixel_centers(height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """Coordinates of the pixels' centres: x `[1, 1, W]` and y `[1, H, 1]`."""
+    return jnp.arange(width)[None, None] + 0.5, jnp.arange(height)[None, :, None] + 0.5
+
+
+def _on_canvas(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Which coordinates `[N, H, W]` lie in an image of that size, `[N, H, W, 1]`."""
+    _, H, W = x.shape
+    return ((x >= 0) & (x < W) & (y >= 0) & (y < H))[..., None]
+
+
+def _pixels(images: jax.Array, columns: jax.Array, rows: jax.Array) -> jax.Array:
+    """Takes a pixel per whole-numbered position `[N, H, W]`, clamped to the edge."""
+    N, H, W, _ = images.shape
+    columns = jnp.clip(columns, 0, W - 1).astype(jnp.int32)
+    rows = jnp.clip(rows, 0, H - 1).astype(jnp.int32)
+    return images[jnp.arange(N)[:, None, None], rows, columns]
+
+
+class Jitter(NamedTuple):
+    """How the colours of every image change.
+
+    Attributes:
+        brightness: float32 `[N]`, a factor.
+        contrast: float32 `[N]`, a factor.
+        saturation: float32 `[N]`, a factor.
+        hue: float32 `[N]`, a shift in turns.
+        order: int32 `[N, 4]`, the operations in the order in which they run: 0 is
+            brightness, 1 contrast, 2 saturation, 3 hue.
+    """
+
+    brightness: jax.Array
+    contrast: jax.Array
+    saturation: jax.Array
+    hue: jax.Array
+    order: jax.Array
+
+
+def draw_jitter(
+    key: jax.Array,
+    n: int,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+) -> Jitter:
+    """Draws factors, a shift of hue and an order of operations per image.
+
+    Args:
+        key: PRNG key.
+        n: Images.
+        brightness: Factors are drawn from [1 - brightness, 1 + brightness].
+        contrast: As `brightness`.
+        saturation: As `brightness`.
+        hue: Shifts are drawn from [-hue, hue] turns, then cut toward zero to whole
+            1/255, the steps of an 8-bit hue.
+    """
+    keys = jax.random.split(key, 5)
+
+    def factors(i: int, strength: float) -> jax.Array:
+        return jax.random.uniform(
+            keys[i], (n,), minval=1 - strength, maxval=1 + strength
+        )
+
+    shift = jax.random.uniform(keys[_HUE], (n,), minval=-hue, maxval=hue)
+    operations = jnp.tile(jnp.arange(4, dtype=jnp.int32), (n, 1))
+    return Jitter(
+        brightness=factors(_BRIGHTNESS, brightness),
+        contrast=factors(_CONTRAST, contrast),
+        saturation=factors(_SATURATION, saturation),
+        hue=jnp.trunc(255 * shift) / 255,
+        order=jax.random.permutation(keys[4], operations, axis=1, independent=True),
+    )
+
+
+def jitter(images: jax.Array, drawn: Jitter) -> jax.Array:
+    """Changes brightness, contrast, saturation and hue, in each image's own order.
+
+    The operations are torchvision's on PIL images, but without rounding in between.
+
+    The first three are all `clip(a x + b grey(x) + c mean(grey))`, so that each can
+    stand at any place by its coefficients alone. The hue is shifted once, between three
+    places before it and three after; of those, the places on the wrong side of an
+    image's own hue shift leave it as it is.
+
+    Args:
+        images: uint8 or float `[N, H, W, 3]` in 0..255.
+        drawn: From `draw_jitter`.
+
+    Returns:
+        float32 `[N, H, W, 3]` in [0, 255].
+
+    Raises:
+        ValueError: If the images are not of 3 channels.
+    """
+    if images.shape[-1] != 3:
+        raise ValueError(
+            "brightness, contrast, saturation and hue need images of 3 channels, not"
+            f" {images.shape[-1]}"
+        )
+    before, after = _blends(drawn)
+    # Channels first: whole planes are what vector units work on.
+    x = jnp.moveaxis(images.astype(jnp.float32), -1, 0)
+    for place in (0, 1, 2):
+        x = _blend(x, before[place])
+    x = _shift_hue(x, drawn.hue)
+    for place in (1, 2, 3):
+        x = _blend(x, after[place])
+    return jnp.moveaxis(x, 0, -1)
+
+
+def _blends(drawn: Jitter) -> tuple[jax.Array, jax.Array]:
+    """Coefficients (a, b, c) of each place, before and after the hue, `[4, 3, N]`."""
+    one, zero = jnp.ones_like(drawn.hue), jnp.zeros_like(drawn.hue)
+    # By the operations' numbers; what the hue has here is used nowhere.
+    operations = jnp.array(
+        [
+            [drawn.brightness, zero, zero],
+            [drawn.contrast, zero, 1 - drawn.contrast],
+            [drawn.saturation, 1 - drawn.saturation, zero],
+            [one, zero, zero],
+        ]
+    )
+    order = drawn.order.T[:, None]
+    ordered = jnp.take_along_axis(operations, order, 0)
+    identity = jnp.array([[one, zero, zero]])
+    place = jnp.arange(4)[:, None, None]
+    hue_place = jnp.argmax(order == _HUE, 0, keepdims=True)
+    return (
+        jnp.where(place < hue_place, ordered, identity),
+        jnp.where(place > hue_place, ordered, identity),
+    )
+
+
+def _blend(x: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """Blends planes `[3, N, H, W]` with their grey and its mean by `[3, N]`."""
+    a, b, c = coefficients[:, :, None, None]
+    grey = 0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]
+    offset = b * grey + c * jnp.mean(grey, (1, 2), keepdims=True)
+    return jnp.clip(a[None] * x + offset[None], 0, 255)
+
+
+def _shift_hue(x: jax.Array, turns: jax.Array) -> jax.Array:
+    """Shifts the HSV hue of planes `[3, N, H, W]` by `[N]`."""
+    r, g, b = x
+    # Not `jnp.max(x, 0)`: on CPUs a reduction of three takes ten times as long.
+    value = jnp.maximum(jnp.maximum(r, g), b)
+    chroma = value - jnp.minimum(jnp.minimum(r, g), b)
+    # Grey has the hue 0: its differences are 0 too.
+    divisor = jnp.where(chroma == 0, 1, chroma)
+    is_red, is_green = r == value, g == value
+    difference = jnp.where(is_red, g - b, jnp.where(is_green, b - r, r - g))
+    sextant = jnp.where(is_red, 0.0, jnp.where(is_green, 2.0, 4.0))
+    hue = sextant + difference / divisor + 6 * turns[:, None, None]
+
+    def channel(offset: int) -> jax.Array:
+        k = offset + hue
+        k -= 6 * jnp.floor(k / 6)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return jnp.stack([channel(5), channel(3), channel(1)])
+
+
+def draw_perspective(
+    key: jax.Array,
+    n: int,
+    height: int,
+    width: int,
+    *,
+    probability: float,
+    distortion: float,
+) -> jax.Array:
+    """Draws how far corners move inward, as torchvision's RandomPerspective does.
+
+    Args:
+        key: PRNG key.
+        n: Images.
+        height: Of the images, pixels.
+        width: Of the images, pixels.
+        probability: Share of images that are changed.
+        distortion: Largest move as a share of half the side.
+
+    Returns:
+        int32 `[n, 4, 2]`, pixels: top left, top right, bottom right, bottom left; x,
+        then y; 0 in images that are not changed.
+    """
+    key_apply, key_corners = jax.random.split(key)
+    most = [int(distortion * (side // 2)) for side in (width, height)]
+    end = jnp.array(most)[None, None] + 1
+    moves = jax.random.randint(key_corners, (n, 4, 2), 0, end)
+    changed = jax.random.bernoulli(key_apply, probability, (n, 1, 1))
+    return jnp.where(changed, moves, 0)
+
+
+def perspective(images: jax.Array, corners: jax.Array) -> jax.Array:
+    """Moves the images' corners inward, as torchvision does by Pillow with BILINEAR.
+
+    Args:
+        images: uint8 or float `[N, H, W, C]` in 0..255.
+        corners: From `draw_perspective`, `[N, 4, 2]`.
+
+    Returns:
+        float32 `[N, H, W, C]`, black where a pixel comes from outside the image.
+    """
+    _, H, W, _ = images.shape
+    x, y = _pixel_centers(H, W)
+    from_x, from_y, scale = (
+        row[:, 0] * x + row[:, 1] * y + row[:, 2]
+        for row in _homography(corners, H, W)[..., None, None]
+    )
+    return _bilinear(images.astype(jnp.float32), from_x / scale, from_y / scale)
+
+
+def _homography(corners: jax.Array, height: int, width: int) -> jax.Array:
+    """Rows of the homographies from the moved corners to the image's, `[3, N, 3]`.
+
+    Heckbert's closed form maps the unit square to the moved corners. Its inverse, up to
+    the factor that a homography leaves open, is its adjugate, whose rows are cross
+    products of columns; scaling to the image's size follows.
+    """
+    x, y = width - 1, height - 1
+    start = jnp.array([[0.0, 0.0], [x, 0.0], [x, y], [0.0, y]])
+    inward = jnp.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    end = start[None] + inward[None] * corners
+    p0, p1, p2, p3 = (end[:, i] for i in range(4))
+    excess, side1, side2 = p0 - p1 + p2 - p3, p1 - p2, p3 - p2
+    area = _determinant(side1, side2)
+    g = _determinant(excess, side2) / area
+    h = _determinant(side1, excess) / area
+    column0 = jnp.concatenate([p1 - p0 + g * p1, g], 1)
+    column1 = jnp.concatenate([p3 - p0 + h * p3, h], 1)
+    column2 = jnp.concatenate([p0, jnp.ones_like(g)], 1)
+    return jnp.stack(
+        [
+            x * jnp.cross(column1, column2),
+            y * jnp.cross(column2, column0),
+            jnp.cross(column0, column1),
+        ]
+    )
+
+
+def _determinant(u: jax.Array, v: jax.Array) -> jax.Array:
+    """Determinants `[N, 1]` of pairs of vectors `[N, 2]`."""
+    return u[:, :1] * v[:, 1:] - u[:, 1:] * v[:, :1]
+
+
+def _bilinear(images: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Interpolates at coordinates `[N, H, W]` as Pillow does; black outside."""
+    left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
+    to_right, to_bottom = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
+
+    def row(y: jax.Array) -> jax.Array:
+        here, right = _pixels(images, left, y), _pixels(images, left + 1, y)
+        return here + to_right * (right - here)
+
+    upper, lower = row(top), row(top + 1)
+    pixels = upper + to_bottom * (lower - upper)
+    return jnp.where(_on_canvas(x, y), pixels, 0)
 
 
 def draw_erase(
@@ -254,9 +556,14 @@ def mix(x: jax.Array, partners: jax.Array, drawn: Mix) -> jax.Array:
 
 
 class Draws(NamedTuple):
-    """What one training step drew: per image (N first), and for the batch."""
+    """What one training step drew: per image, and for the batch.
 
-    images: dict[str, jax.Array]
+    Attributes:
+        images: By transform; a tree whose arrays all have N as first axis.
+        mix: How the batch is mixed, where the recipe mixes.
+    """
+
+    images: dict[str, Any]
     mix: Mix | None
 
 
@@ -264,13 +571,20 @@ class Draws(NamedTuple):
 class Augment:
     """The training transforms of a recipe; those left at 0 do not run.
 
-    In order: mirror, pad and crop, random erasing; then, on normalised images, mixup or
-    CutMix, chosen once per batch.
+    In order: mirror, pad and crop, rotation, colour jitter, perspective, random
+    erasing; then, on normalised images, mixup or CutMix, chosen once per batch.
 
     Attributes:
         flip_probability: Share of images that are mirrored.
         crop_padding_px: Padding on each side before the crop to the original size.
         crop_fill: What the padding holds: "zero", "reflect" or "edge".
+        rotation_degrees: Images are rotated by up to this, either way.
+        brightness: Factors are drawn from [1 - brightness, 1 + brightness].
+        contrast: As `brightness`.
+        saturation: As `brightness`.
+        hue: Images' hue is shifted by up to this, either way; turns, at most 0.5.
+        perspective_probability: Share of images whose corners move inward.
+        perspective_distortion: Largest move as a share of half the side, in (0, 1].
         erase_probability: Share of images with a rectangle made black.
         erase_area: Smallest and largest share of the image's area.
         erase_aspect: Smallest and largest height / width of the rectangle.
@@ -278,6 +592,8 @@ class Augment:
         mixup_alpha: Its share is drawn from Beta(alpha, alpha).
         cutmix_probability: Share of batches mixed by CutMix.
         cutmix_alpha: As `mixup_alpha`.
+        validation: Validation images are transformed too, by draws of their own, but
+            not mixed: as some sources do, whose figures are to be compared.
 
     Raises:
         UserError: If a value is out of its range.
@@ -286,6 +602,13 @@ class Augment:
     flip_probability: float = 0.0
     crop_padding_px: int = 0
     crop_fill: str = "zero"
+    rotation_degrees: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    perspective_probability: float = 0.0
+    perspective_distortion: float = 0.1
     erase_probability: float = 0.0
     erase_area: Sequence[float] = (0.02, 0.33)
     erase_aspect: Sequence[float] = (0.3, 3.3)
@@ -293,13 +616,19 @@ class Augment:
     mixup_alpha: float = 1.0
     cutmix_probability: float = 0.0
     cutmix_alpha: float = 1.0
+    validation: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("flip", "erase", "mixup", "cutmix"):
-            key = f"{name}_probability"
-            self._require(key, 0 <= getattr(self, key) <= 1, "in [0, 1]")
+        for name in ("flip", "perspective", "erase", "mixup", "cutmix"):
+            self._require_up_to(1, f"{name}_probability")
         self._require("crop_padding_px", self.crop_padding_px >= 0, "at least 0")
         choose("augment.crop_fill", self.crop_fill, _CROP_FILLS)
+        self._require_up_to(180, "rotation_degrees")
+        for key in ("brightness", "contrast", "saturation"):
+            self._require_up_to(1, key)
+        self._require_up_to(0.5, "hue")
+        holds = 0 < self.perspective_distortion <= 1
+        self._require("perspective_distortion", holds, "in (0, 1]")
         for name in ("mixup", "cutmix"):
             key = f"{name}_alpha"
             self._require(key, getattr(self, key) > 0, "above 0")
@@ -316,6 +645,14 @@ class Augment:
     def _require(self, key: str, holds: bool, wanted: str) -> None:
         require(f"augment.{key}", getattr(self, key), holds, wanted)
 
+    def _require_up_to(self, most: float, key: str) -> None:
+        self._require(key, 0 <= getattr(self, key) <= most, f"in [0, {most}]")
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colours may change."""
+        return self.brightness + self.contrast + self.saturation + self.hue > 0
+
     @property
     def mixes(self) -> bool:
         """Whether batches may be mixed."""
@@ -330,26 +667,12 @@ class Augment:
             height: Of the images, pixels.
             width: Of the images, pixels.
         """
-        keys = jax.random.split(key, 4)
-        images = {}
-        if self.flip_probability:
-            images["flip"] = draw_flip(keys[0], n, self.flip_probability)
-        if self.crop_padding_px:
-            images["crop"] = draw_crop(keys[1], n, self.crop_padding_px)
-        if self.erase_probability:
-            images["erase"] = draw_erase(
-                keys[2],
-                n,
-                height,
-                width,
-                probability=self.erase_probability,
-                area=self.erase_area,
-                aspect=self.erase_aspect,
-            )
+        keys = {name: jax.random.fold_in(key, i) for name, i in _KEYS.items()}
+        images = self._draw_images(keys, n, height, width)
         if not self.mixes:
             return Draws(images, None)
         mixed = draw_mix(
-            keys[3],
+            keys["mix"],
             n,
             height,
             width,
@@ -360,12 +683,72 @@ class Augment:
         )
         return Draws(images, mixed)
 
-    def apply(self, images: jax.Array, drawn: dict[str, jax.Array]) -> jax.Array:
-        """Transforms uint8 images `[N, H, W, C]` by the parameters drawn for them."""
+    def _draw_images(
+        self, keys: dict[str, jax.Array], n: int, height: int, width: int
+    ) -> dict[str, Any]:
+        """Draws what is drawn per image."""
+        images = {}
+        if self.flip_probability:
+            images["flip"] = draw_flip(keys["flip"], n, self.flip_probability)
+        if self.crop_padding_px:
+            images["crop"] = draw_crop(keys["crop"], n, self.crop_padding_px)
+        if self.rotation_degrees:
+            images["rotation"] = draw_rotation(
+                keys["rotation"], n, self.rotation_degrees
+            )
+        if self.jitters:
+            images["jitter"] = draw_jitter(
+                keys["jitter"],
+                n,
+                brightness=self.brightness,
+                contrast=self.contrast,
+                saturation=self.saturation,
+                hue=self.hue,
+            )
+        if self.perspective_probability:
+            images["perspective"] = draw_perspective(
+                keys["perspective"],
+                n,
+                height,
+                width,
+                probability=self.perspective_probability,
+                distortion=self.perspective_distortion,
+            )
+        if self.erase_probability:
+            images["erase"] = draw_erase(
+                keys["erase"],
+                n,
+                height,
+                width,
+                probability=self.erase_probability,
+                area=self.erase_area,
+                aspect=self.erase_aspect,
+            )
+        return images
+
+    def apply(self, images: jax.Array, drawn: dict[str, Any]) -> jax.Array:
+        """Transforms images by the parameters drawn for them.
+
+        Args:
+            images: uint8 `[N, H, W, C]`.
+            drawn: `Draws.images`.
+
+        Returns:
+            `[N, H, W, C]` in 0..255: uint8, or float32 after jitter or perspective.
+
+        Raises:
+            ValueError: If a transform does not fit the images' shape.
+        """
         if "flip" in drawn:
             images = flip(images, drawn["flip"])
         if "crop" in drawn:
             images = crop(images, drawn["crop"], self.crop_padding_px, self.crop_fill)
+        if "rotation" in drawn:
+            images = rotate(images, drawn["rotation"])
+        if "jitter" in drawn:
+            images = jitter(images, drawn["jitter"])
+        if "perspective" in drawn:
+            images = perspective(images, drawn["perspective"])
         if "erase" in drawn:
             images = erase(images, drawn["erase"])
         return images

@@ -219,7 +219,7 @@ def _find_loader(name: str) -> Callable[..., Data]:
 def _hold_out(data: Data, fraction: float, seed: int) -> Data:
     if fraction == 0:
         return data
-    train, val = _stratified_split(_labels(data.train), fraction, seed)
+    train, val = _stratified_split(read_labels(data.train), fraction, seed)
     if len(train) == 0 or len(val) == 0:
         raise UserError(
             f"data.val_fraction={fraction}: splits the {len(data.train)} training "
@@ -243,7 +243,8 @@ def _stratified_split(
     return np.sort(order[~held]), np.sort(order[held])
 
 
-def _labels(source: Source) -> np.ndarray:
+def read_labels(source: Source) -> np.ndarray:
+    """Returns the labels of all examples, int `[N]`."""
     labels = getattr(source, "labels", None)  # where the images need not be read
     if labels is not None:
         return labels

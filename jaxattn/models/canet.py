@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.canet import AttResBlock
-from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool
 
@@ -71,14 +71,5 @@ class CANet(nn.Module):
         x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
         # Channel-major, so that the weights of fc1 are the published ones.
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
-        x = nn.relu(self._linear(27 * self.width // 16, "fc1", x))
-        return self._linear(self.num_classes, "fc2", x).astype(jnp.float32)
-
-    def _linear(self, features: int, name: str, x: jax.Array) -> jax.Array:
-        return nn.Dense(
-            features,
-            dtype=x.dtype,
-            kernel_init=torch_kernel,
-            bias_init=torch_bias(x.shape[-1]),
-            name=name,
-        )(x)
+        x = nn.relu(Linear(27 * self.width // 16, name="fc1")(x))
+        return Linear(self.num_classes, name="fc2")(x).astype(jnp.float32)

@@ -8,12 +8,15 @@ import flax.linen as nn
 
 from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.canet import CANet
+from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
 
 _MODELS: dict[str, partial[nn.Module]] = {
     "canet": partial(CANet, width=64),
     "canet_tiny": partial(CANet, width=16),
     "canet_light": partial(CANet, width=32),
     "canet_pro": partial(CANet, width=128),
+    "efficient_resnet": partial(EfficientResNet),
+    "enhanced_efficient_resnet": partial(EnhancedEfficientResNet),
 }
 
 

@@ -1,6 +1,7 @@
-"""PyTorch's default initialisers.
+"""PyTorch's initialisers.
 
-Kernel and bias of `nn.Conv*d` and `nn.Linear` are uniform in +-1/sqrt(fan_in).
+By default kernel and bias of `nn.Conv*d` and `nn.Linear` are uniform in
++-1/sqrt(fan_in). `kaiming_normal` is `nn.init.kaiming_normal_(mode="fan_out")`.
 """
 
 import math
@@ -11,6 +12,7 @@ import jax
 from jax.nn.initializers import Initializer, variance_scaling
 
 torch_kernel: Initializer = variance_scaling(1 / 3, "fan_in", "uniform")
+kaiming_normal: Initializer = variance_scaling(2.0, "fan_out", "normal")
 
 
 def torch_bias(fan_in: int) -> Initializer:

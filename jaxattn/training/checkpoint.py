@@ -71,8 +71,9 @@ class Checkpoints:
         self._read_only = read_only
         self._damaged: set[int] = set()  # found by reading; never kept as a fallback
         self._args = ocp.args
+        self._make_restore_args = ocp.checkpoint_utils.construct_restore_args
         self._checkpointer = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler())
+            ocp.CompositeCheckpointHandler(default=ocp.PyTreeCheckpointHandler())
         )
         if not read_only:
             if _is_writer():
@@ -102,7 +103,7 @@ class Checkpoints:
         new = self._tmp / str(step)
         try:
             with _quiet_orbax():
-                item = self._args.StandardSave(_to_dict(state))
+                item = self._args.PyTreeSave(_to_dict(state))
                 self._checkpointer.save(new, args=self._args.Composite(default=item))
             if _is_writer():
                 _write_json(new / METRICS, self._merge_metrics(step, metrics))
@@ -122,12 +123,16 @@ class Checkpoints:
             ) from error
         _wait_for_all("checkpoint saved")
 
-    def restore_latest(self, target: PyTree) -> tuple[PyTree, int] | None:
+    def restore_latest(
+        self, target: PyTree, *, partial: bool = False
+    ) -> tuple[PyTree, int] | None:
         """Restores the newest intact checkpoint.
 
         Args:
             target: The wanted tree: `jax.ShapeDtypeStruct` leaves with shardings, or
                 arrays. A leaf without a sharding goes to the first local device.
+            partial: The checkpoint may hold more than the target, which is not read:
+                for programs that want the weights alone.
 
         Returns:
             The state and its step, or None if there is no checkpoint at all.
@@ -136,14 +141,17 @@ class Checkpoints:
             UserError: Every checkpoint is damaged, or the newest intact one does not
                 fit the target.
         """
-        return self._restore_first_intact(self.all_steps()[::-1], target)
+        return self._restore_first_intact(self.all_steps()[::-1], target, partial)
 
-    def restore_best(self, target: PyTree, metric: str) -> tuple[PyTree, int] | None:
+    def restore_best(
+        self, target: PyTree, metric: str, *, partial: bool = False
+    ) -> tuple[PyTree, int] | None:
         """Restores the intact checkpoint with the highest value of `metric`.
 
         Args:
             target: As in `restore_latest`.
             metric: A name that was given to `save`.
+            partial: As in `restore_latest`.
 
         Returns:
             The state and its step, or None if no checkpoint knows the metric.
@@ -153,7 +161,7 @@ class Checkpoints:
                 one does not fit the target.
         """
         ranked = self._rank(metric, self.all_steps())
-        return self._restore_first_intact(ranked, target)
+        return self._restore_first_intact(ranked, target, partial)
 
     def best_step(self, metric: str) -> int | None:
         """Returns the earliest step with the highest `metric`, unverified, or None."""
@@ -248,7 +256,7 @@ class Checkpoints:
         return sorted(known, key=lambda step: (-known[step], step))
 
     def _restore_first_intact(
-        self, steps: Iterable[int], target: PyTree
+        self, steps: Iterable[int], target: PyTree, partial: bool
     ) -> tuple[PyTree, int] | None:
         damages = []
         for step in steps:
@@ -258,7 +266,7 @@ class Checkpoints:
                     logger.warning(
                         "%s; step %d is used instead", "; ".join(damages), step
                     )
-                return self._restore(step, target), step
+                return self._restore(step, target, partial), step
             self._damaged.add(step)
             damages.append(f"checkpoint {self._path(step)} is damaged: {damage}")
         if damages:
@@ -268,11 +276,16 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, target: PyTree) -> PyTree:
+    def _restore(self, step: int, target: PyTree, partial: bool) -> PyTree:
         leaves, treedef = jax.tree.flatten_with_path(target)
         wanted = {_to_names(path): _to_abstract(leaf) for path, leaf in leaves}
-        self._check_fit(step, wanted)
-        item = self._args.StandardRestore(traverse_util.unflatten_dict(wanted))
+        self._check_fit(step, wanted, partial)
+        tree = traverse_util.unflatten_dict(wanted)
+        # "Partial" for what the target leaves out; that nothing else is missing has
+        # just been checked.
+        item = self._args.PyTreeRestore(
+            tree, restore_args=self._make_restore_args(tree), partial_restore=True
+        )
         with _quiet_orbax():
             restored = self._checkpointer.restore(
                 self._path(step), args=self._args.Composite(default=item)
@@ -281,15 +294,16 @@ class Checkpoints:
         return jax.tree.unflatten(treedef, [flat[path] for path in wanted])
 
     def _check_fit(
-        self, step: int, wanted: Mapping[Path, jax.ShapeDtypeStruct]
+        self, step: int, wanted: Mapping[Path, jax.ShapeDtypeStruct], partial: bool
     ) -> None:
         metadata = self._checkpointer.metadata(self._path(step)).item_metadata
         assert metadata is not None  # its file is in the verified manifest
         saved = traverse_util.flatten_dict(metadata["default"].tree)
+        unwanted = [] if partial else [path for path in saved if path not in wanted]
         differences = [
             f"{'/'.join(path)} ({_describe(saved.get(path))} saved, "
             f"{_describe(wanted.get(path))} wanted)"
-            for path in [*wanted, *(path for path in saved if path not in wanted)]
+            for path in [*wanted, *unwanted]
             if _describe(saved.get(path)) != _describe(wanted.get(path))
         ]
         if differences:

@@ -1,11 +1,15 @@
 """Evaluation of a split: every example counts once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from jaxattn.data.augment import Augment
+from jaxattn.data.pipeline import Batch, Slice
 from jaxattn.training.metrics import summarize
+from jaxattn.training.parallel import Fetch
 from jaxattn.training.run import Run
 
 
@@ -27,20 +31,38 @@ class Evaluator:
             split: parallel.compile_fetch(loader.fetch)
             for split, loader in run.loaders.items()
         }
+        self._draw = None
+        if run.augment.validation and "val" in run.loaders:
+            fetch = _transformed(run.loaders["val"].fetch, run.augment)
+            self._fetch["val"] = parallel.compile_fetch(fetch)
+            H, W, _ = run.data.image_shape
+            draw = functools.partial(
+                run.augment.draw, n=run.options.batch_size, height=H, width=W
+            )
+            self._draw = jax.jit(lambda key: draw(key).images)
         self._evaluate = parallel.compile_evaluate(run.eval_step)
 
-    def evaluate(self, variables: Any, split: str) -> dict[str, Any] | None:
+    def evaluate(
+        self, variables: Any, split: str, key: jax.Array | None = None
+    ) -> dict[str, Any] | None:
         """Returns the figures of `summarize`, or None if it was stopped midway.
 
         Args:
             variables: As the parallel runner holds them.
             split: "train", "val" or "test".
+            key: PRNG key of this evaluation, for a run that transforms its validation
+                images.
         """
         run, total = self._run, None
         fetch, store = self._fetch[split], self.stores[split]
-        for feed in run.loaders[split].evaluation_feeds(run.options.batch_size):
+        feeds = run.loaders[split].evaluation_feeds(run.options.batch_size)
+        for number, feed in enumerate(feeds):
             if self._is_stopped():
                 return None
+            if self._draw and split == "val":
+                assert key is not None
+                drawn = self._draw(jax.random.fold_in(key, number))
+                feed = {**feed, "drawn": self._own_part(drawn)}
             batch = fetch(store, run.parallel.place(feed))
             sums = self._evaluate(variables, batch)
             # One batch runs and one is ready; more would pile up on the device.
@@ -48,3 +70,21 @@ class Evaluator:
             total = sums if total is None else total + sums
         assert total is not None  # no split is empty
         return summarize(total)
+
+    @staticmethod
+    def _own_part(drawn: Any) -> Any:
+        """What was drawn for this process's part of the batch, on the host."""
+        part = Slice(jax.process_index(), jax.process_count())
+        return jax.tree.map(part.take, jax.device_get(drawn))
+
+
+def _transformed(fetch: Fetch, augment: Augment) -> Fetch:
+    """Fetches images transformed by what the feed says was drawn for them."""
+
+    def fetch_transformed(store: Batch, feed: dict[str, Any]) -> Batch:
+        feed = dict(feed)
+        drawn = feed.pop("drawn")
+        batch = fetch(store, feed)
+        return {**batch, "image": augment.apply(batch["image"], drawn)}
+
+    return fetch_transformed

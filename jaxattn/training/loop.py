@@ -29,7 +29,7 @@ from jaxattn.training.meter import Meter
 from jaxattn.training.parallel import Devices
 from jaxattn.training.progress import Progress
 from jaxattn.training.run import Run, build, changed_since
-from jaxattn.training.state import TrainState
+from jaxattn.training.state import TrainState, stream
 from jaxattn.training.writer import RunWriter, read_metrics
 
 
@@ -142,7 +142,7 @@ class _Attempt:
     def train(self, state: TrainState) -> TrainState:
         """Trains what is left and returns the last state."""
         run, step = self.run, self.start_step
-        key = jax.device_get(run.parallel.collect(state.key))
+        key = self._key(state)
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
         if self.writer and step:
@@ -178,6 +178,10 @@ class _Attempt:
                     self._stop(step)
         return state
 
+    def _key(self, state: TrainState) -> np.ndarray:
+        """Data of the run's root key, on the host."""
+        return jax.device_get(self.run.parallel.collect(state.key))
+
     def _is_epoch_end(self, step: int) -> bool:
         return step % self.run.steps_per_epoch == 0
 
@@ -210,11 +214,12 @@ class _Attempt:
     ) -> None:
         """Evaluates on the validation split, writes the epoch's row and saves."""
         row = dict(train_means)
+        key = stream(self._key(state), step, "validation")
         with self.progress.paused():
             for suffix, variables in _weights(state).items():
                 if "val" not in self.run.loaders:
                     break
-                summary = self._evaluator.evaluate(variables, "val")
+                summary = self._evaluator.evaluate(variables, "val", key)
                 if summary is None:
                     self._save(state, step, {})
                     self._stop(step)

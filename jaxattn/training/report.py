@@ -1,9 +1,8 @@
 """What a run leaves in its workdir at its start and at its end."""
 
 import json
-import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxattn.atomic import write_atomically
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import count_macs, count_parameters, summarize_model
 from jaxattn.training.run import Run, flatten
@@ -48,8 +48,8 @@ def write_description(
 
 
 def write_config(run: Run, workdir: pathlib.Path) -> None:
-    """Writes `config.json`: the run's config and the versions it runs with."""
-    _write_json(workdir / "config.json", {**run.config, "versions": versions()})
+    """Writes `config.json`: the run's record and the versions it runs with."""
+    _write_json(workdir / "config.json", {**run.record, "versions": versions()})
 
 
 def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -154,7 +154,7 @@ def write_results(
     if writer is None:
         return results
     _write_json(workdir / "results.json", results)
-    _write_atomically(workdir / "report.txt", format_report(results, best, run))
+    write_atomically(workdir / "report.txt", format_report(results, best, run))
     names = run.data.class_names
     figures = {
         "history": plots.plot_history(history(workdir)),
@@ -187,8 +187,6 @@ def history(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> str:
     """Returns the text of `report.txt`."""
-    names = run.data.class_names
-    width = max(12, *(len(name) for name in names))
     lines = [
         f"{results['model']} on {results['data']}, seed {results['seed']}:"
         f" {_chosen(results)}",
@@ -198,15 +196,27 @@ def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> st
         f"test loss            {best['loss']:.4f}  (labels smoothed as in training)",
         f"calibration (ECE)    {best['ece']:.4f}",
         "",
-        f"{'class':{width}}  precision    recall        f1   support",
+        *class_table(best, run.data.class_names),
     ]
-    columns = ("precision", "recall", "f1")
-    for i, name in enumerate(names):
-        figures = "".join(f"{best[column][i]:10.4f}" for column in columns)
-        lines.append(f"{name:{width}} {figures}{best['support'][i]:10d}")
-    means = "".join(f"{np.mean(best[column]):10.4f}" for column in columns)
-    lines.append(f"{'mean':{width}} {means}{best['count']:10d}")
     return "\n".join(lines) + "\n"
+
+
+def class_table(summary: dict[str, Any], class_names: Sequence[str]) -> list[str]:
+    """Returns the lines of a table of precision, recall, F1 and support by class.
+
+    Args:
+        summary: Figures of `summarize`.
+        class_names: The name of each class.
+    """
+    width = max(12, *(len(name) for name in class_names))
+    columns = ("precision", "recall", "f1")
+    lines = [f"{'class':{width}}  precision    recall        f1   support"]
+    for i, name in enumerate(class_names):
+        figures = "".join(f"{summary[column][i]:10.4f}" for column in columns)
+        lines.append(f"{name:{width}} {figures}{summary['support'][i]:10d}")
+    means = "".join(f"{np.mean(summary[column]):10.4f}" for column in columns)
+    lines.append(f"{'mean':{width}} {means}{summary['count']:10d}")
+    return lines
 
 
 def _chosen(results: dict[str, Any]) -> str:
@@ -222,13 +232,7 @@ def versions() -> dict[str, str]:
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    _write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def _as_code(text: str) -> str:

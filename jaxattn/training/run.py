@@ -36,7 +36,7 @@ _SECTIONS = (
     "ema",
     "log",
 )
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PARALLEL: dict[str, Callable[..., Parallel]] = {
     "jit": MeshParallel,
     "pmap": PmapParallel,
@@ -69,7 +69,7 @@ class Options:
             value = getattr(self, key)
             require(key, value, value is None or value >= 1, "at least 1")
         require("seed", self.seed, self.seed >= 0, "at least 0")
-        choose("dtype", self.dtype, _DTYPES)
+        choose("dtype", self.dtype, DTYPES)
         choose("data_parallel", self.data_parallel, _PARALLEL)
 
 
@@ -129,6 +129,15 @@ class Run:
     eval_step: EvalStep
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What `config.json` keeps: the config, and what the data turned out to be."""
+        dataset = {
+            "class_names": list(self.data.class_names),
+            "image_shape": list(self.data.image_shape),
+        }
+        return {**self.config, "dataset": dataset}
+
+    @property
     def steps_per_epoch(self) -> int:
         """Training steps an epoch."""
         return self.order.steps_per_epoch
@@ -182,7 +191,7 @@ def build(config: Any, devices: Devices | None = None) -> Run:
     loss = bind(Loss, sections["loss"], "loss")()
     make_model = functools.partial(
         bind(create_model, sections["model"], "model"),
-        dtype=_DTYPES[options.dtype],
+        dtype=DTYPES[options.dtype],
         axis_name=parallel.axis_name,
     )
     make_model(num_classes=1)
@@ -299,7 +308,7 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
     """
     before, now = (
         flatten(saved),
-        flatten(json.loads(json.dumps(run.config, default=str))),
+        flatten(json.loads(json.dumps(run.record, default=str))),
     )
     changed = [
         key

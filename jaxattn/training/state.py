@@ -57,7 +57,7 @@ class TrainState:
 
 
 # Never renumber: a resumed run must draw what it would have drawn.
-_STREAMS = {"augment": 0, "dropout": 1, "forcing": 2}
+_STREAMS = {"augment": 0, "dropout": 1, "forcing": 2, "validation": 3}
 
 
 def stream(key: ArrayLike, step: ArrayLike, name: str) -> jax.Array:
@@ -66,7 +66,7 @@ def stream(key: ArrayLike, step: ArrayLike, name: str) -> jax.Array:
     Args:
         key: Data of the run's root key, uint32.
         step: Training steps done.
-        name: "augment", "dropout" or "forcing".
+        name: "augment", "dropout", "forcing" or "validation".
     """
     root = jax.random.wrap_key_data(jnp.asarray(key))
     return jax.random.fold_in(jax.random.fold_in(root, step), _STREAMS[name])

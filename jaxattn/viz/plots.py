@@ -8,7 +8,6 @@ state and could open a display. Names of classes are drawn literally
 import contextlib
 import io
 import os
-import pathlib
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from jaxattn.atomic import write_atomically
 
 _INK = "#333333"
 _PALE = "#9a9a9a"
@@ -227,14 +228,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: if it cannot be written; names the path.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        partial.write_bytes(_encode(figure))
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    write_atomically(path, _encode(figure))
 
 
 def _encode(figure: Figure) -> bytes:

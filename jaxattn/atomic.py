@@ -1,0 +1,42 @@
+"""Files that are whole or not there."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields where to write a file that takes the place of `path` once it is whole.
+
+    Args:
+        path: The file; its folder exists. Through a link, which is not replaced itself.
+
+    Raises:
+        OSError: If it cannot be written; names the path.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """Writes a file whole or not at all: an earlier one stays until then.
+
+    Args:
+        path: The file; its folder exists.
+        data: The content; text is written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; names the path.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)

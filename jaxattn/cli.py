@@ -1,0 +1,317 @@
+"""The `jaxattn` command: what to do with a trained network.
+
+Exit codes: 0 done, 1 the machine failed, 2 a mistake in the command or the data, 130
+stopped by Ctrl-C.
+"""
+
+import argparse
+import ast
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jaxattn.errors import UserError, require
+from jaxattn.inference import evaluate, files, methods, torch_files
+from jaxattn.inference.predict import predict
+from jaxattn.inference.trained import WEIGHTS, load_trained
+
+_METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
+_CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit code."""
+    try:
+        args = _make_parser().parse_args(argv)
+        args.run(args)
+    except UserError as error:
+        return _complain(error, 2)
+    except ModuleNotFoundError as error:
+        return _complain(f"{error}: pip install 'jaxattn[train]'", 2)
+    except OSError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("stopped", 130)
+    return 0
+
+
+def _complain(message: object, code: int) -> int:
+    print(f"jaxattn: {message}", file=sys.stderr)
+    return code
+
+
+# Subcommands ----------------------------------------------------------------------
+
+
+def _predict(args: argparse.Namespace) -> None:
+    name = args.method.removeprefix("class_")  # as the reference code names its files
+    out = args.out or pathlib.Path("submissions", f"{name}_submission.csv")
+    if args.method == "ensemble":
+        for flag in ("names", "probabilities"):
+            message = "an ensemble votes on numbers: leave it out"
+            require(f"--{flag}", True, not getattr(args, flag), message)
+        ids, labels = files.align_predictions(args.ensemble_files or ())
+        files.write_predictions(out, ids, methods.vote(labels))
+    else:
+        for flag in ("workdir", "data"):
+            value = getattr(args, flag)
+            require(f"--{flag}", value, value is not None, "given with this method")
+        trained = load_trained(args.workdir, weights=args.weights)
+        inputs = files.read_inputs(args.data, trained.image_shape)
+        ids = inputs.ids
+        decision = predict(trained, inputs.source, _make_method(args), **_how(args))
+        files.write_predictions(
+            out,
+            ids,
+            decision.labels,
+            class_names=trained.class_names if args.names else None,
+            probabilities=decision.probabilities if args.probabilities else None,
+            probability_columns=trained.class_names,
+        )
+    print(f"{len(ids)} predictions in {out}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    trained = load_trained(args.workdir, weights=args.weights)
+    overrides = {"name": args.data_name, "path": args.data_path}
+    data = evaluate.load_data_of(trained, overrides)
+    evaluation = evaluate.evaluate(
+        trained, data, _make_method(args), split=args.split, **_how(args)
+    )
+    folder = f"{args.split}_{args.weights}_{args.method}"
+    out = args.out or pathlib.Path(args.workdir, "evaluation", folder)
+    report = evaluate.write_evaluation(
+        out,
+        evaluation,
+        trained.class_names,
+        model=trained.config["model"]["name"],
+        data=data.name,
+        split=args.split,
+        weights=args.weights,
+        step=trained.step,
+        method=args.method,
+    )
+    print(f"{report}\nreport and figures in {out}")
+
+
+def _import_torch(args: argparse.Namespace) -> None:
+    mean, std = torch_files.published_normalization(args.model)
+    count = torch_files.import_torch(
+        args.checkpoint,
+        args.workdir,
+        model=args.model,
+        class_names=args.class_names,
+        image_size=args.image_size,
+        mean=args.mean or mean,
+        std=args.std or std,
+        model_kwargs=dict(args.model_arg),
+    )
+    print(
+        f"{args.model}, {count:,} parameters, in {args.workdir}; images are normalised"
+        f" by mean {args.mean or mean} and std {args.std or std}"
+    )
+
+
+def _export_torch(args: argparse.Namespace) -> None:
+    trained = load_trained(args.workdir, weights=args.weights)
+    torch_files.export_torch(trained, args.out)
+    print(f"state dict of step {trained.step} in {args.out}")
+
+
+def _make_method(args: argparse.Namespace) -> methods.Method:
+    """The method of the arguments; those that were not given keep their defaults."""
+    V = args.num_views
+    require("--num-views", V, 1 <= V <= len(methods.VIEWS), "1 to 8")
+    views = methods.VIEWS[:V]
+    tta = methods.TTA(
+        views=views,
+        **_given(weights=args.view_weights, temperature=args.tta_temperature),
+    )
+    specialized = methods.ClassSpecialized(
+        views=views,
+        **_given(thresholds=args.thresholds, temperature=args.specialized_temperature),
+    )
+    choices = {"hard_classes": args.hard_classes, "bonus": args.bonus}
+    adaptive = methods.Adaptive(tta=tta, specialized=specialized, **_given(**choices))
+    made = (methods.Plain(), methods.Flip(), tta, specialized, adaptive)
+    return dict(zip(_METHODS, made, strict=True))[args.method]
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    return {"seed": args.seed, "batch_size": args.batch_size}
+
+
+# Arguments ------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            f"{self.prog.removeprefix('jaxattn').strip()} {message}".strip()
+        )
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jaxattn", description="Predicts with trained networks, and more."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    _add_predict(command("predict", _predict, "Classifies images into a CSV file."))
+    _add_evaluate(
+        command("evaluate", _evaluate, "Reports accuracy and calibration on a split.")
+    )
+    _add_import(
+        command("import-torch", _import_torch, "Makes a workdir of PyTorch weights.")
+    )
+    _add_export(
+        command("export-torch", _export_torch, "Writes weights as a state dict.")
+    )
+    return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", help="folder of the trained network")
+    add(
+        "--data",
+        nargs="+",
+        metavar="PATH",
+        help="a CIFAR-like pickle, an .npz, a folder of images, or image files",
+    )
+    add("--out", type=pathlib.Path, help="default submissions/<method>_submission.csv")
+    add("--ensemble-files", nargs="+", metavar="CSV", help="of --method ensemble")
+    add("--probabilities", action="store_true", help="adds a column per class")
+    add("--names", action="store_true", help="writes class names, not numbers")
+    _add_method(parser, (*_METHODS, "ensemble"))
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    add("--split", default="test", choices=evaluate.SPLITS)
+    add("--data-name", help="another data set than the run's")
+    add("--data-path", help="where the data are; default as in the run")
+    add("--out", type=pathlib.Path, help="folder; default in the workdir")
+    _add_method(parser, _METHODS)
+
+
+def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:
+    tta, specialized = methods.TTA(), methods.ClassSpecialized()
+    adaptive = methods.Adaptive()
+    add = parser.add_argument
+    _add_weights(parser)
+    add("--method", default="plain", choices=choices)
+    add("--seed", type=int, default=0, help="of random views (default %(default)s)")
+    add("--batch-size", type=int, default=256, help="default %(default)s")
+    add("--num-views", type=int, default=len(methods.VIEWS), help="default 8, all")
+    add(
+        "--view-weights",
+        type=_numbers,
+        help="of tta and adaptive: one per view (default 2 for the first, else 1)",
+    )
+    add("--tta-temperature", type=float, help=f"default {tta.temperature}")
+    add(
+        "--specialized-temperature",
+        type=float,
+        help=f"default {specialized.temperature}",
+    )
+    add(
+        "--thresholds",
+        type=_numbers,
+        help="of class_specialized and adaptive: one per class (default CIFAR-10's)",
+    )
+    add(
+        "--hard-classes",
+        type=_integers,
+        help="of adaptive: class numbers (default "
+        f"{','.join(map(str, adaptive.hard_classes))})",
+    )
+    add("--bonus", type=float, help=f"of adaptive (default {adaptive.bonus})")
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", help="a .pth file: a state dict, or a dict that holds one")
+    add("--model", required=True, help="one of jaxattn.list_models()")
+    add("--workdir", required=True, help="folder to make")
+    add(
+        "--class-names",
+        type=_names,
+        default=_CIFAR10_CLASSES,
+        help="separated by commas (default CIFAR-10's)",
+    )
+    add("--image-size", type=int, default=32, help="pixels (default %(default)s)")
+    add("--mean", type=_numbers, help="of the normalisation (default as published)")
+    add("--std", type=_numbers, help="of the normalisation (default as published)")
+    add(
+        "--model-arg",
+        type=_key_and_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the network, such as base_width=8",
+    )
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    add("--out", type=pathlib.Path, required=True, help="the .pth file")
+    _add_weights(parser)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        default="best",
+        choices=tuple(WEIGHTS),
+        help="of which checkpoint, raw or averaged (default %(default)s)",
+    )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return _parsed(text, float, "numbers separated by commas")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return _parsed(text, int, "integers separated by commas")
+
+
+def _parsed(text: str, kind: Callable[[str], Any], wanted: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""PyTorch checkpoint files in and out of workdirs. Needs PyTorch."""
+
+import importlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn.atomic import replacing, write_atomically
+from jaxattn.data.archives import reason
+from jaxattn.errors import UserError, require
+from jaxattn.inference.trained import Trained
+from jaxattn.models.registry import create_model
+from jaxattn.models.torch_weights import from_torch, to_torch
+from jaxattn.training.checkpoint import Checkpoints, workdir_lock
+from jaxattn.training.report import versions
+
+# Where a checkpoint of a training script keeps its state dict.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PARALLEL_PREFIX = "module."  # of nn.DataParallel and DistributedDataParallel
+_CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def published_normalization(
+    model: str,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std of the images that a network's authors trained it on.
+
+    Args:
+        model: One of `list_models()`.
+    """
+    is_cifar = model in ("enhanced_efficient_resnet", "efficient_resnet")
+    return _CIFAR10_MEAN_STD if is_cifar else _IMAGENET_MEAN_STD
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a PyTorch checkpoint without running code from it.
+
+    Args:
+        path: A file of `torch.save`: a state dict, or a dict that holds one as
+            `state_dict`, `model_state_dict` or `model`. A prefix `module.` is dropped.
+
+    Returns:
+        Arrays by PyTorch name.
+
+    Raises:
+        UserError: If PyTorch is not installed, or the file is not such a one.
+    """
+    torch = _import_torch()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # unpickling, zip and torch each raise their own
+        raise UserError(
+            f"{path}: not a PyTorch file of plain weights ({reason(error)})"
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path}: holds no state dict")
+    for name, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{path}: holds no state dict: its entry {name!r} is a"
+                f" {type(value).__name__}, not a tensor"
+            )
+    return {
+        name.removeprefix(_PARALLEL_PREFIX): _to_numpy(torch, value)
+        for name, value in content.items()
+    }
+
+
+def import_torch(
+    path: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    *,
+    model: str,
+    class_names: Sequence[str],
+    image_size: int = 32,
+    mean: Sequence[float],
+    std: Sequence[float],
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> int:
+    """Makes a workdir of a PyTorch checkpoint, for prediction and evaluation.
+
+    Args:
+        path: The file; see `read_state_dict`.
+        workdir: Folder to make; it must not hold a run.
+        model: One of `list_models()`.
+        class_names: The name of each logit.
+        image_size: Height and width of the network's images, pixels.
+        mean: Of the normalisation it was trained with, per channel, in [0, 1].
+        std: As `mean`.
+        model_kwargs: Further keywords of the network, such as `base_width`.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        UserError: If the file or a value does not fit.
+    """
+    require("std", tuple(std), min(std) > 0, "above 0")
+    kwargs = dict(model_kwargs or {})
+    module = create_model(model, num_classes=len(class_names), **kwargs)
+    workdir = pathlib.Path(workdir).resolve()
+    if (workdir / "config.json").exists():
+        raise UserError(f"workdir {workdir}: holds a run already; name another one")
+    shape = (image_size, image_size, 3)
+    state_dict = read_state_dict(path)
+    try:
+        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        variables = from_torch(module, state_dict, example)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    config = {
+        "model": {"name": model, **kwargs},
+        "normalize": {"mean": list(mean), "std": list(std)},
+        "dataset": {"class_names": list(class_names), "image_shape": shape},
+        "imported_from": os.fspath(path),
+        "versions": versions(),
+    }
+    with workdir_lock(workdir):
+        checkpoints = Checkpoints(workdir)
+        state = {"batch_stats": {}, **jax.tree.map(jnp.asarray, variables)}
+        checkpoints.save(0, state, None)
+        checkpoints.close()
+        write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def export_torch(trained: Trained, path: str | os.PathLike[str]) -> None:
+    """Writes the weights of a network as a PyTorch state dict.
+
+    Args:
+        trained: The network.
+        path: The file, whole or not written; its folder is made.
+
+    Raises:
+        UserError: If PyTorch is not installed, or the file cannot be written.
+    """
+    torch = _import_torch()
+    arrays = to_torch(trained.model, trained.variables)
+    # Copies, for PyTorch warns of arrays that cannot be written to.
+    state = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    try:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch raises the latter too
+        raise UserError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+def _import_torch() -> ModuleType:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise UserError(
+            "PyTorch is needed for its files: pip install 'jaxattn[torch]'"
+        ) from error
+
+
+def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    is_counter = not tensor.is_floating_point()
+    return (tensor if is_counter else tensor.to(torch.float32)).numpy()

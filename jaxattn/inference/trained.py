@@ -1,0 +1,134 @@
+"""A trained network, as a workdir holds it."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxattn.data.augment import normalize
+from jaxattn.errors import UserError, choose
+from jaxattn.models.registry import create_model
+from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.config import bind
+from jaxattn.training.run import DTYPES
+
+WEIGHTS = {
+    "best": ("raw", "val_accuracy"),
+    "best_ema": ("ema", "val_accuracy_ema"),
+    "last": ("raw", None),
+    "last_ema": ("ema", None),
+}
+"""Names of weights: what to restore, and by which metric the best; None: the newest."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A network with its weights and all that is needed to feed it.
+
+    Attributes:
+        model: The network.
+        variables: Its parameters and batch statistics, NumPy arrays.
+        normalize: From uint8 images `[N, H, W, C]` to the network's input.
+        class_names: The name of each logit.
+        image_shape: `(H, W, C)` of the images it was trained on.
+        config: Of its run, by section.
+        step: Training steps done; 0 for imported weights.
+    """
+
+    model: nn.Module
+    variables: Any
+    normalize: Callable[[jax.Array], jax.Array]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    config: dict[str, Any]
+    step: int
+
+
+def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> Trained:
+    """Loads the network of a workdir, finished or not.
+
+    Args:
+        workdir: Folder of a run, or of imported weights.
+        weights: "best" (by validation accuracy; the last ones of a run without
+            validation), "last", or the moving averages "best_ema" and "last_ema".
+
+    Raises:
+        UserError: If the folder holds no run, no checkpoint, or no such weights.
+    """
+    choose("weights", weights, WEIGHTS)
+    workdir = pathlib.Path(workdir).resolve()
+    config = _read_config(workdir)
+    kind, metric = WEIGHTS[weights]
+    if kind == "ema" and not config.get("ema", {}).get("decay"):
+        raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
+    class_names = tuple(config["dataset"]["class_names"])
+    image_shape = tuple(config["dataset"]["image_shape"])
+    dtype = DTYPES[config.get("dtype", "float32")]
+    make_model = bind(create_model, config["model"], "model")
+    model = make_model(num_classes=len(class_names), dtype=dtype)
+    target = _target(model, image_shape, kind, config)
+    restored = _restore(workdir, target, metric)
+    if restored is None:
+        raise UserError(f"workdir {workdir}: holds no checkpoint yet")
+    state, step = jax.device_get(restored)
+    sources = _sources(kind, config)
+    return Trained(
+        model=model,
+        variables={name: state[source] for name, source in sources.items()},
+        normalize=bind(normalize, config["normalize"], "normalize"),
+        class_names=class_names,
+        image_shape=image_shape,
+        config=config,
+        step=step,
+    )
+
+
+def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        for key in ("model", "normalize", "dataset"):
+            config[key]
+    except FileNotFoundError:
+        raise UserError(f"workdir {workdir}: holds no run (no config.json)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a run's config ({error!r})") from error
+    return config
+
+
+def _sources(kind: str, config: dict[str, Any]) -> dict[str, str]:
+    """Where in the train state each collection of variables is."""
+    if kind == "raw":
+        return {"params": "params", "batch_stats": "batch_stats"}
+    averaged = config["ema"].get("batch_stats") == "average"
+    stats = "ema_batch_stats" if averaged else "batch_stats"
+    return {"params": "ema_params", "batch_stats": stats}
+
+
+def _target(
+    model: nn.Module, image_shape: tuple[int, ...], kind: str, config: dict[str, Any]
+) -> dict[str, Any]:
+    """The part of the train state to restore."""
+    init = functools.partial(model.init, jax.random.key(0), train=False)
+    variables = jax.eval_shape(init, jnp.zeros((1, *image_shape)))
+    sources = _sources(kind, config)
+    return {sources[name]: variables.get(name, {}) for name in sources}
+
+
+def _restore(
+    workdir: pathlib.Path, target: Any, metric: str | None
+) -> tuple[Any, int] | None:
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        best = metric and checkpoints.restore_best(target, metric, partial=True)
+        # Without a validation split the last weights are a run's result.
+        return best or checkpoints.restore_latest(target, partial=True)
+    finally:
+        checkpoints.close()

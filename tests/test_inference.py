@@ -1,0 +1,227 @@
+"""Prediction and evaluation with the workdir of a run."""
+
+import json
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+import smoke
+from PIL import Image
+
+from jaxattn import UserError
+from jaxattn.data.source import ArraySource
+from jaxattn.inference import methods
+from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
+from jaxattn.inference.files import read_inputs
+from jaxattn.inference.methods import TTA, VIEWS, Flip, Plain
+from jaxattn.inference.predict import predict, view_logits
+from jaxattn.inference.trained import load_trained
+from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.loop import train_and_evaluate
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = smoke.get_config()
+    config.num_epochs = 2
+    train_and_evaluate(config, folder, devices=smoke.one_device())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+    return load_trained(workdir)
+
+
+@pytest.fixture(scope="module")
+def test_split(trained):
+    return load_data_of(trained, {}).test
+
+
+def direct_logits(trained, images):
+    x = trained.normalize(images)
+    return trained.model.apply(trained.variables, x, train=False)
+
+
+def all_logits(*args, **kwargs):
+    return np.concatenate(list(view_logits(*args, **kwargs)), 1)
+
+
+def test_plain_prediction_is_the_networks(trained, test_split):
+    expected = direct_logits(trained, test_split.images)
+    labels, probabilities = predict(trained, test_split.images, Plain())
+    np.testing.assert_array_equal(labels, np.argmax(expected, -1))
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(expected), atol=1e-5)
+
+
+def test_views_do_not_depend_on_batches_or_devices(trained, test_split):
+    reference = all_logits(trained, test_split, VIEWS, devices=smoke.one_device())
+    assert reference.shape == (8, 45, 5)
+    for batch_size, devices in ((7, jax.devices()[:1]), (16, jax.devices()[:4])):
+        logits = all_logits(
+            trained, test_split, VIEWS, batch_size=batch_size, devices=devices
+        )
+        np.testing.assert_allclose(logits, reference, atol=2e-4)
+
+
+def test_views_are_their_transforms(trained, test_split):
+    logits = all_logits(trained, test_split, VIEWS)
+    images = test_split.images
+    np.testing.assert_allclose(logits[0], direct_logits(trained, images), atol=1e-4)
+    mirrored = direct_logits(trained, images[:, :, ::-1])
+    np.testing.assert_allclose(logits[1], mirrored, atol=1e-4)
+    for view in logits[2:]:
+        assert np.abs(view - logits[0]).max() > 1e-5
+
+
+def test_random_views_follow_the_seed(trained, test_split):
+    first, again, other = (
+        all_logits(trained, test_split, VIEWS, seed=seed) for seed in (0, 0, 1)
+    )
+    chex.assert_trees_all_equal(first, again)
+    chex.assert_trees_all_equal(first[:2], other[:2])
+    for i in range(2, 8):
+        assert np.abs(first[i] - other[i]).max() > 1e-5
+
+
+def test_network_is_compiled_once_for_all_views(trained, test_split):
+    traces = 0
+
+    def normalize(images):
+        nonlocal traces
+        traces += 1
+        return trained.normalize(images)
+
+    class Counted:
+        def __getattr__(self, name):
+            return normalize if name == "normalize" else getattr(trained, name)
+
+    # 45 images in batches of 16: the last one is padded, not compiled anew.
+    all_logits(Counted(), test_split, VIEWS, batch_size=16)
+    assert traces == len(VIEWS)
+
+
+def test_image_files_are_predicted_as_arrays(trained, test_split, tmp_path):
+    for i, image in enumerate(test_split.images[:9]):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    inputs = read_inputs([tmp_path], trained.image_shape)
+    assert inputs.ids == tuple(f"{i}.png" for i in range(9))
+    expected = predict(trained, test_split.images[:9], Flip())
+    decision = predict(trained, inputs.source, Flip())
+    np.testing.assert_array_equal(decision.labels, expected.labels)
+    np.testing.assert_allclose(
+        decision.probabilities, expected.probabilities, atol=1e-6
+    )
+
+
+def test_one_image_is_enough(trained, test_split):
+    decision = predict(trained, test_split.images[:1], TTA())
+    assert decision.probabilities.shape == (1, 5)
+
+
+@pytest.mark.parametrize("weights", ["best", "best_ema", "last", "last_ema"])
+def test_weights_are_those_of_the_checkpoint(workdir, weights):
+    trained = load_trained(workdir, weights=weights)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    suffix = "_ema" if weights.endswith("ema") else ""
+    best = checkpoints.best_step(f"val_accuracy{suffix}")
+    step = best if weights.startswith("best") else checkpoints.all_steps()[-1]
+    assert trained.step == step
+    results = json.loads((workdir / "results.json").read_text())
+    expected = {
+        "best": results["test_accuracy"],
+        "best_ema": results["test_accuracy_ema"],
+        "last": results["last_test_accuracy"],
+    }
+    if weights in expected:
+        data = load_data_of(trained, {})
+        accuracy = evaluate(trained, data, Plain()).summary["accuracy"]
+        assert accuracy == pytest.approx(expected[weights])
+
+
+def test_evaluation_counts_every_example(trained):
+    data = load_data_of(trained, {})
+    for split, count in (("test", 45), ("val", 30), ("train", 90)):
+        evaluation = evaluate(trained, data, Plain(), split=split, batch_size=32)
+        assert evaluation.summary["count"] == count
+        assert evaluation.fitted_on == ("val" if split == "test" else split)
+
+
+def test_temperature_of_overconfident_logits_is_found():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(20_000, 4))
+    chances = methods.softmax(logits)
+    labels = (rng.random((20_000, 1)) > chances.cumsum(-1)).sum(-1)
+    assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.05)
+    assert fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.15)
+
+
+def test_temperature_is_fitted_on_validation_and_applied_to_test(trained):
+    data = load_data_of(trained, {})
+    evaluation = evaluate(trained, data, Plain())
+    logits = direct_logits(trained, data.val.images)
+    assert evaluation.temperature == pytest.approx(
+        fit_temperature(np.asarray(logits), data.val.labels), rel=1e-2
+    )
+    before, after = evaluation.summary, evaluation.calibrated
+    assert before["accuracy"] == after["accuracy"]
+    assert before["loss"] != after["loss"]
+
+
+def broken_workdir(workdir, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    change(copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: (w / "config.json").unlink(), "holds no run"),
+        (lambda w: (w / "config.json").write_text("{}"), "not a run's config"),
+        (lambda w: (w / "config.json").write_text("["), "not a run's config"),
+        (lambda w: shutil.rmtree(w / "checkpoints"), "holds no checkpoint yet"),
+    ],
+)
+def test_unusable_workdir_is_one_line(workdir, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_trained(broken_workdir(workdir, tmp_path, change))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_weights_name_the_choices(workdir):
+    with pytest.raises(UserError, match=r"weights='bset'.*did you mean 'best'"):
+        load_trained(workdir, weights="bset")
+
+
+def test_average_that_was_not_kept_is_named(workdir, tmp_path):
+    def change(copy):
+        config = json.loads((copy / "config.json").read_text())
+        config["ema"]["decay"] = 0.0
+        (copy / "config.json").write_text(json.dumps(config))
+
+    copy = broken_workdir(workdir, tmp_path, change)
+    with pytest.raises(UserError, match="kept no average"):
+        load_trained(copy, weights="best_ema")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"name": "digits"}, "data.name=digits: classes 10, the network has 5"),
+        ({"name": "cifra10"}, "unknown data set"),
+    ],
+)
+def test_data_that_do_not_fit_are_named(trained, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_data_of(trained, overrides)
+
+
+def test_empty_source_is_refused(trained):
+    images = np.zeros((0, 8, 8, 3), np.uint8)
+    with pytest.raises(UserError, match="no images"):
+        predict(trained, ArraySource(images, np.zeros(0, np.int32)), Plain())
