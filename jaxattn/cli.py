@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from jaxattn.errors import UserError, require
 from jaxattn.inference import evaluate, files, methods, torch_files
-from jaxattn.inference.predict import predict
+from jaxattn.inference.predict import Predictor
 from jaxattn.inference.trained import WEIGHTS, load_trained
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
@@ -60,7 +60,9 @@ def _predict(args: argparse.Namespace) -> None:
         trained = load_trained(args.workdir, weights=args.weights)
         inputs = files.read_inputs(args.data, trained.image_shape)
         ids = inputs.ids
-        decision = predict(trained, inputs.source, _make_method(args), **_how(args))
+        method = _make_method(args)
+        predictor = Predictor(trained, batch_size=args.batch_size)
+        decision = predictor.predict(inputs.source, method, seed=args.seed)
         files.write_predictions(
             out,
             ids,
@@ -76,8 +78,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     trained = load_trained(args.workdir, weights=args.weights)
     overrides = {"name": args.data_name, "path": args.data_path}
     data = evaluate.load_data_of(trained, overrides)
+    predictor = Predictor(trained, batch_size=args.batch_size)
     evaluation = evaluate.evaluate(
-        trained, data, _make_method(args), split=args.split, **_how(args)
+        predictor, data, _make_method(args), split=args.split, seed=args.seed
     )
     folder = f"{args.split}_{args.weights}_{args.method}"
     out = args.out or pathlib.Path(args.workdir, "evaluation", folder)
@@ -140,10 +143,6 @@ def _make_method(args: argparse.Namespace) -> methods.Method:
 
 def _given(**arguments: Any) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if value is not None}
-
-
-def _how(args: argparse.Namespace) -> dict[str, Any]:
-    return {"seed": args.seed, "batch_size": args.batch_size}
 
 
 # Arguments ------------------------------------------------------------------------

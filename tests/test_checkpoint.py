@@ -117,6 +117,26 @@ def test_arrays_serve_as_target(checkpoints):
     assert_identical(restored, make_state(1))
 
 
+def test_a_part_is_restored_where_asked_for(checkpoints):
+    state = make_state(1)
+    checkpoints.save(1, state, {"val_accuracy": 0.5})
+    target = {"params": abstract(state).params}
+    for restored, _ in (
+        checkpoints.restore_latest(target, partial=True),
+        checkpoints.restore_best(target, "val_accuracy", partial=True),
+    ):
+        assert_identical(restored, {"params": state.params})
+    with pytest.raises(UserError, match=r"nothing wanted\) and \d+ more"):
+        checkpoints.restore_latest(target)
+
+
+def test_a_part_must_be_there(checkpoints):
+    checkpoints.save(1, make_state(1, ema=False), None)
+    target = {"ema_params": abstract(make_state(1)).ema_params}
+    with pytest.raises(UserError, match=r"ema_params/.*nothing saved"):
+        checkpoints.restore_latest(target, partial=True)
+
+
 @pytest.mark.parametrize(("saved_on", "restored_on"), [(1, 8), (8, 1), (8, 4)])
 def test_restores_on_another_device_count(checkpoints, saved_on, restored_on):
     def replicated(count):

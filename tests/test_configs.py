@@ -6,6 +6,7 @@ import pytest
 import smoke
 
 from jaxattn import create_model
+from jaxattn.training import optim
 from jaxattn.training.run import build
 
 CONFIGS = sorted((smoke.ROOT / "configs").glob("*.py"))
@@ -83,6 +84,39 @@ def test_canet_follows_the_published_recipe():
         "mixup_probability": 0.3, "mixup_alpha": 0.5,
         "cutmix_probability": 0.3, "cutmix_alpha": 0.5,
     }  # fmt: skip
+
+
+def test_cbam_resnet_follows_the_published_recipe():
+    """The table of the project's trainer, as its code runs it."""
+    config = load(smoke.ROOT / "configs" / "cbam_resnet.py").get_config()
+    assert (config.num_epochs, config.batch_size, config.seed) == (500, 128, 42)
+    assert config.normalize.to_dict() == {
+        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010),
+    }  # fmt: skip
+    assert config.augment.to_dict() == {
+        "flip_probability": 0.5, "crop_padding_px": 4, "crop_fill": "reflect",
+        "rotation_degrees": 15.0,
+        "brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.02,
+        "perspective_probability": 0.5, "perspective_distortion": 0.1,
+        "mixup_probability": 0.3, "mixup_alpha": 1.0,
+        "cutmix_probability": 0.3, "cutmix_alpha": 1.0, "validation": False,
+    }  # fmt: skip
+    assert config.loss.label_smoothing == 0.1
+    assert config.schedule.to_dict() == {
+        "name": "cosine", "learning_rate": 0.1, "update_per": "epoch",
+    }  # fmt: skip
+    assert config.optimizer.to_dict() == {
+        "name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
+        "clip_norm": 1.0,
+    }  # fmt: skip
+    assert config.ema.to_dict() == {"decay": 0.999, "batch_stats": "live"}
+
+
+def test_cbam_resnets_learning_rate_is_the_logged_one():
+    config = load(smoke.ROOT / "configs" / "cbam_resnet.py").get_config()
+    length = optim.RunLength(config.num_epochs, 10)
+    schedule = optim.make_schedule(length=length, **config.schedule)
+    assert float(schedule(499 * 10 + 9)) == pytest.approx(9.87e-7, rel=1e-3)
 
 
 def test_config_folder_is_values_only():

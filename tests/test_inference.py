@@ -1,7 +1,9 @@
 """Prediction and evaluation with the workdir of a run."""
 
+import dataclasses
 import json
 import shutil
+import types
 
 import chex
 import jax
@@ -16,7 +18,7 @@ from jaxattn.inference import methods
 from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
 from jaxattn.inference.files import read_inputs
 from jaxattn.inference.methods import TTA, VIEWS, Flip, Plain
-from jaxattn.inference.predict import predict, view_logits
+from jaxattn.inference.predict import Predictor
 from jaxattn.inference.trained import load_trained
 from jaxattn.training.checkpoint import Checkpoints
 from jaxattn.training.loop import train_and_evaluate
@@ -27,6 +29,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = smoke.get_config()
     config.num_epochs = 2
+    config.data.image_size = 16  # on 8 pixels a rotation by 5 degrees moves none
     train_and_evaluate(config, folder, devices=smoke.one_device())
     return folder
 
@@ -34,6 +37,11 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(workdir):
     return load_trained(workdir)
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return Predictor(trained, devices=smoke.one_device())
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +54,28 @@ def direct_logits(trained, images):
     return trained.model.apply(trained.variables, x, train=False)
 
 
-def all_logits(*args, **kwargs):
-    return np.concatenate(list(view_logits(*args, **kwargs)), 1)
+def all_logits(predictor, source, seed=0):
+    return np.concatenate(list(predictor.logits(source, VIEWS, seed=seed)), 1)
 
 
-def test_plain_prediction_is_the_networks(trained, test_split):
+def test_plain_prediction_is_the_networks(predictor, trained, test_split):
     expected = direct_logits(trained, test_split.images)
-    labels, probabilities = predict(trained, test_split.images, Plain())
+    labels, probabilities = predictor.predict(test_split.images, Plain())
     np.testing.assert_array_equal(labels, np.argmax(expected, -1))
     np.testing.assert_allclose(probabilities, jax.nn.softmax(expected), atol=1e-5)
 
 
-def test_views_do_not_depend_on_batches_or_devices(trained, test_split):
-    reference = all_logits(trained, test_split, VIEWS, devices=smoke.one_device())
+def test_views_do_not_depend_on_batches_or_devices(predictor, trained, test_split):
+    reference = all_logits(predictor, test_split)
     assert reference.shape == (8, 45, 5)
     for batch_size, devices in ((7, jax.devices()[:1]), (16, jax.devices()[:4])):
-        logits = all_logits(
-            trained, test_split, VIEWS, batch_size=batch_size, devices=devices
-        )
+        other = Predictor(trained, batch_size=batch_size, devices=devices)
+        logits = all_logits(other, test_split)
         np.testing.assert_allclose(logits, reference, atol=2e-4)
 
 
-def test_views_are_their_transforms(trained, test_split):
-    logits = all_logits(trained, test_split, VIEWS)
+def test_views_are_their_transforms(predictor, trained, test_split):
+    logits = all_logits(predictor, test_split)
     images = test_split.images
     np.testing.assert_allclose(logits[0], direct_logits(trained, images), atol=1e-4)
     mirrored = direct_logits(trained, images[:, :, ::-1])
@@ -77,9 +84,9 @@ def test_views_are_their_transforms(trained, test_split):
         assert np.abs(view - logits[0]).max() > 1e-5
 
 
-def test_random_views_follow_the_seed(trained, test_split):
+def test_random_views_follow_the_seed(predictor, test_split):
     first, again, other = (
-        all_logits(trained, test_split, VIEWS, seed=seed) for seed in (0, 0, 1)
+        all_logits(predictor, test_split, seed) for seed in (0, 0, 1)
     )
     chex.assert_trees_all_equal(first, again)
     chex.assert_trees_all_equal(first[:2], other[:2])
@@ -87,38 +94,38 @@ def test_random_views_follow_the_seed(trained, test_split):
         assert np.abs(first[i] - other[i]).max() > 1e-5
 
 
-def test_network_is_compiled_once_for_all_views(trained, test_split):
+def test_nothing_is_compiled_twice(trained, test_split):
+    """45 images in batches of 16, the last one padded, by all views, twice."""
     traces = 0
 
-    def normalize(images):
+    def apply(variables, x, *, train):
         nonlocal traces
         traces += 1
-        return trained.normalize(images)
+        return trained.model.apply(variables, x, train=train)
 
-    class Counted:
-        def __getattr__(self, name):
-            return normalize if name == "normalize" else getattr(trained, name)
+    model = types.SimpleNamespace(apply=apply)
+    counted = dataclasses.replace(trained, model=model)
+    predictor = Predictor(counted, batch_size=16, devices=smoke.one_device())
+    all_logits(predictor, test_split)
+    all_logits(predictor, test_split, seed=1)
+    assert traces == 1
 
-    # 45 images in batches of 16: the last one is padded, not compiled anew.
-    all_logits(Counted(), test_split, VIEWS, batch_size=16)
-    assert traces == len(VIEWS)
 
-
-def test_image_files_are_predicted_as_arrays(trained, test_split, tmp_path):
+def test_image_files_are_predicted_as_arrays(predictor, trained, test_split, tmp_path):
     for i, image in enumerate(test_split.images[:9]):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     inputs = read_inputs([tmp_path], trained.image_shape)
     assert inputs.ids == tuple(f"{i}.png" for i in range(9))
-    expected = predict(trained, test_split.images[:9], Flip())
-    decision = predict(trained, inputs.source, Flip())
+    expected = predictor.predict(test_split.images[:9], Flip())
+    decision = predictor.predict(inputs.source, Flip())
     np.testing.assert_array_equal(decision.labels, expected.labels)
     np.testing.assert_allclose(
         decision.probabilities, expected.probabilities, atol=1e-6
     )
 
 
-def test_one_image_is_enough(trained, test_split):
-    decision = predict(trained, test_split.images[:1], TTA())
+def test_one_image_is_enough(predictor, test_split):
+    decision = predictor.predict(test_split.images[:1], TTA())
     assert decision.probabilities.shape == (1, 5)
 
 
@@ -138,14 +145,15 @@ def test_weights_are_those_of_the_checkpoint(workdir, weights):
     }
     if weights in expected:
         data = load_data_of(trained, {})
-        accuracy = evaluate(trained, data, Plain()).summary["accuracy"]
+        accuracy = evaluate(Predictor(trained), data, Plain()).summary["accuracy"]
         assert accuracy == pytest.approx(expected[weights])
 
 
 def test_evaluation_counts_every_example(trained):
     data = load_data_of(trained, {})
+    predictor = Predictor(trained, batch_size=32)
     for split, count in (("test", 45), ("val", 30), ("train", 90)):
-        evaluation = evaluate(trained, data, Plain(), split=split, batch_size=32)
+        evaluation = evaluate(predictor, data, Plain(), split=split)
         assert evaluation.summary["count"] == count
         assert evaluation.fitted_on == ("val" if split == "test" else split)
 
@@ -159,9 +167,9 @@ def test_temperature_of_overconfident_logits_is_found():
     assert fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.15)
 
 
-def test_temperature_is_fitted_on_validation_and_applied_to_test(trained):
+def test_temperature_is_fitted_on_validation_and_applied_to_test(predictor, trained):
     data = load_data_of(trained, {})
-    evaluation = evaluate(trained, data, Plain())
+    evaluation = evaluate(predictor, data, Plain())
     logits = direct_logits(trained, data.val.images)
     assert evaluation.temperature == pytest.approx(
         fit_temperature(np.asarray(logits), data.val.labels), rel=1e-2
@@ -221,7 +229,7 @@ def test_data_that_do_not_fit_are_named(trained, overrides, message):
         load_data_of(trained, overrides)
 
 
-def test_empty_source_is_refused(trained):
-    images = np.zeros((0, 8, 8, 3), np.uint8)
+def test_empty_source_is_refused(predictor):
+    images = np.zeros((0, 16, 16, 3), np.uint8)
     with pytest.raises(UserError, match="no images"):
-        predict(trained, ArraySource(images, np.zeros(0, np.int32)), Plain())
+        predictor.predict(ArraySource(images, np.zeros(0, np.int32)), Plain())

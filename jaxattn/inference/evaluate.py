@@ -14,7 +14,7 @@ from jaxattn.atomic import write_atomically
 from jaxattn.data.source import Data, Source, load_data, read_labels
 from jaxattn.errors import UserError, choose
 from jaxattn.inference.methods import Method
-from jaxattn.inference.predict import predict
+from jaxattn.inference.predict import Predictor
 from jaxattn.inference.trained import Trained
 from jaxattn.training.config import bind
 from jaxattn.training.metrics import evaluation_sums, summarize
@@ -53,13 +53,15 @@ def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
         UserError: If the data cannot be had, or do not fit the network.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
-    section = {**trained.config.get("data", {}), **given}
+    section = trained.config.get("data", {})
+    if given.get("name", section.get("name")) != section.get("name"):
+        # What another data set was loaded with says nothing about this one.
+        section = {k: v for k, v in section.items() if k in _OF_ANY_DATA}
+    section = {**section, **given}
     if "name" not in section:
         raise UserError(
             "data.name: imported weights come without data; name a data set"
         )
-    if "name" in given and "path" not in given:
-        section.pop("path", None)  # that of another data set
     data = bind(load_data, section, "data")()
     for key, found, wanted in (
         ("classes", data.num_classes, len(trained.class_names)),
@@ -73,13 +75,12 @@ def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
 
 
 def evaluate(
-    trained: Trained,
+    predictor: Predictor,
     data: Data,
     method: Method,
     *,
     split: str = "test",
     seed: int = 0,
-    batch_size: int = 256,
 ) -> Evaluation:
     """Evaluates a network on one split; every example counts once.
 
@@ -87,12 +88,11 @@ def evaluate(
     one evaluated, else on the evaluated split itself.
 
     Args:
-        trained: The network.
+        predictor: The network.
         data: The data set.
         method: How to predict.
         split: "test", "val" or "train".
         seed: Of random views.
-        batch_size: Images at a time.
 
     Raises:
         UserError: If the data set has no such split.
@@ -102,7 +102,7 @@ def evaluate(
     fitted_on = "val" if split == "test" and data.val is not None else split
 
     def scores(source: Source) -> tuple[np.ndarray, np.ndarray]:
-        decision = predict(trained, source, method, seed=seed, batch_size=batch_size)
+        decision = predictor.predict(source, method, seed=seed)
         # As logits: a softmax gives the probabilities back.
         tiny = np.finfo(np.float32).tiny
         return np.log(decision.probabilities + tiny), read_labels(source)

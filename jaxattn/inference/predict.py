@@ -5,7 +5,7 @@ number of images and views.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,124 +20,107 @@ from jaxattn.inference.trained import Trained
 from jaxattn.training.parallel import Devices, MeshParallel
 
 
-def predict(
-    trained: Trained,
-    source: Source | np.ndarray,
-    method: Method,
-    *,
-    seed: int = 0,
-    batch_size: int = 256,
-    devices: Devices | None = None,
-) -> Decision:
-    """Classifies every image of a source.
+class Predictor:
+    """A trained network on its devices, which keeps what was compiled.
 
     Args:
         trained: The network.
-        source: Images, their labels unused, or an array uint8 `[N, H, W, C]`.
-        method: Which views to classify, and how to decide.
-        seed: Of the random views. An image's views depend on the seed and on its place
-            among the images, not on batches or devices.
         batch_size: Images at a time, over all devices.
         devices: All of this process by default.
-
-    Returns:
-        Labels and probabilities in the order of the source.
 
     Raises:
-        UserError: If a value is out of its range or does not fit the network.
+        UserError: If `batch_size` is below 1.
     """
-    if isinstance(source, np.ndarray):
-        source = ArraySource(source, np.zeros(len(source), np.int32))
-    decisions = [
-        method.decide(logits)
-        for logits in view_logits(
-            trained,
-            source,
-            method.views,
-            seed=seed,
-            batch_size=batch_size,
-            devices=devices,
-        )
-    ]
-    labels, probabilities = zip(*decisions, strict=True)
-    return Decision(np.concatenate(labels), np.concatenate(probabilities))
 
+    def __init__(
+        self,
+        trained: Trained,
+        *,
+        batch_size: int = 256,
+        devices: Devices | None = None,
+    ) -> None:
+        require("batch_size", batch_size, batch_size >= 1, "at least 1")
+        self.trained = trained
+        self._batch_size = batch_size
+        self._parallel = MeshParallel(devices or jax.local_devices())
+        self._variables = self._parallel.replicate(trained.variables)
+        # Compiled apart from the views: once, not once for each.
+        self._network = jax.jit(functools.partial(trained.model.apply, train=False))
 
-def view_logits(
-    trained: Trained,
-    source: Source,
-    views: Sequence[Augment],
-    *,
-    seed: int = 0,
-    batch_size: int = 256,
-    devices: Devices | None = None,
-) -> Iterator[np.ndarray]:
-    """Yields the logits float32 `[V, n, C]` of one batch after another.
+        def network_input(view: Augment, images: jax.Array, drawn: Any) -> jax.Array:
+            return trained.normalize(view.apply(images, drawn))
 
-    Args:
-        trained: The network.
-        source: Images, at least one.
-        views: Transforms, V of them.
-        seed: Of what the views draw.
-        batch_size: Images at a time, over all devices.
-        devices: All of this process by default.
-    """
-    import tqdm
+        self._network_input = jax.jit(network_input, static_argnums=0)
 
-    require("batch_size", batch_size, batch_size >= 1, "at least 1")
-    N = len(source)
-    require("source", N, N >= 1, "at least one image: there are no images")
-    parallel = MeshParallel(devices or jax.local_devices())
-    # No more padding than the devices need.
-    n = parallel.num_devices
-    size = -(-min(batch_size, N) // n) * n
-    kind = "auto" if isinstance(source, ArraySource) else "streamed"
-    loader = make_loader(source, loader=kind)
-    fetch, store = (
-        parallel.compile_fetch(loader.fetch),
-        parallel.replicate(loader.store),
-    )
-    classify = _make_classifier(trained, views, parallel)
-    drawn = _draw(views, N, trained.image_shape, seed)
+    def predict(
+        self, source: Source | np.ndarray, method: Method, *, seed: int = 0
+    ) -> Decision:
+        """Classifies every image of a source.
 
-    # `disable=None`: no bar where nobody looks.
-    with tqdm.tqdm(total=N, unit="image", leave=False, disable=None) as bar:
-        running: list[tuple[list[jax.Array], int]] = []
+        Args:
+            source: Images, their labels unused, or an array uint8 `[N, H, W, C]`.
+            method: Which views to classify, and how to decide.
+            seed: Of the random views. An image's views depend on the seed and on its
+                place among the images, not on batches or devices.
+
+        Returns:
+            Labels and probabilities in the order of the source.
+
+        Raises:
+            UserError: If there is no image, or the method does not fit the network.
+        """
+        if isinstance(source, np.ndarray):
+            source = ArraySource(source, np.zeros(len(source), np.int32))
+        batches = self.logits(source, method.views, seed=seed)
+        labels, probabilities = zip(*map(method.decide, batches), strict=True)
+        return Decision(np.concatenate(labels), np.concatenate(probabilities))
+
+    def logits(
+        self, source: Source, views: Sequence[Augment], *, seed: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Yields the logits float32 `[V, n, C]` of one batch after another.
+
+        Args:
+            source: Images, at least one.
+            views: Transforms, V of them.
+            seed: Of what the views draw.
+
+        Raises:
+            UserError: If there is no image.
+        """
+        import tqdm
+
+        N, parallel = len(source), self._parallel
+        require("source", N, N >= 1, "at least one image: there are no images")
+        # No more padding than the devices need.
+        devices = parallel.num_devices
+        size = -(-min(self._batch_size, N) // devices) * devices
+        kind = "auto" if isinstance(source, ArraySource) else "streamed"
+        loader = make_loader(source, loader=kind)
+        fetch = parallel.compile_fetch(loader.fetch)
+        store = parallel.replicate(loader.store)
+        drawn = _draw(views, N, self.trained.image_shape, seed)
         batches = zip(
             evaluation_order(N, size), loader.evaluation_feeds(size), strict=True
         )
-        for (index, mask), feed in batches:
-            images = fetch(store, parallel.place(feed))["image"]
-            own = [
-                jax.tree.map(functools.partial(np.take, indices=index, axis=0), d)
-                for d in drawn
-            ]
-            running.append((classify(images, own), int(mask.sum())))
-            # One batch runs while the one before it is decided about.
-            yield from _finished(running, 1, bar)
-        yield from _finished(running, 0, bar)
+        running: list[tuple[list[jax.Array], int]] = []
+        # `disable=None`: no bar where nobody looks.
+        with tqdm.tqdm(total=N, unit="image", leave=False, disable=None) as bar:
+            for (index, mask), feed in batches:
+                images = fetch(store, parallel.place(feed))["image"]
+                logits = [
+                    self._classify(images, view, _take(own, index))
+                    for view, own in zip(views, drawn, strict=True)
+                ]
+                running.append((logits, int(mask.sum())))
+                # One batch runs while the one before it is decided about.
+                yield from _finished(running, 1, bar)
+            yield from _finished(running, 0, bar)
 
-
-def _make_classifier(
-    trained: Trained, views: Sequence[Augment], parallel: MeshParallel
-) -> Callable[[jax.Array, Sequence[Any]], list[jax.Array]]:
-    """Returns `(images, what each view drew) -> V logits [n, C]`."""
-    variables = parallel.replicate(trained.variables)
-    # Compiled apart from the views: once, not V times.
-    network = jax.jit(functools.partial(trained.model.apply, train=False))
-
-    def network_input(view: Augment, images: jax.Array, drawn: Any) -> jax.Array:
-        return trained.normalize(view.apply(images, drawn))
-
-    inputs = [jax.jit(functools.partial(network_input, view)) for view in views]
-
-    def classify(images: jax.Array, drawn: Sequence[Any]) -> list[jax.Array]:
-        return [
-            network(variables, make_input(images, parallel.place(own)))
-            for make_input, own in zip(inputs, drawn, strict=True)
-        ]
-
-    return classify
+    def _classify(self, images: jax.Array, view: Augment, drawn: Any) -> jax.Array:
+        """Returns the logits `[n, C]` of one view of a batch."""
+        x = self._network_input(view, images, self._parallel.place(drawn))
+        return self._network(self._variables, x)
 
 
 def _draw(
@@ -150,6 +133,10 @@ def _draw(
         for i, view in enumerate(views)
     ]
     return jax.device_get(drawn)
+
+
+def _take(drawn: Any, index: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], drawn)
 
 
 def _finished(

@@ -1,0 +1,260 @@
+"""The `jaxattn` command: every subcommand, and what it says to a mistake."""
+
+import csv
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+import smoke
+from PIL import Image
+
+from jaxattn.cli import main
+from jaxattn.data.source import load_data
+from jaxattn.training.loop import train_and_evaluate
+
+THRESHOLDS = "0.9,0.9,0.9,0.9,0.9"
+METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = smoke.get_config()
+    config.num_epochs = 1
+    train_and_evaluate(config, folder, devices=smoke.one_device())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_data(
+        "synthetic", image_size=8, num_train=8, num_test=6, num_classes=5
+    ).test.images
+
+
+@pytest.fixture
+def batch(images, tmp_path):
+    path = tmp_path / "test_batch"
+    planar = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    ids = np.array([5, 3, 4, 0, 2, 1])
+    path.write_bytes(pickle.dumps({b"data": planar, b"ids": ids}))
+    return path
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def rows(path):
+    return list(csv.reader(io.StringIO(path.read_text())))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predict_writes_the_submission(capsys, workdir, batch, tmp_path, method):
+    out = tmp_path / "out" / "a.csv"
+    code, text, _ = run(
+        capsys, "predict", "--workdir", workdir, "--data", batch, "--method", method,
+        "--thresholds", THRESHOLDS, "--hard-classes", "2,3", "--out", out,
+    )  # fmt: skip
+    assert (code, text) == (0, f"6 predictions in {out}\n")
+    header, *body = rows(out)
+    assert header == ["ID", "Labels"]
+    assert [row[0] for row in body] == list("012345")
+    assert all(row[1] in "01234" for row in body)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("adaptive", "adaptive"), ("class_specialized", "specialized")],
+)
+def test_files_are_named_as_the_reference_names_them(
+    capsys, workdir, batch, tmp_path, monkeypatch, method, name
+):
+    monkeypatch.chdir(tmp_path)
+    run(
+        capsys, "predict", "--workdir", workdir, "--data", batch, "--method", method,
+        "--thresholds", THRESHOLDS,
+    )  # fmt: skip
+    assert (tmp_path / "submissions" / f"{name}_submission.csv").exists()
+
+
+def test_probabilities_and_names(capsys, workdir, images, tmp_path):
+    np.savez(tmp_path / "a.npz", images=images)
+    out = tmp_path / "a.csv"
+    run(
+        capsys, "predict", "--workdir", workdir, "--data", tmp_path / "a.npz",
+        "--names", "--probabilities", "--out", out,
+    )  # fmt: skip
+    header, *body = rows(out)
+    assert header == ["ID", "Labels", "0", "1", "2", "3", "4"]
+    for _, label, *chances in body:
+        assert sum(map(float, chances)) == pytest.approx(1, abs=1e-5)
+        assert max(chances) == chances[int(label)]
+
+
+def test_images_and_folders_are_predicted_alike(capsys, workdir, images, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    by_folder, by_file = tmp_path / "a.csv", tmp_path / "b.csv"
+    base = ("predict", "--workdir", workdir, "--data")
+    assert run(capsys, *base, folder, "--out", by_folder)[0] == 0
+    files = sorted(folder.iterdir())
+    assert run(capsys, *base, *files, "--out", by_file)[0] == 0
+    labels = [[row[1] for row in rows(path)] for path in (by_folder, by_file)]
+    assert labels[0] == labels[1]
+    assert rows(by_folder)[1][0] == "0.png"
+
+
+def test_ensemble_needs_no_network(capsys, tmp_path):
+    for i, labels in enumerate(((1, 2, 0), (1, 0, 0), (3, 1, 2))):
+        lines = [f"{j},{label}" for j, label in enumerate(labels)]
+        (tmp_path / f"{i}.csv").write_text("\n".join(["ID,Labels", *lines]) + "\n")
+    files = sorted(tmp_path.iterdir())
+    out = tmp_path / "e.csv"
+    command = ("predict", "--method", "ensemble", "--ensemble-files", *files)
+    assert run(capsys, *command, "--out", out)[0] == 0
+    assert rows(out)[1:] == [["0", "1"], ["1", "0"], ["2", "0"]]
+
+
+def test_evaluate_reports_the_runs_accuracy(capsys, workdir):
+    code, text, _ = run(capsys, "evaluate", "--workdir", workdir)
+    assert code == 0
+    folder = workdir / "evaluation" / "test_best_plain"
+    report = (folder / "report.txt").read_text()
+    assert text == f"{report}\nreport and figures in {folder}\n"
+    results = json.loads((folder / "results.json").read_text())
+    trained = json.loads((workdir / "results.json").read_text())
+    assert results["accuracy"] == pytest.approx(trained["test_accuracy"])
+    assert results["ece"] == pytest.approx(trained["test_ece"], abs=1e-6)
+    assert results["temperature_fitted_on"] == "val"
+    for name in ("confusion_matrix", "reliability", "reliability_calibrated"):
+        assert (folder / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_evaluate_takes_any_split_and_method(capsys, workdir, tmp_path, split):
+    code, text, _ = run(
+        capsys, "evaluate", "--workdir", workdir, "--split", split,
+        "--method", "tta", "--weights", "last_ema", "--out", tmp_path / "e",
+    )  # fmt: skip
+    assert code == 0
+    assert f"split {split}, weights last_ema, step 6, method tta" in text
+    results = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert results["num_examples"] == {"val": 30, "train": 90}[split]
+
+
+def test_torch_weights_go_in_and_out(capsys, golden, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {
+        name.removeprefix("state/"): torch.from_numpy(array)
+        for name, array in golden("efficient_resnet_bw8").items()
+        if name.startswith("state/")
+    }
+    torch.save(state, tmp_path / "a.pth")
+    code, text, err = run(
+        capsys, "import-torch", tmp_path / "a.pth", "--model", "efficient_resnet",
+        "--model-arg", "base_width=8", "--workdir", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0, err
+    assert text.startswith("efficient_resnet, 179,410 parameters")
+    assert "mean (0.4914, 0.4822, 0.4465)" in text
+    code, _, err = run(
+        capsys, "export-torch", "--workdir", tmp_path / "run",
+        "--out", tmp_path / "b.pth",
+    )  # fmt: skip
+    assert code == 0, err
+    exported = torch.load(tmp_path / "b.pth", weights_only=True)
+    assert all(torch.equal(exported[name], state[name]) for name in state)
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def malicious(path):
+    path.write_bytes(pickle.dumps(Malicious()))
+
+
+def broken_image(path):
+    path.mkdir()
+    (path / "a.png").write_bytes(b"not an image")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (malicious, "not allowed"),
+        (lambda p: p.write_bytes(pickle.dumps({"data": 1})[:-4]), "not a readable"),
+        (lambda p: p.write_bytes(pickle.dumps({"data": 1})), "must be uint8"),
+        (lambda p: p.mkdir(), "holds no image"),
+        (broken_image, "a.png: not a readable image"),
+        (lambda _: None, "no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, workdir, tmp_path, make, message):
+    make(tmp_path / "input")
+    out = tmp_path / "a.csv"
+    code, text, err = run(
+        capsys, "predict", "--workdir", workdir, "--data", tmp_path / "input",
+        "--out", out,
+    )  # fmt: skip
+    assert (code, text) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict"], "--workdir=None: must be given with this method"),
+        (["predict", "--method", "best"], "invalid choice: 'best'"),
+        (["predict", "--thresholds", "a,b"], "'a,b' must be numbers"),
+        (["predict", "--method", "ensemble"], "0 file(s), must be at least 2"),
+        (["predict", "--workdir", "none", "--data", "x"], "holds no run"),
+        (["evaluate"], "--workdir"),
+        (["evaluate", "--workdir", "x", "--split", "all"], "invalid choice: 'all'"),
+        (["export-torch", "--workdir", "x"], "--out"),
+        (
+            ["import-torch", "a.pth", "--model", "cant", "--workdir", "w"],
+            "did you mean",
+        ),
+        (["pedict"], "invalid choice: 'pedict'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, text, err = run(capsys, *arguments)
+    assert (code, text) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mismatching_ensemble_names_the_ids(capsys, tmp_path):
+    for name, ids in (("a", (0, 1)), ("b", (0, 2))):
+        lines = "".join(f"{i},1\n" for i in ids)
+        (tmp_path / f"{name}.csv").write_text("ID,Labels\n" + lines)
+    code, _, err = run(
+        capsys, "predict", "--method", "ensemble", "--ensemble-files",
+        tmp_path / "a.csv", tmp_path / "b.csv", "--out", tmp_path / "e.csv",
+    )  # fmt: skip
+    assert code == 2
+    assert "lacks '1', adds '2'" in err
+
+
+def test_thresholds_of_other_classes_are_named(capsys, workdir, batch, tmp_path):
+    code, _, err = run(
+        capsys, "predict", "--workdir", workdir, "--data", batch, "--method",
+        "adaptive", "--out", tmp_path / "a.csv",
+    )  # fmt: skip
+    assert code == 2
+    assert "10 given, the network has 5 classes" in err
