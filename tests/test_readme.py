@@ -25,6 +25,11 @@ def training_commands():
     return sorted(set(re.findall(r"python main\.py [^\n&`]+", joined)))
 
 
+def jaxattn_commands():
+    texts = "\n".join(blocks("sh")).replace("\\\n", " ")
+    return re.findall(r"^jaxattn .+", texts, re.MULTILINE)
+
+
 def run(*command):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
@@ -43,6 +48,31 @@ def test_training_command_is_accepted(command):
     done = run(sys.executable, "main.py", *flags, "--config.num_epochs=0")
     assert done.stderr.strip() == "main.py: num_epochs=0: must be at least 1"
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("command", jaxattn_commands())
+def test_jaxattn_command_is_accepted(command):
+    """Its arguments are understood, and only the workdir or a file is missing."""
+    done = run(sys.executable, "-m", "jaxattn.cli", *shlex.split(command)[1:])
+    assert re.fullmatch(
+        r"jaxattn: .*(holds no run|cannot be read|not a readable CSV|PyTorch is).*\n",
+        done.stderr,
+    )
+    assert done.returncode == 2
+
+
+def test_every_subcommand_and_method_is_shown():
+    shown = " ".join(jaxattn_commands())
+    for name in ("predict", "evaluate", "import-torch", "export-torch"):
+        assert f"jaxattn {name}" in shown
+    methods = re.search(r"--method \{(.*?)\}", help_of("predict"))
+    assert methods is not None
+    for name in methods[1].split(","):
+        assert f"| `{name}` |" in README
+
+
+def help_of(subcommand):
+    return run(sys.executable, "-m", "jaxattn.cli", subcommand, "--help").stdout
 
 
 @pytest.mark.parametrize("code", blocks("python"))
