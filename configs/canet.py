@@ -46,7 +46,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.data.path = placeholder(str)  # archive, its folder, npz, or a TFDS directory
     config.data.val_fraction = 0.1  # share of the training split for validation
     config.data.split_seed = 0  # of that choice; the same split for every run's seed
-    config.data.image_size = placeholder(int)  # pixels; digits and synthetic only
+    config.data.image_size = placeholder(int)  # pixels; not of data of a fixed size
 
     config.pipeline = ml_collections.ConfigDict()
     config.pipeline.loader = "auto"  # resident (on the device), streamed, or by size

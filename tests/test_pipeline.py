@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxattn import UserError
 from jaxattn.data.pipeline import (
@@ -13,7 +14,7 @@ from jaxattn.data.pipeline import (
     make_loader,
     to_arrays,
 )
-from jaxattn.data.source import ArraySource, Subset
+from jaxattn.data.source import ArraySource, DrawingSubset, Subset, load_data
 
 LOADERS = [ResidentLoader, StreamedLoader]
 
@@ -129,6 +130,110 @@ def test_large_sources_are_streamed():
             return {"image": np.zeros((32, 32, 3), np.uint8), "label": 0}
 
     assert isinstance(make_loader(Large()), StreamedLoader)
+
+
+class Drawing(ArraySource):
+    """Draws a number beside each image."""
+
+    def draw(self, index, rng):
+        number = rng.integers(256, size=(1, 1, 3), dtype=np.uint8)
+        return {"image": number, "label": index}
+
+
+def drawn_batches(source, start, stop, part=Slice(), seed=3):  # noqa: B008
+    order = TrainOrder(len(source), 8, seed)
+    feeds = list(StreamedLoader(source, part).train_feeds(order, start, stop))
+    labels = np.stack([feed["label"] for feed in feeds])
+    return np.stack([feed["image"][:, 0, 0] for feed in feeds]), labels
+
+
+@pytest.fixture
+def drawing(source):
+    return Drawing(source.images, source.labels)
+
+
+def test_draws_are_of_their_own_at_every_step_and_place(drawing):
+    drawn, labels = drawn_batches(drawing, 0, 8)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == drawn.size // 3
+    assert len(set(labels.ravel())) == 23
+    other, _ = drawn_batches(drawing, 0, 8, seed=4)
+    assert not np.any(np.all(drawn == other, axis=-1))
+
+
+def test_draws_are_not_those_of_the_order(drawing):
+    # NumPy's seeds (3, 0) and (3, 0, 0) are the same.
+    drawn, _ = drawn_batches(drawing, 0, 1)
+    expected = np.random.default_rng((3, 0)).integers(256, size=3, dtype=np.uint8)
+    assert not np.array_equal(drawn[0, 0], expected)
+
+
+def test_draws_resume_at_any_step(drawing):
+    whole, resumed = drawn_batches(drawing, 0, 8), drawn_batches(drawing, 5, 8)
+    for one, two in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(one[5:], two)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_draws_of_one(count, drawing):
+    whole = drawn_batches(drawing, 2, 5)
+    parts = [drawn_batches(drawing, 2, 5, Slice(i, count)) for i in range(count)]
+    for one, joined in zip(whole, zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(one, np.concatenate(joined, axis=1))
+
+
+def test_evaluation_does_not_draw(drawing):
+    loader = StreamedLoader(drawing)
+    list(batches(loader, loader.evaluation_feeds(8)))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_sources_that_draw_are_streamed(cut, drawing):
+    source = DrawingSubset(drawing, np.arange(4)) if cut else drawing
+    assert isinstance(make_loader(source), StreamedLoader)
+    message = r"pipeline\.loader='resident': .*cropped at random.*'streamed'"
+    with pytest.raises(UserError, match=message):
+        make_loader(source, loader="resident")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A source of photos of many sizes."""
+    rng = np.random.default_rng(0)
+    for split, name, i in itertools.product(("train", "val"), "ab", range(5)):
+        path = tmp_path / split / name / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20 + i, 30 - i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return load_data("imagefolder", str(tmp_path), image_size=8, val_fraction=0.2).train
+
+
+def test_random_crops_are_the_same_on_two_processes_and_after_a_resume(photos):
+    order = TrainOrder(len(photos), 4, seed=1)
+
+    def crops(start, part):
+        feeds = StreamedLoader(photos, part).train_feeds(order, start, 6)
+        return np.stack([feed["image"] for feed in feeds])
+
+    whole = crops(0, Slice())
+    parts = [crops(0, Slice(i, 2)) for i in range(2)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))
+    np.testing.assert_array_equal(whole[3:], crops(3, Slice()))
+    assert not np.array_equal(whole[:2], whole[2:4])
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
+def test_broken_image_is_one_line_through_the_loader(kind, photos, tmp_path):
+    broken = tmp_path / "train" / "b" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    loader = StreamedLoader(Subset(photos.source, np.arange(10)))
+    if kind == "train":
+        feeds = loader.train_feeds(TrainOrder(10, 5, seed=0), 0, 2)
+    else:
+        feeds = loader.evaluation_feeds(5)
+    with pytest.raises(UserError, match="not a readable image") as excinfo:
+        list(feeds)
+    assert str(excinfo.value).startswith(f"{broken}: ")
+    assert "\n" not in str(excinfo.value)
 
 
 @pytest.mark.parametrize(

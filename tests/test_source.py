@@ -14,7 +14,7 @@ import pytest
 
 from jaxattn.data import source
 from jaxattn.data.archives import LAYOUTS, read_pickle
-from jaxattn.data.source import ArraySource, Subset, load_data
+from jaxattn.data.source import ArraySource, DrawingSource, Subset, load_data
 from jaxattn.errors import UserError
 
 
@@ -170,6 +170,11 @@ def test_subset_reads_the_chosen_examples():
     assert len(subset) == 2
     assert [subset[0]["label"], subset[1]["label"]] == [4, 2]
     np.testing.assert_array_equal(subset[1]["image"], whole.images[2])
+
+
+def test_subset_has_the_labels_of_its_examples():
+    whole = ArraySource(make_images(5), np.arange(5, dtype=np.int32))
+    np.testing.assert_array_equal(Subset(whole, np.array([4, 2])).labels, [4, 2])
 
 
 class LazySource:
@@ -472,9 +477,18 @@ def shade_image(index):
     return np.full((4, 6, 1), 10 * index, np.uint8)
 
 
-def prepare_shades(tfds, root, shape=(4, 6, 1), splits=("train", "test"), label=None):
+def prepare_shades(
+    tfds,
+    root,
+    shape=(4, 6, 1),
+    splits=("train", "test"),
+    label=None,
+    make_image=shade_image,
+    name="shades",
+):
     class Shades(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
+        name = None  # set below
 
         def _info(self):
             features = {
@@ -490,8 +504,9 @@ def prepare_shades(tfds, root, shape=(4, 6, 1), splits=("train", "test"), label=
 
         def _generate_examples(self):
             for i in range(20):
-                yield i, {"image": shade_image(i), "label": int(i >= 10)}
+                yield i, {"image": make_image(i), "label": int(i >= 10)}
 
+    Shades.name = name
     Shades(data_dir=root, file_format="array_record").download_and_prepare()
     return root
 
@@ -548,10 +563,79 @@ def test_tfds_without_a_test_split_is_refused(tfds, tmp_path):
         load_data("tfds:shades", str(tmp_path))
 
 
-def test_tfds_images_of_many_sizes_are_refused(tfds, tmp_path):
-    prepare_shades(tfds, tmp_path, shape=(None, None, 1))
-    with pytest.raises(UserError, match="only images of one fixed size"):
-        load_data("tfds:shades", str(tmp_path))
+def shade_of_many_sizes(index):
+    return np.full((10 + index, 30 - index, 3), 10 * index, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos_dir(tfds, tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    shape = (None, None, 3)
+    return prepare_shades(tfds, root, shape, make_image=shade_of_many_sizes)
+
+
+def test_tfds_images_of_many_sizes_are_cropped_to_one(photos_dir):
+    data = load_data("tfds:shades", str(photos_dir), image_size=8, val_fraction=0)
+    assert data.image_shape == (8, 8, 3)
+    rng = np.random.default_rng(0)
+    for examples in (
+        [data.train.draw(i, rng) for i in range(20)],
+        [data.train[i] for i in range(20)],
+        [data.test[i] for i in range(20)],
+    ):
+        shades = {int(e["image"].max()) // 10: e for e in examples}
+        assert sorted(shades) == list(range(20))
+        for shade, example in shades.items():
+            np.testing.assert_array_equal(
+                example["image"], np.full((8, 8, 3), 10 * shade, np.uint8)
+            )
+            assert example["label"] == int(shade >= 10)
+
+
+def test_tfds_images_of_many_sizes_are_split_by_class(photos_dir):
+    data = load_data("tfds:shades", str(photos_dir), image_size=8, val_fraction=0.2)
+    assert isinstance(data.train, DrawingSource)
+    assert not isinstance(data.val, DrawingSource)
+    np.testing.assert_array_equal(np.bincount(data.val.labels), [2, 2])
+    np.testing.assert_array_equal(data.val.labels, labels_of(data.val))
+
+
+def test_tfds_images_of_many_sizes_are_224_by_default(photos_dir):
+    assert load_data("tfds:shades", str(photos_dir)).image_shape == (224, 224, 3)
+
+
+def test_broken_image_of_tfds_is_named(tfds, tmp_path):
+    def make_image(_):
+        return io.BytesIO(b"no image")
+
+    prepare_shades(tfds, tmp_path, (None, None, 3), make_image=make_image)
+    data = load_data("tfds:shades", str(tmp_path), val_fraction=0)
+    with pytest.raises(UserError, match=r"\Atfds:shades, train: image 7: not a read"):
+        data.train[7]
+
+
+@pytest.mark.parametrize("key", ["image_size", "resize_px", "crop_scale", "crop_ratio"])
+def test_crops_of_tfds_images_of_one_size_are_refused(key, shades_dir):
+    value = (0.5, 1.0) if key.startswith("crop") else 300
+    message = rf"data\.{key}=.*tfds:shades, whose images are of one size"
+    with pytest.raises(UserError, match=message):
+        load_data("tfds:shades", str(shades_dir), **{key: value})
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "tfds:imagenet2012"])
+def test_imagenet_is_tested_on_its_validation_split(name, tfds, tmp_path):
+    prepare_shades(
+        tfds,
+        tmp_path,
+        shape=(None, None, 3),
+        splits=("train", "validation", "test"),
+        make_image=shade_of_many_sizes,
+        name="imagenet2012",
+    )
+    path = tmp_path / "imagenet2012" / "1.0.0"
+    data = load_data(name, str(path), val_fraction=0, image_size=8)
+    assert "validation" in data.test.files.name
+    assert len(data.test) == 20
 
 
 def test_tfds_without_class_labels_is_refused(tfds, tmp_path):

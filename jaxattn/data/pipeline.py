@@ -3,6 +3,8 @@
 Order: epoch e goes through one global permutation, a function of (seed, e), in batches;
 the last batch is completed from the start of the same permutation. So batch k of a run
 is a function of (seed, k): a resumed run, on any number of processes, goes on exactly.
+A source that draws its training examples (crops) does so from a generator that is a
+function of (seed, k, position in the global batch).
 
 A loader gives one *feed* per step, the host's part of a batch, and `fetch`, which turns
 it into a batch inside the jitted step:
@@ -22,14 +24,17 @@ from typing import Any, Protocol, cast
 import jax
 import numpy as np
 
-from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import choose, require
+from jaxattn.data.source import ArraySource, DrawingSource, Example, Source
+from jaxattn.errors import UserError, choose, require
 
 Feed = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
 # Above this a data set is streamed unless the config says "resident". CIFAR is 0.15 GB.
 _MAX_RESIDENT_BYTES = 2**30
+
+# Tells the draws of a source from those of the order, whose seed is (seed, epoch).
+_DRAW_STREAM = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +167,14 @@ class _TrainExamples:
         return (self._stop - self._start) * self._local
 
     def __getitem__(self, position: int) -> Feed:
-        step, i = divmod(int(position), self._local)
-        index = self._part.take(self._order(self._start + step))[i]
-        return _example(self._source, int(index))
+        steps, i = divmod(int(position), self._local)
+        step = self._start + steps
+        index = int(self._part.take(self._order(step))[i])
+        if not isinstance(self._source, DrawingSource):
+            return _feed(self._source[index])
+        place = self._part.index * self._local + i  # in the global batch
+        seed = (self._order.seed, step, place, _DRAW_STREAM)
+        return _feed(self._source.draw(index, np.random.default_rng(seed)))
 
 
 class _EvaluationExamples:
@@ -180,12 +190,11 @@ class _EvaluationExamples:
         return len(self._index)
 
     def __getitem__(self, position: int) -> Feed:
-        example = _example(self._source, int(self._index[position]))
+        example = _feed(self._source[int(self._index[position])])
         return example | {"mask": self._mask[position]}
 
 
-def _example(source: Source, index: int) -> Feed:
-    example = source[index]
+def _feed(example: Example) -> Feed:
     return {"image": example["image"], "label": np.asarray(example["label"], np.int32)}
 
 
@@ -259,16 +268,24 @@ def make_loader(
     Args:
         source: Examples of one split.
         loader: "resident", "streamed", or "auto": resident if the images take at most
-            1 GiB.
+            1 GiB and are the same at every use.
         num_workers: Reading processes of the streamed loader; 0 reads in threads.
         num_threads: Reading threads of the streamed loader.
 
     Raises:
-        UserError: If a value is out of its range.
+        UserError: If a value is out of its range, or does not fit the source.
     """
     choose("pipeline.loader", loader, ("auto", "resident", "streamed"))
     require("pipeline.num_workers", num_workers, num_workers >= 0, "at least 0")
     require("pipeline.num_threads", num_threads, num_threads >= 1, "at least 1")
+    if isinstance(source, DrawingSource):
+        if loader == "resident":
+            raise UserError(
+                "pipeline.loader='resident': the training images are cropped at random "
+                "when they are read, so they cannot stay on the device; use 'streamed',"
+                " or data.crop_scale=(1.0, 1.0) for no random crops"
+            )
+        loader = "streamed"
     if loader == "auto":
         size = len(source) * np.asarray(source[0]["image"]).nbytes
         loader = "resident" if size <= _MAX_RESIDENT_BYTES else "streamed"

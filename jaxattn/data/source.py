@@ -1,7 +1,7 @@
 """Where examples come from: one name in, a `Data` of indexable sources out.
 
-Small data sets are arrays in memory (`ArraySource`); data sets of TFDS stay on
-disk and are decoded on access. Libraries are imported where they are used.
+Small data sets are arrays in memory (`ArraySource`); data sets of TFDS and image
+folders stay on disk and are decoded on access. Libraries are imported where used.
 """
 
 import functools
@@ -13,12 +13,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from jaxattn.data import archives
 from jaxattn.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxattn.data.folder import Crops, File
 
 # TFDS takes more than three minutes to give up on a dead connection.
 _ANSWER_TIMEOUT_S = 6.0
@@ -53,6 +56,18 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example:
         """The example at a position in `[0, len)`."""
+        ...
+
+
+@runtime_checkable
+class DrawingSource(Source, Protocol):
+    """A source whose training examples are drawn anew at every use.
+
+    Its `[index]` is the example as evaluation shows it.
+    """
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """Draws a training example from what is at a position in `[0, len)`."""
         ...
 
 
@@ -113,6 +128,27 @@ class Subset:
         """The example at a position of the subset."""
         return self.source[int(self.indices[index])]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int `[N]`."""
+        return read_labels(self.source)[self.indices]
+
+
+@dataclass(frozen=True, eq=False)
+class DrawingSubset(Subset):
+    """A subset whose training examples are drawn as those of its source.
+
+    Attributes:
+        source: Where the examples are.
+        indices: Positions in it, int `[N]`.
+    """
+
+    source: DrawingSource
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """Draws a training example from what is at a position of the subset."""
+        return self.source.draw(int(self.indices[index]), rng)
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -124,7 +160,7 @@ class Data:
         val: Examples held out of training, None if there are none.
         test: Test examples.
         class_names: The name of each label.
-        image_shape: `(H, W, C)` of every image.
+        image_shape: `(H, W, C)` of every image, as the source gives it.
     """
 
     name: str
@@ -147,24 +183,43 @@ def load_data(
     val_fraction: float = 0.1,
     split_seed: int = 0,
     image_size: int | None = None,
+    resize_px: int | None = None,
+    crop_scale: tuple[float, float] | None = None,
+    crop_ratio: tuple[float, float] | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
     num_classes: int | None = None,
 ) -> Data:
     """Loads a data set by name.
 
+    Images of many sizes (an image folder, ImageNet, such data sets of TFDS) are decoded
+    when asked for, as RGB: in training a random crop (torchvision's
+    `RandomResizedCrop`), in evaluation the centre of the scaled image.
+
     Args:
         name: `digits` (bundled with scikit-learn), `cifar10`, `cifar100`,
-            `tfds:<name>` (an image classification data set of TFDS) or `synthetic`
-            (random images that can be learned).
+            `imagefolder` (image files in `train/<class>/` and `val/<class>/`, the last
+            being the test split), `imagenet2012` (that of TFDS, tested on its
+            validation split), `tfds:<name>` (an image classification data set of TFDS)
+            or `synthetic` (random images that can be learned).
         path: Where the data are. For CIFAR the official Python archive, its
             unpacked folder, an npz with `x_train`, `y_train`, `x_test`, `y_test`, or a
-            prepared TFDS directory; for `tfds:<name>` the last. Without it TFDS reads
-            its own directory (`TFDS_DATA_DIR`) and downloads what is not there.
+            prepared TFDS directory; for `imagenet2012` and `tfds:<name>` the last.
+            Without it TFDS reads its own directory (`TFDS_DATA_DIR`) and downloads what
+            is not there. For `imagefolder` the folder of `train` and `val`.
         val_fraction: The share of the training split, in [0, 1), that is held out for
-            validation, by class. 0 holds out nothing.
+            validation, by class. 0 holds out nothing. Else TFDS's records are read
+            once for their labels: minutes for ImageNet.
         split_seed: The seed of that choice.
-        image_size: Height and width in pixels of `digits` and `synthetic` (32).
+        image_size: Height and width in pixels of `digits` and `synthetic` (32), and
+            that images of many sizes are cropped to (224).
+        resize_px: For images of many sizes: their shorter side in evaluation, before
+            the crop; at least `image_size` (256/224 of it).
+        crop_scale: For images of many sizes: smallest and largest share of the area
+            that a random crop takes (0.08, 1). A smallest share of 1 turns random
+            crops off: training images are then shown as in evaluation.
+        crop_ratio: For images of many sizes: smallest and largest width / height of a
+            random crop (3/4, 4/3).
         num_train: The number of training examples of `synthetic` (1024).
         num_test: The number of test examples of `synthetic` (256).
         num_classes: The number of classes of `synthetic` (10).
@@ -180,14 +235,14 @@ def load_data(
         raise UserError(f"data.val_fraction={val_fraction}: must be in [0, 1)")
     sizes = {
         "image_size": image_size,
+        "resize_px": resize_px,
         "num_train": num_train,
         "num_test": num_test,
         "num_classes": num_classes,
     }
+    others = {"path": path, "crop_scale": crop_scale, "crop_ratio": crop_ratio}
     options: dict[str, Any] = {
-        key: value
-        for key, value in {"path": path, **sizes}.items()
-        if value is not None
+        key: value for key, value in {**others, **sizes}.items() if value is not None
     }
     accepted = inspect.signature(loader).parameters
     for key, value in options.items():
@@ -208,6 +263,8 @@ def _find_loader(name: str) -> Callable[..., Data]:
         "cifar10": functools.partial(_load_cifar, "cifar10"),
         "cifar100": functools.partial(_load_cifar, "cifar100"),
         "digits": _load_digits,
+        "imagefolder": _load_imagefolder,
+        "imagenet2012": functools.partial(_load_tfds, "imagenet2012"),
         "synthetic": _load_synthetic,
     }
     if name not in loaders:
@@ -225,7 +282,9 @@ def _hold_out(data: Data, fraction: float, seed: int) -> Data:
             f"data.val_fraction={fraction}: splits the {len(data.train)} training "
             f"examples into {len(train)} and {len(val)}; use 0 to hold out none"
         )
-    return replace(data, train=_take(data.train, train), val=_take(data.train, val))
+    return replace(
+        data, train=_take_train(data.train, train), val=_take(data.train, val)
+    )
 
 
 def _stratified_split(
@@ -255,6 +314,12 @@ def _take(source: Source, indices: np.ndarray) -> Source:
     if isinstance(source, ArraySource):
         return ArraySource(source.images[indices], source.labels[indices])
     return Subset(source, indices)
+
+
+def _take_train(source: Source, indices: np.ndarray) -> Source:
+    if isinstance(source, DrawingSource):
+        return DrawingSubset(source, indices)
+    return _take(source, indices)
 
 
 def _load_digits(image_size: int = 32) -> Data:
@@ -336,6 +401,33 @@ def _load_cifar(name: str, /, path: str | None = None) -> Data:
     )
 
 
+def _load_imagefolder(
+    path: str | None = None,
+    image_size: int | None = None,
+    resize_px: int | None = None,
+    crop_scale: tuple[float, float] | None = None,
+    crop_ratio: tuple[float, float] | None = None,
+) -> Data:
+    from jaxattn.data import folder
+
+    if path is None:
+        raise UserError(
+            "data.path: needed with data.name=imagefolder: a folder with "
+            "train/<class>/ and val/<class>/"
+        )
+    crops = _make_crops(image_size, resize_px, crop_scale, crop_ratio)
+    found = folder.read_folder(_existing(path))
+    train, test = folder.make_sources(found.train, found.test, crops)
+    return Data(
+        name="imagefolder",
+        train=train,
+        val=None,
+        test=test,
+        class_names=found.class_names,
+        image_shape=(crops.image_size, crops.image_size, 3),
+    )
+
+
 def _existing(path: str) -> pathlib.Path:
     where = pathlib.Path(path).expanduser()
     if not where.exists():
@@ -380,36 +472,132 @@ class _TfdsSource:
         return label
 
 
-def _load_tfds(name: str, /, path: str | None = None) -> Data:
+@dataclass(frozen=True, eq=False)
+class _TfdsFiles:
+    """A split of a prepared TFDS data set whose images are left as encoded.
+
+    Attributes:
+        source: The split.
+        name: What errors call it.
+    """
+
+    source: _TfdsSource
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> "File":
+        from jaxattn.data.folder import File
+
+        record = self.source.undecoded[index]
+        label = self.source._label(record)
+        return File(record["image"], label, f"{self.name}: image {index}")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 `[N]`, without decoding an image."""
+        return self.source.labels
+
+
+def _load_tfds(
+    name: str,
+    /,
+    path: str | None = None,
+    image_size: int | None = None,
+    resize_px: int | None = None,
+    crop_scale: tuple[float, float] | None = None,
+    crop_ratio: tuple[float, float] | None = None,
+) -> Data:
+    views = {
+        "image_size": image_size,
+        "resize_px": resize_px,
+        "crop_scale": crop_scale,
+        "crop_ratio": crop_ratio,
+    }
+    crops = _make_crops(**views)
     builder = _find_builder(name, path)
     image, label = _image_and_label(name, builder.info.features)
+    is_fixed = None not in image.shape
+    if is_fixed:
+        _refuse_views(name, views)
     if not builder.is_prepared():
         _prepare(builder, name, path)
+    test_split = _test_split(name, builder)
+    train, test = (
+        _tfds_source(builder, split, label.num_classes)
+        for split in ("train", test_split)
+    )
+    shape = image.shape
+    if not is_fixed:
+        from jaxattn.data.folder import make_sources
+
+        train, test = make_sources(
+            _TfdsFiles(train, f"{name}, train"),
+            _TfdsFiles(test, f"{name}, {test_split}"),
+            crops,
+        )
+        shape = (crops.image_size, crops.image_size, 3)
+    return Data(
+        name=name,
+        train=train,
+        val=None,
+        test=test,
+        class_names=tuple(label.names),
+        image_shape=shape,
+    )
+
+
+def _make_crops(
+    image_size: int | None,
+    resize_px: int | None,
+    crop_scale: tuple[float, float] | None,
+    crop_ratio: tuple[float, float] | None,
+) -> "Crops":
+    from jaxattn.data.folder import Crops
+
+    values = {
+        "image_size": image_size,
+        "resize_px": resize_px,
+        "scale": crop_scale,
+        "ratio": crop_ratio,
+    }
+    given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
+    return Crops(**given)
+
+
+def _refuse_views(name: str, views: dict[str, Any]) -> None:
+    """Refuses the keys of images of many sizes."""
+    for key, value in views.items():
+        if value is not None:
+            raise UserError(
+                f"data.{key}={value}: not accepted with data.name={name}, whose images "
+                "are of one size; leave it out"
+            )
+
+
+def _test_split(name: str, builder: Any) -> str:
+    """The split to test on."""
     splits = builder.info.splits
-    test = "test" if "test" in splits else "validation"
+    # The test images of ImageNet have no labels.
+    has_test = "test" in splits and builder.name != "imagenet2012"
+    test = "test" if has_test else "validation"
     if "train" not in splits or test not in splits:
         raise UserError(
             f"data.name={name}: needs the splits train and test (or validation), "
             f"has {', '.join(splits) or 'none'}"
         )
+    return test
 
-    def source(split: str) -> _TfdsSource:
-        from tensorflow_datasets import decode
 
-        skip_images = {"image": decode.SkipDecoding()}
-        return _TfdsSource(
-            records=builder.as_data_source(split),
-            undecoded=builder.as_data_source(split, decoders=skip_images),
-            num_classes=label.num_classes,
-        )
+def _tfds_source(builder: Any, split: str, num_classes: int) -> _TfdsSource:
+    from tensorflow_datasets import decode
 
-    return Data(
-        name=name,
-        train=source("train"),
-        val=None,
-        test=source(test),
-        class_names=tuple(label.names),
-        image_shape=image.shape,
+    skip_images = {"image": decode.SkipDecoding()}
+    return _TfdsSource(
+        records=builder.as_data_source(split),
+        undecoded=builder.as_data_source(split, decoders=skip_images),
+        num_classes=num_classes,
     )
 
 
@@ -471,10 +659,9 @@ def _image_and_label(name: str, features: Any) -> tuple[Any, Any]:
                 f"its feature {key!r} is {found}, must be {kind}"
             )
     image, label = features["image"], features["label"]
-    if None in image.shape:
+    if len(image.shape) != 3:
         raise UserError(
-            f"data.name={name}: its images are {image.shape}; only images of one "
-            "fixed size are supported for now"
+            f"data.name={name}: images are {image.shape}, must be [H, W, C]"
         )
     if image.np_dtype != np.uint8:
         raise UserError(f"data.name={name}: images are {image.np_dtype}, must be uint8")

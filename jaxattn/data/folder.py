@@ -1,0 +1,291 @@
+"""Images of many sizes, decoded and cropped to one size when asked for.
+
+They come from a folder `train/<class>/*`, `val/<class>/*`, or encoded from any other
+collection (`Files`). What is shown of an image is torchvision's rule, `Crops`:
+`Resize(resize_px)` and `CenterCrop(image_size)` in evaluation, `RandomResizedCrop` in
+training, by Pillow: bilinear, with antialiasing.
+
+Deviations: pixels beside a random crop count where the filter reaches over its edge,
+as torchvision cuts first; and a JPEG of which a random crop is to shrink by 2 or more
+is decoded at a fraction of its size.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxattn.data.images import Box, center_box, find_images, read_crop
+from jaxattn.data.source import Example
+from jaxattn.errors import UserError, require
+
+# Those of ImageNet recipes.
+_IMAGE_SIZE_PX, _RESIZE_PX = 224, 256
+
+_LAYOUT = "a folder with train/<class>/ and val/<class>/"
+# Attempts of torchvision's `RandomResizedCrop`.
+_MAX_ATTEMPTS = 10
+
+
+class File(NamedTuple):
+    """An encoded image, its class, and what errors call it."""
+
+    content: str | bytes  # a path, or what a file would hold
+    label: int
+    origin: str
+
+
+class Files(Protocol):
+    """Encoded images that can be had by position."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> File:
+        """The image at a position in `[0, len)`."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 `[N]`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """What is shown of an image.
+
+    Attributes:
+        image_size: Height and width in pixels of what is shown.
+        resize_px: The shorter side in pixels that an image is scaled to in evaluation,
+            before its centre is cropped; at least `image_size`. By default 256/224 of
+            `image_size`, rounded.
+        scale: Smallest and largest share of the area that a random crop takes, in
+            (0, 1]. A smallest share of 1 leaves nothing to draw and turns random crops
+            off: training images are then shown as in evaluation.
+        ratio: Smallest and largest width / height of a random crop.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+
+    image_size: int = _IMAGE_SIZE_PX
+    resize_px: int | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        size, resized = self.image_size, self.resize_px
+        require("data.image_size", size, size >= 1, "at least 1")
+        require(
+            "data.resize_px",
+            resized,
+            resized is None or resized >= size,
+            f"at least data.image_size={size}",
+        )
+        _check_range("data.crop_scale", self.scale, 1.0)
+        _check_range("data.crop_ratio", self.ratio, math.inf)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training images are cropped at random."""
+        return self.scale[0] < 1
+
+    @property
+    def shorter_side(self) -> int:
+        """The shorter side in pixels of a scaled image in evaluation."""
+        if self.resize_px is not None:
+            return self.resize_px
+        return round(self.image_size * _RESIZE_PX / _IMAGE_SIZE_PX)
+
+    def center(self, height: int, width: int) -> Box:
+        """Returns what evaluation shows of an image."""
+        covered, size = self.shorter_side, self.image_size
+        return center_box(height, width, (covered, covered), (size, size))
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Box:
+        """Draws what training shows of an image, a rectangle of whole pixels."""
+        log_ratio = np.log(self.ratio)
+        for _ in range(_MAX_ATTEMPTS):
+            area = height * width * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(*log_ratio))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(rng.integers(height - h + 1))
+                left = int(rng.integers(width - w + 1))
+                return left, top, left + w, top + h
+        return self._largest(height, width)
+
+    def _largest(self, height: int, width: int) -> Box:
+        """The centre of an image, as much of it as the ratio allows."""
+        smallest, largest = self.ratio
+        w = min(width, max(1, round(height * largest)))
+        h = min(height, max(1, round(width / smallest)))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CroppedImages:
+    """Encoded images as a source, shown as in evaluation.
+
+    Attributes:
+        files: Where they come from.
+        crops: What is shown of each.
+    """
+
+    files: Files
+    crops: Crops
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        """The centre of the image at a position, uint8 `[S, S, 3]`."""
+        file = self.files[index]
+        image = read_crop(
+            file.content, self.crops.center, self.crops.image_size, origin=file.origin
+        )
+        return {"image": image, "label": file.label}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 `[N]`, without decoding an image."""
+        return self.files.labels
+
+
+class RandomlyCroppedImages(CroppedImages):
+    """Encoded images as a source of training examples."""
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """A random crop of the image at a position, uint8 `[S, S, 3]`."""
+        file, crops = self.files[index], self.crops
+
+        def choose_box(height: int, width: int) -> Box:
+            return crops.draw(rng, height, width)
+
+        image = read_crop(
+            file.content, choose_box, crops.image_size, origin=file.origin, reduce=True
+        )
+        return {"image": image, "label": file.label}
+
+
+def make_sources(
+    train: Files, test: Files, crops: Crops
+) -> tuple[CroppedImages, CroppedImages]:
+    """Returns the training and the test source of encoded images."""
+    kind = RandomlyCroppedImages if crops.is_random else CroppedImages
+    return kind(train, crops), CroppedImages(test, crops)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FolderFiles:
+    """Image files and their classes.
+
+    Attributes:
+        paths: The files.
+        labels: int32 `[N]`.
+    """
+
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of files."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> File:
+        """The file at a position."""
+        path = self.paths[index]
+        return File(path, int(self.labels[index]), path)
+
+
+class Folder(NamedTuple):
+    """The files of a folder with one folder per split and class."""
+
+    train: FolderFiles
+    test: FolderFiles
+    class_names: tuple[str, ...]
+
+
+def read_folder(path: pathlib.Path) -> Folder:
+    """Finds the images of `train/<class>/` and `val/<class>/`; decodes none.
+
+    Classes are the folders of `train`, sorted by name. Images may lie in folders inside
+    those; hidden files and folders are skipped.
+
+    Args:
+        path: The folder that holds `train` and `val`.
+
+    Returns:
+        The files of both splits; `val` is the test split.
+
+    Raises:
+        UserError: A folder is missing, a class is empty or the only one, or the splits
+            have other classes.
+    """
+    names = {split: _class_names(path, split) for split in ("train", "val")}
+    classes = names["train"]
+    if len(classes) == 1:
+        raise UserError(
+            f"data.path={path}: train holds one class, {classes[0]}; must hold at "
+            "least two"
+        )
+    for split, other in (("val", "train"), ("train", "val")):
+        if lacking := [name for name in names[split] if name not in set(names[other])]:
+            raise UserError(
+                f"data.path={path}: {other} lacks classes of {split}: {_list(lacking)}"
+            )
+    return Folder(
+        train=_find_files(path / "train", classes),
+        test=_find_files(path / "val", classes),
+        class_names=classes,
+    )
+
+
+def _class_names(path: pathlib.Path, split: str) -> tuple[str, ...]:
+    """The folders of a split, sorted."""
+    if not (path / split).is_dir():
+        raise UserError(f"data.path={path}: holds no folder {split}; must be {_LAYOUT}")
+    try:
+        with os.scandir(path / split) as entries:
+            names = [e.name for e in entries if e.is_dir() and e.name[0] != "."]
+    except OSError as error:
+        raise UserError(
+            f"data.path={path}: {split} is not readable ({error.strerror})"
+        ) from error
+    if not names:
+        raise UserError(f"data.path={path}: {split} holds no folder; must be {_LAYOUT}")
+    return tuple(sorted(names))
+
+
+def _find_files(folder: pathlib.Path, class_names: tuple[str, ...]) -> FolderFiles:
+    try:
+        # As strings: a million paths as objects are slow to pickle, and large.
+        found = [[str(p) for p in find_images(folder / name)] for name in class_names]
+    except UserError as error:  # an empty class
+        raise UserError(f"data.path: {error}") from error
+    counts = [len(files) for files in found]
+    labels = np.repeat(np.arange(len(found), dtype=np.int32), counts)
+    return FolderFiles(tuple(itertools.chain(*found)), labels)
+
+
+def _list(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _check_range(key: str, values: Sequence[float], limit: float) -> None:
+    wanted = "two numbers, the smallest first, above 0"
+    wanted += f" and at most {limit:g}" if math.isfinite(limit) else " and finite"
+    is_pair = isinstance(values, tuple | list) and len(values) == 2
+    is_pair = is_pair and all(type(value) in (int, float) for value in values)
+    holds = is_pair and 0 < values[0] <= values[1] <= limit and values[1] < math.inf
+    require(key, values, holds, wanted)
