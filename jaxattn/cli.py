@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from jaxattn.errors import UserError, require
-from jaxattn.inference import evaluate, files, methods, torch_files
-from jaxattn.inference.predict import Predictor
-from jaxattn.inference.trained import WEIGHTS, load_trained
+from jaxattn.inference import files, methods
+from jaxattn.inference.trained import SPLITS, WEIGHTS, load_trained
+
+# What needs more than the base installation is imported where it is used.
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
@@ -47,43 +48,61 @@ def _complain(message: object, code: int) -> int:
 def _predict(args: argparse.Namespace) -> None:
     name = args.method.removeprefix("class_")  # as the reference code names its files
     out = args.out or pathlib.Path("submissions", f"{name}_submission.csv")
-    if args.method == "ensemble":
-        for flag in ("names", "probabilities"):
-            message = "an ensemble votes on numbers: leave it out"
-            require(f"--{flag}", True, not getattr(args, flag), message)
-        ids, labels = files.align_predictions(args.ensemble_files or ())
-        files.write_predictions(out, ids, methods.vote(labels))
-    else:
-        for flag in ("workdir", "data"):
-            value = getattr(args, flag)
-            require(f"--{flag}", value, value is not None, "given with this method")
-        trained = load_trained(args.workdir, weights=args.weights)
-        inputs = files.read_inputs(args.data, trained.image_shape)
-        ids = inputs.ids
-        method = _make_method(args)
-        predictor = Predictor(trained, batch_size=args.batch_size)
-        decision = predictor.predict(inputs.source, method, seed=args.seed)
-        files.write_predictions(
-            out,
-            ids,
-            decision.labels,
-            class_names=trained.class_names if args.names else None,
-            probabilities=decision.probabilities if args.probabilities else None,
-            probability_columns=trained.class_names,
-        )
-    print(f"{len(ids)} predictions in {out}")
+    count = (_ensemble if args.method == "ensemble" else _classify)(args, out)
+    print(f"{count} predictions in {out}")
+
+
+def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
+    for flag in ("workdir", "data", "names", "probabilities"):
+        value = getattr(args, flag)
+        require(f"--{flag}", value, not value, "left out: an ensemble votes on files")
+    ids, labels = files.align_predictions(args.ensemble_files or ())
+    files.write_predictions(out, ids, methods.vote(labels))
+    return len(ids)
+
+
+def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
+    from jaxattn.inference.predict import Predictor
+
+    given = args.ensemble_files
+    require("--ensemble-files", given, not given, "used with --method ensemble alone")
+    for flag in ("workdir", "data"):
+        value = getattr(args, flag)
+        require(f"--{flag}", value, value is not None, "given with this method")
+    trained = load_trained(args.workdir, weights=args.weights)
+    method = _make_method(args, trained.class_names)
+    inputs = files.read_inputs(args.data, trained.image_shape)
+    files.require_writable(out)  # before the work, not after it
+    predictor = Predictor(trained, batch_size=args.batch_size)
+    decision = predictor.predict(inputs.source, method, seed=args.seed)
+    files.write_predictions(
+        out,
+        inputs.ids,
+        decision.labels,
+        class_names=trained.class_names if args.names else None,
+        probabilities=decision.probabilities if args.probabilities else None,
+        probability_columns=trained.class_names,
+    )
+    return len(inputs.ids)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from jaxattn.inference import evaluate
+    from jaxattn.inference.predict import Predictor
+
     trained = load_trained(args.workdir, weights=args.weights)
+    method = _make_method(args, trained.class_names)
     overrides = {"name": args.data_name, "path": args.data_path}
     data = evaluate.load_data_of(trained, overrides)
+    folder = f"{args.split}_{args.weights}_{args.method}"
+    if data.name != trained.config.get("data", {}).get("name"):
+        folder = f"{data.name.replace(':', '_')}_{folder}"
+    out = args.out or pathlib.Path(args.workdir, "evaluation", folder)
+    files.require_writable(out / "report.txt")
     predictor = Predictor(trained, batch_size=args.batch_size)
     evaluation = evaluate.evaluate(
-        predictor, data, _make_method(args), split=args.split, seed=args.seed
+        predictor, data, method, split=args.split, seed=args.seed
     )
-    folder = f"{args.split}_{args.weights}_{args.method}"
-    out = args.out or pathlib.Path(args.workdir, "evaluation", folder)
     report = evaluate.write_evaluation(
         out,
         evaluation,
@@ -94,11 +113,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         weights=args.weights,
         step=trained.step,
         method=args.method,
+        seed=args.seed,
+        **_method_options(args),
     )
     print(f"{report}\nreport and figures in {out}")
 
 
 def _import_torch(args: argparse.Namespace) -> None:
+    from jaxattn.inference import torch_files
+
     mean, std = torch_files.published_normalization(args.model)
     count = torch_files.import_torch(
         args.checkpoint,
@@ -117,14 +140,43 @@ def _import_torch(args: argparse.Namespace) -> None:
 
 
 def _export_torch(args: argparse.Namespace) -> None:
+    from jaxattn.inference import torch_files
+
     trained = load_trained(args.workdir, weights=args.weights)
     torch_files.export_torch(trained, args.out)
     print(f"state dict of step {trained.step} in {args.out}")
 
 
-def _make_method(args: argparse.Namespace) -> methods.Method:
+_METHOD_OPTIONS = (
+    "num_views",
+    "view_weights",
+    "tta_temperature",
+    "specialized_temperature",
+    "thresholds",
+    "hard_classes",
+    "bonus",
+)
+
+
+def _method_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of methods that were given."""
+    return _given(**{key: getattr(args, key) for key in _METHOD_OPTIONS})
+
+
+def _make_method(
+    args: argparse.Namespace, class_names: tuple[str, ...]
+) -> methods.Method:
     """The method of the arguments; those that were not given keep their defaults."""
-    V = args.num_views
+    if class_names != tuple(_CIFAR10_CLASSES.split(",")):
+        # The defaults are made for CIFAR-10's classes and mean nothing for others.
+        if args.method in ("class_specialized", "adaptive"):
+            wanted = (
+                f"given for other classes than CIFAR-10's: {len(class_names)} of it"
+            )
+            value = args.thresholds
+            require("--thresholds", value, value is not None, wanted)
+        args.hard_classes = args.hard_classes or ()
+    V = args.num_views or len(methods.VIEWS)
     require("--num-views", V, 1 <= V <= len(methods.VIEWS), "1 to 8")
     views = methods.VIEWS[:V]
     tta = methods.TTA(
@@ -192,7 +244,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a CIFAR-like pickle, an .npz, a folder of images, or image files",
     )
-    add("--out", type=pathlib.Path, help="default submissions/<method>_submission.csv")
+    add("--out", type=pathlib.Path, help="default in the folder submissions")
     add("--ensemble-files", nargs="+", metavar="CSV", help="of --method ensemble")
     add("--probabilities", action="store_true", help="adds a column per class")
     add("--names", action="store_true", help="writes class names, not numbers")
@@ -202,7 +254,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the trained network")
-    add("--split", default="test", choices=evaluate.SPLITS)
+    add("--split", default="test", choices=SPLITS, help="default %(default)s")
     add("--data-name", help="another data set than the run's")
     add("--data-path", help="where the data are; default as in the run")
     add("--out", type=pathlib.Path, help="folder; default in the workdir")
@@ -214,10 +266,10 @@ def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None
     adaptive = methods.Adaptive()
     add = parser.add_argument
     _add_weights(parser)
-    add("--method", default="plain", choices=choices)
+    add("--method", default="plain", choices=choices, help="default %(default)s")
     add("--seed", type=int, default=0, help="of random views (default %(default)s)")
     add("--batch-size", type=int, default=256, help="default %(default)s")
-    add("--num-views", type=int, default=len(methods.VIEWS), help="default 8, all")
+    add("--num-views", type=int, help="of the last three: the first ones (default 8)")
     add(
         "--view-weights",
         type=_numbers,
@@ -288,7 +340,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    return _parsed(text, int, "integers separated by commas")
+    return () if not text else _parsed(text, int, "integers separated by commas")
 
 
 def _parsed(text: str, kind: Callable[[str], Any], wanted: str) -> tuple[Any, ...]:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = smoke.get_config()
-    config.num_epochs = 1
-    train_and_evaluate(config, folder, devices=smoke.one_device())
+    config.num_epochs = 6
+    results = train_and_evaluate(config, folder, devices=smoke.one_device())
+    assert results["last_test_accuracy"] > 0.5  # it tells the classes apart
     return folder
 
 
@@ -144,7 +147,7 @@ def test_evaluate_takes_any_split_and_method(capsys, workdir, tmp_path, split):
         "--method", "tta", "--weights", "last_ema", "--out", tmp_path / "e",
     )  # fmt: skip
     assert code == 0
-    assert f"split {split}, weights last_ema, step 6, method tta" in text
+    assert f"split {split}, weights last_ema, step 36, method tta" in text
     results = json.loads((tmp_path / "e" / "results.json").read_text())
     assert results["num_examples"] == {"val": 30, "train": 90}[split]
 
@@ -218,6 +221,8 @@ def test_bad_input_is_one_line(capsys, workdir, tmp_path, make, message):
         (["predict", "--method", "best"], "invalid choice: 'best'"),
         (["predict", "--thresholds", "a,b"], "'a,b' must be numbers"),
         (["predict", "--method", "ensemble"], "0 file(s), must be at least 2"),
+        (["predict", "--method", "ensemble", "--data", "x"], "must be left out"),
+        (["predict", "--ensemble-files", "a"], "with --method ensemble alone"),
         (["predict", "--workdir", "none", "--data", "x"], "holds no run"),
         (["evaluate"], "--workdir"),
         (["evaluate", "--workdir", "x", "--split", "all"], "invalid choice: 'all'"),
@@ -257,4 +262,30 @@ def test_thresholds_of_other_classes_are_named(capsys, workdir, batch, tmp_path)
         "adaptive", "--out", tmp_path / "a.csv",
     )  # fmt: skip
     assert code == 2
-    assert "10 given, the network has 5 classes" in err
+    assert "--thresholds=None: must be given for other classes" in err
+
+
+def test_unwritable_output_is_said_before_the_work(
+    capsys, workdir, batch, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("jaxattn.inference.predict.Predictor", None)
+    code, _, err = run(
+        capsys, "predict", "--workdir", workdir, "--data", batch, "--out", tmp_path
+    )
+    assert code == 2
+    assert "cannot be written (is a folder)" in err
+
+
+def test_base_installation_gets_one_line():
+    """Without the extra: help and ensembles work, the rest says what to install."""
+    code = (
+        "import sys; sys.modules.update(matplotlib=None, orbax=None, tqdm=None);"
+        "from jaxattn.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], check=False)
+    assert done.returncode == 0
+    command = [sys.executable, "-c", code, "evaluate", "--workdir", "x"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'jaxattn[train]'" in done.stderr

@@ -28,9 +28,10 @@ from jaxattn.training.loop import train_and_evaluate
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = smoke.get_config()
-    config.num_epochs = 2
+    config.num_epochs = 6
     config.data.image_size = 16  # on 8 pixels a rotation by 5 degrees moves none
-    train_and_evaluate(config, folder, devices=smoke.one_device())
+    results = train_and_evaluate(config, folder, devices=smoke.one_device())
+    assert results["last_test_accuracy"] > 0.5  # it tells the classes apart
     return folder
 
 
@@ -47,6 +48,10 @@ def predictor(trained):
 @pytest.fixture(scope="module")
 def test_split(trained):
     return load_data_of(trained, {}).test
+
+
+NUMBERS = tuple("0123456789")
+DIGITS = {"name": "digits"}
 
 
 def direct_logits(trained, images):
@@ -71,7 +76,7 @@ def test_views_do_not_depend_on_batches_or_devices(predictor, trained, test_spli
     for batch_size, devices in ((7, jax.devices()[:1]), (16, jax.devices()[:4])):
         other = Predictor(trained, batch_size=batch_size, devices=devices)
         logits = all_logits(other, test_split)
-        np.testing.assert_allclose(logits, reference, atol=2e-4)
+        np.testing.assert_allclose(logits, reference, atol=1e-3)
 
 
 def test_views_are_their_transforms(predictor, trained, test_split):
@@ -91,7 +96,7 @@ def test_random_views_follow_the_seed(predictor, test_split):
     chex.assert_trees_all_equal(first, again)
     chex.assert_trees_all_equal(first[:2], other[:2])
     for i in range(2, 8):
-        assert np.abs(first[i] - other[i]).max() > 1e-5
+        assert np.abs(first[i] - other[i]).max() > 1e-2
 
 
 def test_nothing_is_compiled_twice(trained, test_split):
@@ -215,6 +220,29 @@ def test_average_that_was_not_kept_is_named(workdir, tmp_path):
     copy = broken_workdir(workdir, tmp_path, change)
     with pytest.raises(UserError, match="kept no average"):
         load_trained(copy, weights="best_ema")
+
+
+def test_the_average_is_not_the_raw_weights(workdir, test_split):
+    raw, average = (
+        direct_logits(load_trained(workdir, weights=weights), test_split.images)
+        for weights in ("last", "last_ema")
+    )
+    assert np.abs(raw - average).max() > 1e-2
+
+
+def test_imported_weights_are_not_calibrated_on_what_they_were_trained_on(trained):
+    """No validation split is cut from data that nothing is known of."""
+    config = {k: v for k, v in trained.config.items() if k != "data"}
+    imported = dataclasses.replace(trained, config=config, class_names=NUMBERS)
+    data = load_data_of(dataclasses.replace(imported, image_shape=(32, 32, 3)), DIGITS)
+    assert data.val is None
+
+
+def test_other_classes_of_the_same_number_are_refused(trained):
+    names = tuple("abcdefghij")
+    other = dataclasses.replace(trained, class_names=names, image_shape=(32, 32, 3))
+    with pytest.raises(UserError, match="its classes are 0, 1, 2"):
+        load_data_of(other, DIGITS)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,19 @@ def test_ensemble_of_files_is_the_reference(arrays, tmp_path, count):
     np.testing.assert_array_equal(methods.vote(aligned), expected)
 
 
+def test_vote_takes_any_numbers():
+    labels = np.array([[7, 10**8], [7, 3], [2, 10**8]])
+    np.testing.assert_array_equal(methods.vote(labels), [7, 10**8])
+
+
+def test_hard_classes_must_be_classes():
+    method = Adaptive(specialized=ClassSpecialized(thresholds=(0.5,) * 4))
+    with pytest.raises(
+        UserError, match=r"hard_classes=\(2, 3, 5\): must be in \[0, 3\]"
+    ):
+        method.decide(np.zeros((8, 2, 4)))
+
+
 def test_flip_is_the_reference(arrays):
     labels = Flip().decide(arrays["flip/logits"]).labels
     np.testing.assert_array_equal(labels, arrays["flip/labels"])
@@ -108,7 +121,9 @@ def test_thresholds_must_fit_the_classes():
     ("make", "message"),
     [
         (lambda: TTA(weights=(1, 2)), r"tta.weights=\(1, 2\): must be 8 numbers"),
-        (lambda: TTA(temperature=0.0), "tta.temperature=0.0: must be above 0"),
+        (lambda: TTA(temperature=0.0), "tta.temperature=0.0: must be finite"),
+        (lambda: TTA(weights=(1,) * 7 + (np.nan,)), "not all 0"),
+        (lambda: TTA(weights=(np.inf,) * 8), "not all 0"),
         (lambda: ClassSpecialized(temperature=-1.0), "specialized.temperature=-1.0"),
         (lambda: Adaptive(tta=TTA(views=VIEWS[:3])), "must be the same"),
     ],

@@ -94,6 +94,10 @@ class PooledMLP(nn.Module):
             `[2, N, 1, 1, C]`, the dtype of `x`.
         """
         N, H, W, C = x.shape
+        if self.hidden < 1:
+            raise ValueError(
+                f"channel attention: {C} channels leave its bottleneck none"
+            )
         mean = jnp.mean(x, (1, 2)).reshape(N, 1, 1, C)
         largest = max_along(x.reshape(N, H * W, 1, C), 1)
         # One batch of both: the bottleneck runs once.
@@ -141,7 +145,9 @@ class ChannelAttention(nn.Module):
         """
         del train
         x = x if self.dtype is None else x.astype(self.dtype)
-        hidden = self.hidden or reference_hidden(x.shape[-1], self.reduction)
+        hidden = self.hidden
+        if hidden is None:
+            hidden = reference_hidden(x.shape[-1], self.reduction)
         mean, largest = PooledMLP(hidden, self.kernel_init, name="shared_mlp")(x)
         return x * nn.sigmoid(mean + largest)
 

@@ -257,6 +257,7 @@ class StreamedLoader:
 
 def make_loader(
     source: Source,
+    part: Slice | None = None,
     /,
     *,
     loader: str = "auto",
@@ -267,6 +268,7 @@ def make_loader(
 
     Args:
         source: Examples of one split.
+        part: Of every batch; by default this process's.
         loader: "resident", "streamed", or "auto": resident if the images take at most
             1 GiB and are the same at every use.
         num_workers: Reading processes of the streamed loader; 0 reads in threads.
@@ -289,7 +291,7 @@ def make_loader(
     if loader == "auto":
         size = len(source) * np.asarray(source[0]["image"]).nbytes
         loader = "resident" if size <= _MAX_RESIDENT_BYTES else "streamed"
-    part = Slice(jax.process_index(), jax.process_count())
+    part = part or Slice(jax.process_index(), jax.process_count())
     if loader == "resident":
         return cast(Loader, ResidentLoader(to_arrays(source), part))
     return cast(Loader, StreamedLoader(source, part, num_workers, num_threads))

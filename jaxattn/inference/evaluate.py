@@ -15,14 +15,11 @@ from jaxattn.data.source import Data, Source, load_data, read_labels
 from jaxattn.errors import UserError, choose
 from jaxattn.inference.methods import Method
 from jaxattn.inference.predict import Predictor
-from jaxattn.inference.trained import Trained
+from jaxattn.inference.trained import SPLITS, Trained
 from jaxattn.training.config import bind
 from jaxattn.training.metrics import evaluation_sums, summarize
 from jaxattn.training.report import class_table
 from jaxattn.viz import plots
-
-_OF_ANY_DATA = ("val_fraction", "split_seed")
-SPLITS = ("test", "val", "train")
 
 
 class Evaluation(NamedTuple):
@@ -53,11 +50,10 @@ def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
         UserError: If the data cannot be had, or do not fit the network.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
-    section = trained.config.get("data", {})
-    if given.get("name", section.get("name")) != section.get("name"):
-        # What another data set was loaded with says nothing about this one.
-        section = {k: v for k, v in section.items() if k in _OF_ANY_DATA}
-    section = {**section, **given}
+    own = trained.config.get("data", {})
+    is_own = given.get("name", own.get("name")) == own.get("name")
+    # Of other data, and those of imported weights, no part is known to be held out.
+    section = {**(own if own and is_own else {"val_fraction": 0.0}), **given}
     if "name" not in section:
         raise UserError(
             "data.name: imported weights come without data; name a data set"
@@ -71,6 +67,14 @@ def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
             raise UserError(
                 f"data.name={section['name']}: {key} {found}, the network has {wanted}"
             )
+    names, known = data.class_names, trained.class_names
+    numbers = tuple(str(i) for i in range(len(names)))
+    # Numbers stand for names that a file of the same data does not hold.
+    if names != known and not (numbers in (names, known) and (is_own or not own)):
+        raise UserError(
+            f"data.name={section['name']}: its classes are {', '.join(names[:3])}, ...,"
+            f" the network's {', '.join(known[:3])}, ..."
+        )
     return data
 
 

@@ -121,6 +121,20 @@ def write_predictions(
             )
 
 
+def require_writable(path: FilePath) -> None:
+    """Makes the folder of a file, and raises a `UserError` if none can be written."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise UserError(f"{path}: cannot be written (is {kind})")
+    parent = pathlib.Path(path).resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written (its folder is read-only)")
+
+
 def read_predictions(path: FilePath) -> tuple[list[int] | list[str], np.ndarray]:
     """Reads the IDs and classes of a file of predictions.
 
@@ -313,11 +327,8 @@ def _headers(
 @contextlib.contextmanager
 def _replacing_text(path: FilePath) -> Iterator[TextIO]:
     """A text file that takes the place of another once it is whole."""
+    require_writable(path)
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            kind = "a folder" if os.path.isdir(path) else "not a regular file"
-            raise UserError(f"{path}: cannot be written (is {kind})")
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         # Names of files need not be UTF-8; one that is not costs no predictions.
         options: Any = {"errors": "backslashreplace", "newline": ""}
         with (

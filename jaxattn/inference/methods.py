@@ -103,10 +103,12 @@ class TTA:
     temperature: float = 0.9
 
     def __post_init__(self) -> None:
-        require("tta.temperature", self.temperature, self.temperature > 0, "above 0")
+        value = self.temperature
+        require("tta.temperature", value, 0 < value < np.inf, "finite and above 0")
         if self.weights is not None:
             V, weights = len(self.views), tuple(self.weights)
-            holds = len(weights) == V and min(weights) >= 0 and max(weights) > 0
+            holds = len(weights) == V and max(weights) > 0
+            holds = holds and all(0 <= weight < np.inf for weight in weights)
             wanted = f"{V} numbers of at least 0, one per view, not all 0"
             require("tta.weights", weights, holds, wanted)
 
@@ -137,7 +139,8 @@ class ClassSpecialized:
 
     def __post_init__(self) -> None:
         value = self.temperature
-        require("specialized.temperature", value, value > 0, "above 0")
+        wanted = "finite and above 0"
+        require("specialized.temperature", value, 0 < value < np.inf, wanted)
 
     def decide(self, logits: np.ndarray) -> Decision:
         """Decides by the logits `[V, N, C]`.
@@ -202,6 +205,9 @@ class Adaptive:
         Raises:
             UserError: If there is not one threshold per class.
         """
+        C, hard = logits.shape[-1], tuple(self.hard_classes)
+        holds = all(0 <= label < C for label in hard)
+        require("adaptive.hard_classes", hard, holds, f"in [0, {C - 1}]")
         T, S = self.tta.decide(logits), self.specialized.decide(logits)
         labels, rules = self.choose(T.labels, S.labels, softmax(logits[0]))
         chose_tta = np.isin(rules, (1, 2, 4, 7))[:, None]
@@ -244,8 +250,9 @@ def vote(labels: np.ndarray) -> np.ndarray:
     Returns:
         int64 `[N]`.
     """
-    counts = [np.sum(labels == label, 0) for label in range(np.max(labels) + 1)]
-    return np.argmax(counts, 0)
+    values = np.unique(labels)
+    counts = [np.sum(labels == value, 0) for value in values]
+    return values[np.argmax(counts, 0)]
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxattn.data.augment import Augment
-from jaxattn.data.pipeline import evaluation_order, make_loader
+from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import require
 from jaxattn.inference.methods import Decision, Method
@@ -96,7 +96,8 @@ class Predictor:
         devices = parallel.num_devices
         size = -(-min(self._batch_size, N) // devices) * devices
         kind = "auto" if isinstance(source, ArraySource) else "streamed"
-        loader = make_loader(source, loader=kind)
+        # All of every batch: processes of a job predict each for itself.
+        loader = make_loader(source, Slice(), loader=kind)
         fetch = parallel.compile_fetch(loader.fetch)
         store = parallel.replicate(loader.store)
         drawn = _draw(views, N, self.trained.image_shape, seed)
@@ -127,6 +128,7 @@ def _draw(
     views: Sequence[Augment], N: int, image_shape: tuple[int, int, int], seed: int
 ) -> list[Any]:
     """What each view draws for all N images, on the host."""
+    require("seed", seed, 0 <= seed < 2**63, "in [0, 2**63)")
     root, (H, W, _) = jax.random.key(seed), image_shape
     drawn = [
         view.draw(jax.random.fold_in(root, i), N, H, W).images

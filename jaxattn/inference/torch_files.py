@@ -24,6 +24,7 @@ from jaxattn.training.report import versions
 # Where a checkpoint of a training script keeps its state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PARALLEL_PREFIX = "module."  # of nn.DataParallel and DistributedDataParallel
+_RESERVED = {"name", "num_classes", "dtype", "axis_name"}
 _CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -108,8 +109,15 @@ def import_torch(
     Raises:
         UserError: If the file or a value does not fit.
     """
+    for key, values in (("mean", mean), ("std", std)):
+        require(key, tuple(values), len(values) in (1, 3), "1 or 3 numbers")
     require("std", tuple(std), min(std) > 0, "above 0")
+    require("image_size", image_size, image_size >= 1, "at least 1")
+    holds = len(set(class_names)) == len(class_names)
+    require("class_names", tuple(class_names), holds, "all different")
     kwargs = dict(model_kwargs or {})
+    for key in _RESERVED & kwargs.keys():
+        raise UserError(f"model_kwargs.{key}: is set by other arguments; leave it out")
     module = create_model(model, num_classes=len(class_names), **kwargs)
     workdir = pathlib.Path(workdir).resolve()
     if (workdir / "config.json").exists():
@@ -119,8 +127,8 @@ def import_torch(
     try:
         example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         variables = from_torch(module, state_dict, example)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: {_shortened(reason(error))}") from error
     config = {
         "model": {"name": model, **kwargs},
         "normalize": {"mean": list(mean), "std": list(std)},
@@ -159,6 +167,11 @@ def export_torch(trained: Trained, path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path}: cannot be written ({reason(error)})") from error
 
 
+def _shortened(message: str) -> str:
+    """Cuts lists of hundreds of names: the first ones tell what is wrong."""
+    return message if len(message) <= 400 else f"{message[:400]} ..."
+
+
 def _import_torch() -> ModuleType:
     try:
         return importlib.import_module("torch")
@@ -170,4 +183,4 @@ def _import_torch() -> ModuleType:
 
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
     is_counter = not tensor.is_floating_point()
-    return (tensor if is_counter else tensor.to(torch.float32)).numpy()
+    return (tensor if is_counter else tensor.to(torch.float32)).detach().numpy()

@@ -19,6 +19,7 @@ from jaxattn.training.checkpoint import Checkpoints
 from jaxattn.training.config import bind
 from jaxattn.training.run import DTYPES
 
+SPLITS = ("test", "val", "train")
 WEIGHTS = {
     "best": ("raw", "val_accuracy"),
     "best_ema": ("ema", "val_accuracy_ema"),
@@ -94,12 +95,14 @@ def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     try:
         config = json.loads(path.read_text())
-        for key in ("model", "normalize", "dataset"):
+        for key in ("model", "normalize"):
             config[key]
     except FileNotFoundError:
         raise UserError(f"workdir {workdir}: holds no run (no config.json)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a run's config ({error!r})") from error
+    if "dataset" not in config:
+        raise UserError(f"{path}: of an earlier version; resume the run once")
     return config
 
 

@@ -28,6 +28,9 @@ def conv2d(
 ) -> jax.Array:
     """Convolves `x` with `kernel` (cross-correlation, as in PyTorch).
 
+    The 3x3 convolutions with padding 1 have gradients of their own, for reverse mode
+    alone: `jax.jvp` and `jax.hessian` do not go through them.
+
     Args:
         x: `[N, H, W, C]`.
         kernel: `[KH, KW, C / groups, O]`, the dtype of `x`.
@@ -125,7 +128,7 @@ def _row_kernel_gradient(x: jax.Array, _: jax.Array, g: jax.Array) -> jax.Array:
     backend runs up to seven times slower (AVX2). The three columns of a row are one
     product: whichever of `x` and `g` has fewer channels is copied in three shifts.
     """
-    _, H, W, C = x.shape
+    H, W, C = x.shape[1:]
     O = g.shape[-1]  # noqa: E741
     pad = ((0, 0), (1, 1), (1, 1), (0, 0))
     if C <= O:

@@ -33,6 +33,27 @@ def _max_along_jvp(
     return max_along(x, axis), jnp.sum(x_dot, axis, keepdims=True)
 
 
+def max_pool(x: jax.Array, size: int, *, stride: int, padding: int) -> jax.Array:
+    """Returns the maxima of `size` x `size` windows, as `torch.nn.MaxPool2d`.
+
+    The gradient of a window goes to its first maximum in row-major order. Padding never
+    wins; it is the same on all four sides, which "SAME" of an even size is not.
+
+    Args:
+        x: Feature map `[N, H, W, C]`, any float dtype.
+        size: Side of a window.
+        stride: Step between windows along H and W.
+        padding: Rows and columns added on each side, at most `size // 2`.
+
+    Returns:
+        `[N, H', W', C]` with `H' = (H + 2 * padding - size) // stride + 1`.
+    """
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
+    )
+
+
 def adaptive_avg_pool(x: jax.Array, output_size: int) -> jax.Array:
     """Averages a feature map into `output_size` x `output_size` windows.
 

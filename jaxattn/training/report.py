@@ -22,7 +22,10 @@ from jaxattn.viz import plots
 _PACKAGES = ("jaxattn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NUM_EXAMPLES = 32
 # Names of submodules that hold attention, for the histograms' tags.
-_ATTENTION = {"sa", "se", "unit_transform", "SAlayer", "SELayer"}
+_ATTENTION = {
+    *("sa", "se", "unit_transform", "SAlayer", "SELayer"),  # CANet
+    *("channel_attention", "spatial_attention", "attention", "attn"),
+}
 
 
 def write_description(

@@ -306,10 +306,9 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
         UserError: If another change would make the resumed run neither one thing nor
             the other.
     """
-    before, now = (
-        flatten(saved),
-        flatten(json.loads(json.dumps(run.record, default=str))),
-    )
+    # A workdir of an earlier version does not say what its data were.
+    record = run.record if "dataset" in saved else run.config
+    before, now = flatten(saved), flatten(json.loads(json.dumps(record, default=str)))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())

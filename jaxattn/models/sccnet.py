@@ -1,0 +1,216 @@
+"""SCCNet: residual networks whose only activations are SCC's selections.
+
+Reference code read: Raven-Z-china/SCCNet @3d2a535, model/SCCNet.py (numbers compared in
+tests/test_scc.py)
+
+Notation: N batch, H, W spatial, C channels.
+Deviations from the code:
+  - the shortcut's convolution is chosen by `downsample` (the code has "scc5" alone; its
+    README's table compares the others);
+  - the stem "cifar" (the code has ImageNet's alone).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxattn.attention.scc import SCC, uniform_within
+from jaxattn.ops.conv import Conv
+from jaxattn.ops.init import kaiming_normal
+from jaxattn.ops.linear import Linear
+from jaxattn.ops.norm import BatchNorm
+from jaxattn.ops.pool import max_pool
+
+DOWNSAMPLES = ("conv1", "conv3", "conv5", "scc1", "scc3", "scc5")
+STEMS = ("imagenet", "cifar")
+
+
+class SCCBlock(nn.Module):
+    """A basic residual block of two 3x3 SCC, without any other activation.
+
+        out = bn2(scc(bn1(scc(x)))) + shortcut(x)
+
+    The stride is on the first convolution. The shortcut is the identity where stride
+    and channels allow, else a convolution and a batch normalisation.
+
+    Attributes:
+        features: Output channels.
+        stride: Step of the block along H and W.
+        downsample: The shortcut's convolution: "conv" or "scc", and its kernel size 1,
+            3 or 5.
+        mask_prob: See `SCC`.
+        forcing: See `SCC`.
+        dtype: Computation dtype; None keeps the input's. Parameters are float32.
+        axis_name: Mapped axis over which BatchNorm averages its statistics.
+    """
+
+    features: int
+    stride: int = 1
+    downsample: str = "scc5"
+    mask_prob: float = 0.005
+    forcing: str = "uniform"
+    dtype: DTypeLike | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies the block.
+
+        Args:
+            x: Feature map `[N, H, W, C]`, any float dtype.
+            train: Selects batch statistics in BatchNorm, and forcing in SCC (rng stream
+                "forcing").
+
+        Returns:
+            `[N, ceil(H / stride), ceil(W / stride), features]`, in `dtype`.
+
+        Raises:
+            ValueError: If `downsample`, `mask_prob` or `forcing` is not accepted.
+        """
+        _check_choice("SCCBlock", "downsample", self.downsample, DOWNSAMPLES)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        # First, as in the code, whose recorded draws the tests replay in call order.
+        shortcut = self._shortcut(x, train)
+        y = self._scc(3, self.stride, "conv1")(x, train=train)
+        y = self._norm("bn1")(y, train=train)
+        y = self._scc(3, 1, "conv2")(y, train=train)
+        return self._norm("bn2")(y, train=train) + shortcut
+
+    def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
+        if (self.stride, x.shape[-1]) == (1, self.features):
+            return x
+        kind, size = self.downsample[:-1], int(self.downsample[-1])
+        name = "downsample.0"
+        if kind == "scc":
+            y = self._scc(size, self.stride, name)(x, train=train)
+        else:
+            y = _conv(self.features, size, self.stride, name)(x)
+        return self._norm("downsample.1")(y, train=train)
+
+    def _scc(self, kernel_size: int, stride: int, name: str) -> SCC:
+        return SCC(
+            self.features,
+            kernel_size,
+            stride,
+            mask_prob=self.mask_prob,
+            forcing=self.forcing,
+            kernel_init=uniform_within(1.0),
+            affine_init=uniform_within(1.0),
+            name=name,
+        )
+
+    def _norm(self, name: str) -> BatchNorm:
+        return BatchNorm(axis_name=self.axis_name, name=name)
+
+
+class SCCNet(nn.Module):
+    """Stages of `SCCBlock` after a linear stem.
+
+    Attributes:
+        stage_sizes: Blocks of every stage; (2, 2, 2, 2) is SCCNet18, (3, 4, 6, 3)
+            SCCNet34. Each stage but the first halves H and W.
+        widths: Channels of every stage; the stem has the first's.
+        num_classes: Number of logits.
+        downsample: Convolution of the shortcuts that change the shape: "conv" or "scc",
+            and its kernel size 1, 3 or 5.
+        stem: "imagenet", a 7x7 convolution and a maximum that reduce H and W by 4, or
+            "cifar", a 3x3 convolution that keeps them.
+        mask_prob: See `SCC`.
+        forcing: See `SCC`.
+        dtype: Computation dtype; None keeps the input's. Parameters are float32.
+        axis_name: Mapped axis over which BatchNorm averages its statistics.
+    """
+
+    stage_sizes: Sequence[int] = (2, 2, 2, 2)
+    widths: Sequence[int] = (64, 128, 256, 512)
+    num_classes: int = 10
+    downsample: str = "scc5"
+    stem: str = "imagenet"
+    mask_prob: float = 0.005
+    forcing: str = "uniform"
+    dtype: DTypeLike | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, return_features: bool = False
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """Classifies images.
+
+        Args:
+            x: Normalised images `[N, H, W, C]`, of any size.
+            train: Selects batch statistics in BatchNorm, and forcing in SCC (rng stream
+                "forcing").
+            return_features: Returns the stages' maps instead, and needs no parameters
+                of the head.
+
+        Returns:
+            float32 logits `[N, num_classes]`; with `return_features` a tuple with every
+            stage's feature map, in `dtype`.
+
+        Raises:
+            ValueError: If an attribute is not accepted.
+        """
+        self._check()
+        x = x if self.dtype is None else x.astype(self.dtype)
+        x = self._stem(x, train)
+        maps = []
+        stages = zip(self.stage_sizes, self.widths, strict=True)
+        for i, (blocks, width) in enumerate(stages, 1):
+            for j in range(blocks):
+                stride = 2 if i > 1 and j == 0 else 1
+                x = self._block(width, stride, f"layer{i}.{j}")(x, train=train)
+            maps.append(x)
+        if return_features:
+            return tuple(maps)
+        x = jnp.mean(x, (1, 2))
+        return Linear(self.num_classes, name="head")(x).astype(jnp.float32)
+
+    def _check(self) -> None:
+        _check_choice("SCCNet", "downsample", self.downsample, DOWNSAMPLES)
+        _check_choice("SCCNet", "stem", self.stem, STEMS)
+        if len(self.stage_sizes) != len(self.widths):
+            raise ValueError(
+                f"SCCNet: stage_sizes={tuple(self.stage_sizes)} and"
+                f" widths={tuple(self.widths)}: must have one entry a stage each"
+            )
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = _conv(self.widths[0], size, stride, "conv")(x)
+        x = BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train)
+        if self.stem == "imagenet":
+            x = max_pool(x, 3, stride=2, padding=1)
+        return x
+
+    def _block(self, features: int, stride: int, name: str) -> SCCBlock:
+        return SCCBlock(
+            features,
+            stride,
+            self.downsample,
+            mask_prob=self.mask_prob,
+            forcing=self.forcing,
+            axis_name=self.axis_name,
+            name=name,
+        )
+
+
+def _conv(features: int, kernel_size: int, stride: int, name: str) -> Conv:
+    return Conv(
+        features,
+        kernel_size,
+        stride,
+        padding=kernel_size // 2,
+        kernel_init=kaiming_normal,
+        name=name,
+    )
+
+
+def _check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"{owner}: {name}={value!r}: must be one of {', '.join(choices)}"
+        )

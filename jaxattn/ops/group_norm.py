@@ -1,0 +1,49 @@
+"""Group normalisation as PyTorch computes it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class GroupNorm(nn.Module):
+    """Normalises groups of channels of every example by their own statistics.
+
+    Statistics and the normalisation are float32 at any computation dtype. A group of
+    one value becomes its bias.
+
+    Attributes:
+        num_groups: Groups of consecutive channels; divides their number.
+        epsilon: Added to the variance.
+        dtype: Computation dtype; None keeps the input's. Parameters are float32.
+    """
+
+    num_groups: int
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises `x`.
+
+        Args:
+            x: `[N, ..., C]`, any float dtype; statistics are over every axis but the
+                first, and over the channels of a group.
+
+        Returns:
+            Same shape as `x`, in `dtype`.
+
+        Raises:
+            ValueError: If C is not a multiple of `num_groups`.
+        """
+        N, C, G = x.shape[0], x.shape[-1], self.num_groups
+        if C % G:
+            raise ValueError(f"num_groups={G}: must divide the {C} channels")
+        scale = self.param("scale", nn.initializers.ones, (C,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (C,), jnp.float32)
+        grouped = x.astype(jnp.float32).reshape(N, -1, G, C // G)
+        centred = grouped - jnp.mean(grouped, (1, 3), keepdims=True)
+        var = jnp.mean(jnp.square(centred), (1, 3), keepdims=True)
+        y = centred * jax.lax.rsqrt(var + self.epsilon)
+        y = y * scale.reshape(1, 1, G, C // G) + bias.reshape(1, 1, G, C // G)
+        return y.reshape(x.shape).astype(x.dtype if self.dtype is None else self.dtype)
