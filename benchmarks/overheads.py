@@ -24,9 +24,9 @@ from configs import cbam_resnet
 from jaxattn.data.augment import mix
 from jaxattn.inference.methods import TTA, Plain
 from jaxattn.inference.predict import Predictor
-from jaxattn.inference.trained import Trained
 from jaxattn.training.report import versions
 from jaxattn.training.run import Run, build
+from jaxattn.training.trained import Trained
 
 
 def main() -> None:

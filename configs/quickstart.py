@@ -16,16 +16,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.dtype = "float32"  # computation: float32, or bfloat16 for GPU and TPU
     config.data_parallel = "jit"  # jit (over a mesh) or pmap
     config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 or 25
+    config.init_from = placeholder(str)  # workdir or PyTorch file of the first weights
+    config.trainable = "all"  # all, or head: only the layer that makes the logits
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "canet_tiny"  # any of jaxattn.list_models()
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "digits"  # digits, cifar10, cifar100, tfds:<name>, synthetic
+    config.data.name = "digits"  # digits, cifar10, imagefolder, tfds:<name>, ...
     config.data.path = placeholder(str)  # archive, its folder, npz, or a TFDS directory
     config.data.val_fraction = 0.1  # share of the training split for validation
     config.data.split_seed = 0  # of that choice; the same split for every run's seed
     config.data.image_size = 16  # pixels; not of data of a fixed size
+    config.data.crop_scale = placeholder(tuple)  # area of a random crop of a photo
+    config.data.on_bad_image = placeholder(str)  # error or skip; of photos
 
     config.pipeline = ml_collections.ConfigDict()
     config.pipeline.loader = "auto"  # resident (on the device), streamed, or by size

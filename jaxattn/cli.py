@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jaxattn.errors import UserError, require
+from jaxattn.errors import UserError, choose, require
 from jaxattn.inference import files, methods
-from jaxattn.inference.trained import SPLITS, WEIGHTS, load_trained
+from jaxattn.training.trained import SPLITS, WEIGHTS, load_trained
 
 # What needs more than the base installation is imported where it is used.
 
@@ -147,6 +147,47 @@ def _export_torch(args: argparse.Namespace) -> None:
     print(f"state dict of step {trained.step} in {args.out}")
 
 
+def _models(args: argparse.Namespace) -> None:
+    from jaxattn.models.registry import list_models, model_keywords
+
+    if args.name is not None:
+        choose("model", args.name, list_models())
+    row = "{:26}{:>9}{:>8}{:>9}{:>14}{:>16}{:>18}".format
+    header = ("model", "stem", "pixels", "classes", "parameters", "MACs")
+    for i, name in enumerate([args.name] if args.name else list_models()):
+        kwargs = dict(args.model_arg)
+        # In the whole list the stem is of those that have one.
+        if args.stem and (args.name or "stem" in model_keywords(name)):
+            kwargs["stem"] = args.stem
+        cells = _measured(name, kwargs, args.num_classes, args.image_size)
+        if i == 0:
+            print(row(*header, "theoretical MACs"))
+        print(row(*cells).rstrip(), flush=True)
+    if args.name:
+        print(f"keywords: num_classes, {', '.join(model_keywords(args.name))}")
+
+
+def _measured(
+    name: str, kwargs: dict[str, Any], num_classes: int | None, image_size: int | None
+) -> tuple[str, ...]:
+    """Measures a network; its stem says what it is for, where nothing else does."""
+    from jaxattn.models.cost import measure_cost
+    from jaxattn.models.registry import create_model
+
+    stem = getattr(create_model(name, **kwargs), "stem", "")
+    is_large = stem == "imagenet"
+    size = image_size or (224 if is_large else 32)
+    num_classes = num_classes or (1000 if is_large else 10)
+    module = create_model(name, num_classes, **kwargs)
+    try:
+        cost = measure_cost(module, (size, size, 3))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name} at {size} pixels: {error}") from error
+    macs, theoretical = f"{cost.macs:,}", f"{cost.theoretical_macs:,}"
+    counts = (f"{cost.parameters:,}", macs, "" if theoretical == macs else theoretical)
+    return (name, stem, str(size), str(num_classes), *counts)
+
+
 _METHOD_OPTIONS = (
     "num_views",
     "view_weights",
@@ -232,7 +273,17 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_export(
         command("export-torch", _export_torch, "Writes weights as a state dict.")
     )
+    _add_models(command("models", _models, "Lists networks and what they cost."))
     return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="one network; default all")
+    add("--num-classes", type=_count, help="default 1000, or 10 for small images")
+    add("--stem", help="imagenet or cifar, of networks that have both")
+    add("--image-size", type=_count, help="pixels (default 224, or 32)")
+    _add_model_arg(parser)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -309,7 +360,11 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, default=32, help="pixels (default %(default)s)")
     add("--mean", type=_numbers, help="of the normalisation (default as published)")
     add("--std", type=_numbers, help="of the normalisation (default as published)")
-    add(
+    _add_model_arg(parser)
+
+
+def _add_model_arg(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--model-arg",
         type=_key_and_value,
         action="append",
@@ -348,6 +403,12 @@ def _parsed(text: str, kind: Callable[[str], Any], wanted: str) -> tuple[Any, ..
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,6 +1,12 @@
 import os
 import pathlib
 
+# Compiling is most of the time here, and this halves it: LLVM optimises little. What
+# XLA makes of a program before, its fusions, stays as it is.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+)
+
 import jax
 import numpy as np
 import pytest

@@ -10,6 +10,8 @@ import pytest
 from jaxattn import attention, create_model, from_torch, to_torch
 from jaxattn.attention import (
     CBAM,
+    SCC,
+    SCSA,
     AttentionResidualBlock,
     AttResBlock,
     ChannelAttention,
@@ -133,6 +135,8 @@ def test_cbam_refuses_a_bottleneck_without_channels():
 
 BLOCKS = {
     "CBAM": CBAM(),
+    "SCC": SCC(32),
+    "SCSA": SCSA(window_size=2),
     "AttentionResidualBlock": AttentionResidualBlock(32),
     "ChannelAttentionBlock": ChannelAttentionBlock(32),
     "ChannelAttention": ChannelAttention(),

@@ -289,3 +289,52 @@ def test_base_installation_gets_one_line():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'jaxattn[train]'" in done.stderr
+
+
+def test_models_lists_parameters_and_macs(capsys):
+    code, text, _ = run(capsys, "models", "sccnet18")
+    header, row, keywords = text.splitlines()
+    assert code == 0
+    assert header.split()[:5] == ["model", "stem", "pixels", "classes", "parameters"]
+    assert row.split() == [
+        "sccnet18", "imagenet", "224", "1000", "15,849,384",
+        "2,655,424,512", "2,276,495,360",
+    ]  # fmt: skip
+    assert "downsample" in keywords
+
+
+def test_models_takes_what_the_network_takes(capsys):
+    _, text, _ = run(
+        capsys, "models", "sccnet18", "--stem", "cifar", "--num-classes", "100",
+        "--image-size", "16", "--model-arg", "downsample=conv1",
+    )  # fmt: skip
+    row = text.splitlines()[1].split()
+    # 11,712,552 with another stem (7x7 -> 3x3 of 3 to 64 channels) and 100 classes.
+    assert row[1:5] == ["cifar", "16", "100", f"{11_712_552 - 40 * 192 - 900 * 513:,}"]
+
+
+def test_models_lists_all(capsys, monkeypatch):
+    names = ["canet_tiny", "resnet18"]
+    monkeypatch.setattr("jaxattn.models.registry.list_models", lambda: names)
+    code, text, _ = run(capsys, "models", "--stem", "cifar")
+    rows = [line.split() for line in text.splitlines()[1:]]
+    assert code == 0
+    assert [row[0] for row in rows] == names
+    assert rows[0][1:4] == ["32", "10", "396,155"]
+    assert rows[1][1:5] == ["cifar", "32", "10", "11,173,962"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet50_sca"], "model='resnet50_sca': did you mean 'resnet50_scsa'"),
+        (["canet", "--stem", "cifar"], "model.stem: canet takes no such key"),
+        (["resnet18", "--stem", "cifr"], "stem='cifr': did you mean 'cifar'"),
+        (["canet", "--image-size", "20"], "canet at 20 pixels: CANet: image height 20"),
+        (["canet", "--num-classes", "0"], "'0' must be at least 1"),
+    ],
+)
+def test_models_refuses(capsys, arguments, message):
+    code, text, error = run(capsys, "models", *arguments)
+    assert (code, text) == (2, "")
+    assert message in error

@@ -11,6 +11,8 @@ from jaxattn.training.run import build
 
 CONFIGS = sorted((smoke.ROOT / "configs").glob("*.py"))
 VARIANTS = ("tiny", "light", "base", "pro")
+SCCNETS = ("18", "34", "18_cifar", "34_cifar")
+SCSAS = ("resnet50", "resnet101", "mobilenet_v2", "resnet18_cifar", "resnet50_cifar")
 COMMON = {
     "seed", "num_epochs", "batch_size", "model.name", "data.name", "data.path",
     "data.val_fraction", "dtype", "data_parallel", "steps_per_dispatch",
@@ -35,11 +37,107 @@ def flat(config):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_loads_bare_and_builds(path):
-    config = load(path).get_config()
-    config.data.name = "synthetic"  # no download
-    config.data.image_size = 32
-    run = build(config, devices=smoke.one_device())
-    assert run.total_steps > 0
+    assert built(load(path).get_config()).total_steps > 0
+
+
+def built(config):
+    """Builds the run of a config on data that need no download."""
+    config.data.name = "synthetic"
+    large = config.model.get("stem") == "imagenet"
+    config.data.image_size = 224 if large else 32
+    config.data.val_fraction = 0.1
+    config.unlock()
+    config.data.num_train, config.data.num_test = 128, 10
+    return build(config, devices=smoke.one_device())
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("sccnet", v) for v in SCCNETS] + [("scsa", v) for v in SCSAS],
+)
+def test_variant_builds_its_network(name, variant):
+    config = load(smoke.ROOT / "configs" / f"{name}.py").get_config(variant)
+    model = built(config).model
+    stages = (3, 4, 23, 3) if "101" in variant else (3, 4, 6, 3)
+    if variant.startswith(("18", "resnet18")):
+        stages = (2, 2, 2, 2)
+    assert getattr(model, "stage_sizes", stages) == stages
+    assert model.stem == ("cifar" if variant.endswith("cifar") else "imagenet")
+    if name == "scsa":
+        assert model.attention == "scsa"
+
+
+def test_attention_keywords_come_from_the_command_line():
+    config = load(smoke.ROOT / "configs" / "scsa.py").get_config("resnet101")
+    config.model.attention_kwargs.window_size = 5
+    kwargs = dict(built(config).model.attention_kwargs)
+    assert kwargs == {"attn_drop_ratio": 0.1, "window_size": 5}
+
+
+@pytest.mark.parametrize("name", ["canet", "sccnet", "scsa"])
+def test_unknown_variant_names_the_choices(name):
+    module = load(smoke.ROOT / "configs" / f"{name}.py")
+    with pytest.raises(ValueError, match="config variant 'x': must be one of "):
+        module.get_config("x")
+
+
+def recipe(config):
+    schedule, optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
+    return {
+        "epochs": (config.num_epochs, config.batch_size),
+        "schedule": {k: v for k, v in schedule.items() if k != "warmup_epochs"},
+        "sgd": tuple(optimizer[k] for k in ("momentum", "nesterov", "weight_decay")),
+        "clip_norm": optimizer["clip_norm"],
+        "warmup": schedule["warmup_epochs"],
+        "smoothing": config.loss.label_smoothing,
+        "augment": config.augment.to_dict(),
+        "ema": config.ema.decay,
+    }
+
+
+def plain_recipe(crop_padding_px, **differences):
+    augment = {"flip_probability": 0.5, "crop_padding_px": crop_padding_px}
+    return {
+        "clip_norm": None, "warmup": 0.0, "smoothing": 0.0, "ema": 0.0,
+        "augment": {**augment, "crop_fill": "zero"}, **differences,
+    }  # fmt: skip
+
+
+def test_sccnet_follows_the_published_recipe():
+    module = load(smoke.ROOT / "configs" / "sccnet.py")
+    schedule = {"name": "cosine", "learning_rate": 0.1, "final_factor": 0.001}
+    for variant in SCCNETS[:2]:
+        assert recipe(module.get_config(variant)) == plain_recipe(
+            0, epochs=(120, 128), schedule=schedule, sgd=(0.9, False, 5e-5)
+        )
+    assert recipe(module.get_config("18_cifar")) == plain_recipe(
+        4, epochs=(200, 128), schedule=schedule, sgd=(0.9, False, 5e-4)
+    )
+
+
+def test_scsa_follows_the_published_recipes():
+    module = load(smoke.ROOT / "configs" / "scsa.py")
+    steps = {"name": "multi_step", "decay_rate": 0.1}
+    for variant in SCSAS[:2]:
+        assert recipe(module.get_config(variant)) == plain_recipe(
+            0,
+            epochs=(100, 128),
+            schedule={**steps, "learning_rate": 0.05, "milestones": (30, 60, 90)},
+            sgd=(0.9, False, 1e-4),
+        )
+    assert recipe(module.get_config("mobilenet_v2")) == plain_recipe(
+        0,
+        epochs=(400, 96),
+        schedule={"name": "exponential", "learning_rate": 0.045, "decay_rate": 0.98},
+        sgd=(0.9, False, 4e-5),
+    )
+    for variant in SCSAS[3:]:
+        assert recipe(module.get_config(variant)) == plain_recipe(
+            4,
+            epochs=(200, 128),
+            schedule={**steps, "learning_rate": 0.1, "milestones": (100, 150)},
+            sgd=(0.9, False, 1e-4),
+        )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -1,5 +1,7 @@
 import math
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -143,6 +145,10 @@ def test_images_are_scaled_by_eight_sevenths_of_the_size(size, resized):
         ({"crop_ratio": (-1.0, 1.0)}, r"data\.crop_ratio.*above 0"),
         ({"crop_ratio": (1.0, math.inf)}, r"data\.crop_ratio.*finite"),
         ({"image_size": 0}, r"data\.image_size=0: must be at least 1"),
+        (
+            {"on_bad_image": "ignore"},
+            r"data\.on_bad_image='ignore': choices: error, skip\Z",
+        ),
     ],
 )
 def test_value_out_of_range_is_named(options, message, tmp_path):
@@ -262,10 +268,20 @@ def test_crops_are_of_the_upright_image(orientation, suffix, tmp_path):
 
 @pytest.mark.parametrize(
     ("suffix", "mode"),
-    [("png", "L"), ("png", "RGBA"), ("png", "P"), ("jpg", "L"), ("jpg", "CMYK")],
+    [
+        ("png", "L"),
+        ("png", "RGBA"),
+        ("png", "P"),
+        ("png", "I;16"),
+        ("jpg", "L"),
+        ("jpg", "CMYK"),
+    ],
 )
 def test_other_kinds_of_pixels_become_rgb(suffix, mode, tmp_path):
-    path = write(tmp_path / f"a.{suffix}", make_image().convert(mode))
+    image = make_image()
+    if mode == "I;16":
+        image = image.convert("L")
+    path = write(tmp_path / f"a.{suffix}", image.convert(mode))
     source = source_of(path, image_size=16)
     whole = Image.fromarray(images.read_image(path))
     box = source.crops.draw(np.random.default_rng(3), 40, 50)
@@ -274,6 +290,115 @@ def test_other_kinds_of_pixels_become_rgb(suffix, mode, tmp_path):
         whole.resize((16, 16), BILINEAR, box),
     )
     assert source[0]["image"].shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+def test_first_frame_of_an_animation_is_cropped(suffix, tmp_path):
+    frames = [Image.new("RGB", (50, 40), colour) for colour in ("lime", "red", "blue")]
+    path = tmp_path / f"a.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    write(path, frames[0], save_all=True, append_images=frames[1:], **options)
+    source = source_of(path, image_size=16)
+    expected = np.full((16, 16, 3), (0, 255, 0))
+    for example in source[0], source.draw(0, np.random.default_rng(0)):
+        np.testing.assert_array_equal(example["image"], expected)
+
+
+# Images that cannot be decoded
+
+
+KINDS = ["truncated", "empty", "text", "gigantic"]
+
+
+def damage(path, kind="truncated"):
+    """Damages a PNG file, and returns its path."""
+    content = path.read_bytes()
+    header = content[12:16] + struct.pack(">II", 60000, 60000) + content[24:29]
+    checksum = struct.pack(">I", zlib.crc32(header))
+    damaged = {
+        "truncated": content[: len(content) * 3 // 4],
+        "empty": b"",
+        "text": b"no image\n",
+        "gigantic": content[:12] + header + checksum + content[33:],
+    }
+    path.write_bytes(damaged[kind])
+    return path
+
+
+def rng():
+    return np.random.default_rng(5)
+
+
+def assert_same(example, expected):
+    np.testing.assert_array_equal(example["image"], expected["image"])
+    assert example["label"] == expected["label"]
+
+
+@pytest.mark.parametrize("options", [{}, {"on_bad_image": "error"}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_image_is_an_error_that_names_it(kind, options, tmp_path):
+    path = damage(write_folder(tmp_path) / "train" / "bee" / "1.png", kind)
+    source = load(tmp_path, **options).train
+    for read in (lambda: source[5], lambda: source.draw(5, rng())):
+        with pytest.raises(
+            UserError, match=r"not a readable image \(.+\)\Z"
+        ) as excinfo:
+            read()
+        assert str(excinfo.value).startswith(f"{path}: ")
+        assert "\n" not in str(excinfo.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_next_image_stands_in_for_a_skipped_one(kind, tmp_path):
+    whole = load(write_folder(tmp_path)).train
+    expected, expected_drawn = whole[8], whole.draw(8, rng())
+    paths = [tmp_path / "train" / "bee" / f"{i}.png" for i in (2, 3)]
+    for path in paths:
+        damage(path, kind)
+    source = load(tmp_path, on_bad_image="skip").train
+    np.testing.assert_array_equal(source.labels, whole.labels)
+    for index, path in zip((6, 7), paths, strict=True):
+        assert_same(source[index], expected)
+        drawn = source.draw(index, rng())
+        assert_same(drawn, expected_drawn)
+        assert drawn["error"].startswith(f"{path}: not a readable image (")
+    assert "error" not in source[5]
+    assert_same(source.draw(5, rng()), whole.draw(5, rng()))
+
+
+def test_stand_ins_come_from_the_same_part_of_the_split(tmp_path):
+    write_folder(tmp_path)
+    good = load(tmp_path, val_fraction=0.5)
+    train, val = good.train.indices, good.val.indices
+    files = sorted((tmp_path / "train").rglob("*.png"))
+    for part in (train, val):
+        damage(files[part[-1]])
+    data = load(tmp_path, val_fraction=0.5, on_bad_image="skip")
+    assert isinstance(data.train, DrawingSource)
+    assert not isinstance(data.val, DrawingSource)
+    np.testing.assert_array_equal(data.train.labels, good.train.labels)
+    assert_same(data.train.draw(5, rng()), good.train.draw(0, rng()))
+    assert_same(data.val[5], good.val[0])
+
+
+@pytest.mark.parametrize("crop_scale", [(0.08, 1.0), (1.0, 1.0)])
+def test_split_without_a_good_image_is_an_error(crop_scale, tmp_path):
+    write_folder(tmp_path)
+    for path in (tmp_path / "val").rglob("*.png"):
+        damage(path)
+    data = load(tmp_path, on_bad_image="skip", crop_scale=crop_scale)
+    data.train[0]
+    message = r"on_bad_image='skip': none of the 12 images .*cat/0\.png: not a readable"
+    with pytest.raises(UserError, match=message):
+        data.test[8]
+
+
+def test_file_that_cannot_be_opened_is_not_skipped(tmp_path):
+    path = write_folder(tmp_path) / "train" / "ant" / "2.png"
+    source = load(tmp_path, on_bad_image="skip").train
+    path.unlink()
+    with pytest.raises(UserError, match=r"ant/2\.png: .*\(No such file or directory\)"):
+        source.draw(2, rng())
 
 
 # Folders
@@ -409,16 +534,25 @@ def test_smallest_share_of_one_turns_random_crops_off(tmp_path):
     assert data.train[0]["image"].shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("key", ["resize_px", "crop_scale", "crop_ratio"])
+VIEWS = {
+    "resize_px": 256,
+    "crop_scale": (0.5, 1.0),
+    "crop_ratio": (0.5, 1.0),
+    "on_bad_image": "skip",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), VIEWS.items())
 @pytest.mark.parametrize("name", ["digits", "cifar10", "synthetic"])
-def test_crops_are_refused_for_data_of_one_size(key, name):
-    value = 256 if key == "resize_px" else (0.5, 1.0)
+def test_keys_of_encoded_images_are_refused_for_others(key, value, name):
     with pytest.raises(UserError, match=rf"data\.{key}=.*{name}; leave it out"):
         load_data(name, **{key: value})
 
 
-def test_source_goes_to_other_processes(tmp_path):
-    source = load(write_folder(tmp_path), val_fraction=0.25).train
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_source_goes_to_other_processes(on_bad_image, tmp_path):
+    options = {"val_fraction": 0.25, "on_bad_image": on_bad_image}
+    source = load(write_folder(tmp_path), **options).train
     copy = pickle.loads(pickle.dumps(source))
     one, two = (s.draw(2, np.random.default_rng(1))["image"] for s in (source, copy))
     np.testing.assert_array_equal(one, two)

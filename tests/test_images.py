@@ -15,6 +15,7 @@ from jaxattn.data.images import (
     read_image,
     resize_and_center_crop,
 )
+from jaxattn.data.source import BadImageError
 from jaxattn.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -121,6 +122,29 @@ def test_big_endian_16_bit_grey_is_scaled(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(make_tiff(">", np.array([[0, 20000, 65535]], ">u2")))
     assert grey_column(path) == [0, 78, 255]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colours_are_scaled(channels, tmp_path):
+    pixels = np.array([0, 20000, 65535, 30000], ">u2")[:channels]
+    path = tmp_path / "a.png"
+    path.write_bytes(make_png(pixels, kind=2 if channels == 3 else 6))
+    assert np.abs(read_image(path)[0, 0].astype(int) - [0, 78, 255]).max() <= 1
+
+
+def make_png(pixels, kind):
+    """A PNG file of one pixel of 16 bits; kind 2 is RGB and 6 RGBA."""
+
+    def chunk(name, data):
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b"\0" + pixels.tobytes()))
+        + chunk(b"IEND", b"")
+    )
 
 
 def make_tiff(order, pixels, photometric=1, sample_format=1):
@@ -273,7 +297,7 @@ def float_tiff():
 def test_broken_image_is_one_line(content, message, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"\(.*{message}.*\)\Z") as excinfo:
+    with pytest.raises(BadImageError, match=rf"\(.*{message}.*\)\Z") as excinfo:
         read_image(path)
     assert str(excinfo.value).startswith(f"{path}: not a readable image (")
     assert one_line(excinfo)
@@ -285,13 +309,13 @@ def test_image_cut_in_its_first_half_is_one_line(suffix, tmp_path):
     path = tmp_path / f"a.{suffix}"
     for length in range(0, len(data) // 2, max(1, len(data) // 40)):
         path.write_bytes(data[:length])
-        with pytest.raises(UserError, match=r"not a readable image") as excinfo:
+        with pytest.raises(BadImageError, match=r"not a readable image") as excinfo:
             read_image(path)
         assert one_line(excinfo)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "gif", "webp", "tif", "png"])
-def test_damaged_image_raises_nothing_but_user_errors(suffix, tmp_path):
+def test_damaged_image_raises_nothing_but_bad_image_errors(suffix, tmp_path):
     data = save(tmp_path / f"whole.{suffix}", make_image(16, 16)).read_bytes()
     path = tmp_path / f"a.{suffix}"
     rng = np.random.default_rng(0)
@@ -302,7 +326,7 @@ def test_damaged_image_raises_nothing_but_user_errors(suffix, tmp_path):
         path.write_bytes(damaged)
         try:
             read_image(path)
-        except UserError as error:
+        except BadImageError as error:
             assert "\n" not in str(error)  # noqa: PT017
 
 

@@ -19,9 +19,9 @@ from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
 from jaxattn.inference.files import read_inputs
 from jaxattn.inference.methods import TTA, VIEWS, Flip, Plain
 from jaxattn.inference.predict import Predictor
-from jaxattn.inference.trained import load_trained
 from jaxattn.training.checkpoint import Checkpoints
 from jaxattn.training.loop import train_and_evaluate
+from jaxattn.training.trained import load_trained
 
 
 @pytest.fixture(scope="module")

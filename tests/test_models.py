@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,9 @@ import pytest
 
 import jaxattn
 from jaxattn import UserError, create_model, from_torch, list_models, to_torch
+from jaxattn.models.registry import model_keywords
 
+# Published counts: at 10 classes, or with the ImageNet stem at 1000.
 PARAMETERS = {
     "canet_tiny": 396_155,
     "canet_light": 1_576_244,
@@ -14,6 +18,16 @@ PARAMETERS = {
     "canet_pro": 25_128_842,
     "efficient_resnet": 2_789_162,
     "enhanced_efficient_resnet": 4_913_705,
+    "mobilenet_v2": 3_504_872,
+    "mobilenet_v2_scsa": 3_619_048,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet50_scsa": 25_617_448,
+    "resnet101": 44_549_160,
+    "resnet101_scsa": 44_679_208,
+    "sccnet18": 15_849_384,
+    "sccnet34": 25_979_816,
 }
 
 
@@ -22,17 +36,40 @@ def abstract_variables(module, size=32):
     return jax.eval_shape(init, jnp.zeros((1, size, size, 3)))
 
 
+def init(module, x):
+    return jax.jit(module.init)(jax.random.key(0), x)
+
+
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count_is_the_published_one(name):
-    assert count(abstract_variables(create_model(name))["params"]) == PARAMETERS[name]
+    large = "stem" in model_keywords(name)
+    model = create_model(name, 1000 if large else 10)
+    variables = abstract_variables(model, 224 if large else 32)
+    assert count(variables["params"]) == PARAMETERS[name]
 
 
 def test_every_model_has_a_published_count():
     assert sorted(PARAMETERS) == list_models()
+
+
+@pytest.mark.parametrize("name", ["resnet101_scsa", "mobilenet_v2_scsa"])
+def test_scsa_networks_have_their_recipes_dropout(name):
+    model = create_model(name)
+    if name == "mobilenet_v2_scsa":
+        assert (model.attention, model.dropout_rate) == ("scsa", 0.0)
+        return
+    assert dict(model.attention_kwargs) == {"attn_drop_ratio": 0.1}
+    model = create_model(name, attention_kwargs={"window_size": 4})
+    assert dict(model.attention_kwargs) == {"attn_drop_ratio": 0.1, "window_size": 4}
+
+
+def test_fixed_attention_cannot_be_changed():
+    with pytest.raises(UserError, match=r"model.attention: resnet50_scsa takes no"):
+        create_model("resnet50_scsa", attention="cbam")
 
 
 def test_num_classes_is_honoured():
@@ -97,7 +134,7 @@ def test_fixed_width_cannot_be_changed():
 def tiny_state():
     model = create_model("canet_tiny")
     x = jnp.zeros((1, 32, 32, 3))
-    return model, x, to_torch(model, model.init(jax.random.key(0), x))
+    return model, x, to_torch(model, init(model, x))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +170,7 @@ def test_initial_weights_have_torchs_distribution(tiny_state):
 @pytest.fixture(scope="module")
 def enhanced_state():
     model = create_model("enhanced_efficient_resnet")
-    return to_torch(model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    return to_torch(model, init(model, jnp.zeros((1, 8, 8, 3))))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +196,7 @@ def test_enhanced_resnet_is_initialised_by_kaiming_normal(
 
 def test_efficient_resnet_keeps_torchs_default_initialisation():
     model = create_model("efficient_resnet")
-    state = to_torch(model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    state = to_torch(model, init(model, jnp.zeros((1, 8, 8, 3))))
     bound = 1 / np.sqrt(256 * 9)
     assert 0.99 * bound < np.abs(state["layer3.1.conv2.weight"]).max() <= bound
 
@@ -167,8 +204,9 @@ def test_efficient_resnet_keeps_torchs_default_initialisation():
 def test_dropout_acts_in_training_alone():
     model = create_model("enhanced_efficient_resnet", base_width=8)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(0), x)
+    variables = init(model, x)
 
+    @functools.partial(jax.jit, static_argnums=1)
     def logits(seed, train):
         rngs = {"dropout": jax.random.key(seed)}
         kwargs = {"train": True, "mutable": ["batch_stats"], "rngs": rngs}

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -12,9 +13,15 @@ from jaxattn.data.pipeline import (
     TrainOrder,
     evaluation_order,
     make_loader,
-    to_arrays,
 )
-from jaxattn.data.source import ArraySource, DrawingSubset, Subset, load_data
+from jaxattn.data.source import (
+    ArraySource,
+    DrawingSubset,
+    SkippingSource,
+    Subset,
+    load_data,
+    skip_bad_images,
+)
 
 LOADERS = [ResidentLoader, StreamedLoader]
 
@@ -118,7 +125,7 @@ def test_small_sources_become_resident(source):
 
 
 def test_arrays_are_not_copied(source):
-    assert to_arrays(source) is source
+    assert make_loader(source).source is source
 
 
 def test_large_sources_are_streamed():
@@ -234,6 +241,80 @@ def test_broken_image_is_one_line_through_the_loader(kind, photos, tmp_path):
         list(feeds)
     assert str(excinfo.value).startswith(f"{broken}: ")
     assert "\n" not in str(excinfo.value)
+
+
+@pytest.fixture
+def damaged(photos, tmp_path):
+    """Ten photos, of which numbers 3, 8 and 9 are cut short and to be skipped."""
+    for name in ("a/3.jpg", "b/3.jpg", "b/4.jpg"):
+        path = tmp_path / "train" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) * 3 // 4])
+    return skip_bad_images(photos.source)
+
+
+def stand_in_batches(source, start=0, part=Slice(), **options):  # noqa: B008
+    """Images and labels of two epochs in batches of 6, from a step on."""
+    order = TrainOrder(10, 6, seed=1)
+    feeds = list(StreamedLoader(source, part, **options).train_feeds(order, start, 4))
+    assert set(feeds[0]) == {"image", "label"}
+    return [np.stack([feed[key] for feed in feeds]) for key in ("image", "label")]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_next_image_stands_in_for_a_bad_one(num_workers, damaged, caplog):
+    images, labels = stand_in_batches(damaged, num_workers=num_workers)
+    order = TrainOrder(10, 6, seed=1)
+    for step, place in np.ndindex(4, 6):
+        index = int(order(step)[place])
+        index = {3: 4, 8: 0, 9: 0}.get(index, index)
+        rng = np.random.default_rng((1, step, place, 1))
+        expected = damaged.source.draw(index, rng)
+        np.testing.assert_array_equal(images[step, place], expected["image"])
+        assert labels[step, place] == expected["label"]
+    # Each is named once, in two epochs.
+    lines = [record.getMessage() for record in caplog.records]
+    named = [
+        re.search(r"train/(.*): not a readable image \(.+\);", x)[1] for x in lines
+    ]
+    assert sorted(named) == ["a/3.jpg", "b/3.jpg", "b/4.jpg"]
+    assert [re.search(r"; (.*)\Z", x)[1] for x in lines] == [
+        f"skipped, {count} so far" for count in (1, 2, 3)
+    ]
+
+
+def test_stand_ins_are_the_same_on_two_processes_and_after_a_resume(damaged):
+    whole, resumed = stand_in_batches(damaged), stand_in_batches(damaged, start=2)
+    parts = [stand_in_batches(damaged, part=Slice(i, 2)) for i in range(2)]
+    for one, two, joined in zip(whole, resumed, zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(one[2:], two)
+        np.testing.assert_array_equal(one, np.concatenate(joined, axis=1))
+
+
+@pytest.mark.parametrize("make", ["resident", "streamed"])
+def test_evaluation_leaves_bad_images_out(make, damaged, caplog):
+    centers = SkippingSource(damaged.source)
+    counted = []
+    for i in range(2):
+        loader = make_loader(centers, Slice(i, 2), loader=make)
+        for feed in loader.evaluation_feeds(4):
+            batch = loader.fetch(loader.store, feed)
+            assert batch["image"].shape == (2, 8, 8, 3)
+            assert set(batch) == {"image", "label", "mask"}
+            counted += [x.tobytes() for x in batch["image"][batch["mask"]]]
+    good = [i for i in range(10) if i not in (3, 8, 9)]
+    expected = [centers.source[i]["image"].tobytes() for i in good]
+    assert sorted(counted) == sorted(expected)
+    assert "3.jpg: not a readable image" in caplog.text
+
+
+def test_resident_stand_ins_are_trained_on(damaged):
+    centers = SkippingSource(damaged.source)
+    loader = make_loader(centers, loader="resident")
+    for i, instead in ((3, 4), (8, 0), (9, 0), (5, 5)):
+        expected = centers.source[instead]
+        np.testing.assert_array_equal(loader.store["image"][i], expected["image"])
+        assert loader.store["label"][i] == expected["label"]
 
 
 @pytest.mark.parametrize(

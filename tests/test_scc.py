@@ -15,7 +15,7 @@ import pytest
 
 from jaxattn import from_torch, to_torch
 from jaxattn.attention.scc import SCC
-from jaxattn.models.cost import count_macs, count_parameters
+from jaxattn.models.cost import count_parameters
 from jaxattn.models.sccnet import DOWNSAMPLES, SCCBlock, SCCNet
 from jaxattn.ops.pool import max_pool
 
@@ -465,20 +465,6 @@ def test_parameters_are_as_many_as_the_authors(name, downsample):
     assert counts == [published, published - 990 * 513]
 
 
-@pytest.mark.parametrize(
-    ("name", "downsample", "macs"),
-    [
-        ("sccnet18", "conv1", 2000326656),
-        ("sccnet18", "scc3", 2173734912),
-        ("sccnet18", "scc5", 2655424512),
-        ("sccnet34", "scc5", 4710633472),
-    ],
-)
-def test_products_are_as_many_as_the_authors(name, downsample, macs):
-    net = SCCNet(STAGES[name], num_classes=1000, downsample=downsample)
-    assert count_macs(net, (224, 224, 3)) == macs
-
-
 @pytest.mark.parametrize(("stem", "sides"), [("imagenet", (8, 4)), ("cifar", (32, 16))])
 def test_features_are_the_stages_maps(stem, sides):
     net = SCCNet((1, 1), (6, 8), stem=stem)
@@ -539,8 +525,8 @@ def test_scc_refuses_forced_branches_of_another_shape():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"downsample": "conv7"}, "downsample='conv7': must be one of conv1, .*scc5"),
-        ({"stem": "mnist"}, "stem='mnist': must be one of imagenet, cifar"),
+        ({"downsample": "conv7"}, "downsample='conv7': did you mean 'conv[15]'.*scc5"),
+        ({"stem": "mnist"}, "stem='mnist': choices: imagenet, cifar"),
         ({"widths": (8, 8)}, r"stage_sizes=\(1,\) and widths=\(8, 8\)"),
         ({"mask_prob": 0.6}, r"mask_prob=0.6: must be in \[0, 0.5\]"),
         ({"forcing": "random"}, "forcing='random'"),

@@ -16,7 +16,7 @@ from flax import traverse_util
 from jaxattn import from_torch, to_torch
 from jaxattn.attention import SpatialAttention
 from jaxattn.attention.scsa import SCSA
-from jaxattn.models.cost import count_macs, count_parameters
+from jaxattn.models.cost import count_parameters
 from jaxattn.models.mobilenet_v2 import InvertedResidual, MobileNetV2, round_width
 from jaxattn.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -318,27 +318,11 @@ NETWORKS = {
     "resnet101": functools.partial(ResNet, stage_sizes=(3, 4, 23, 3), bottleneck=True),
     "mobilenet_v2": MobileNetV2,
 }
-# (1000 classes, 224 pixels): parameters without and with SCSA, MACs without.
-COSTS = {
-    "resnet18": (11_689_512, 11_720_232, 1_814_073_344),
-    "resnet34": (21_797_672, 21_858_088, 3_663_761_408),
-    "resnet50": (25_557_032, 25_617_448, 4_089_184_256),
-    "resnet101": (44_549_160, 44_679_208, 7_801_405_440),
-    "mobilenet_v2": (3_504_872, 3_619_048, 300_774_272),
-}
 CIFAR_PARAMETERS = {
     "resnet18": 11_173_962,
     "resnet34": 21_282_122,
     "resnet50": 23_520_842,
     "mobilenet_v2": 2_236_682,
-}
-# Of SCSAs at 224 pixels: their number, channels, and tokens (7x7 windows).
-GATED = {
-    "resnet50": [(3, 64, 64), (4, 128, 16), (6, 256, 4), (3, 512, 1)],
-    "mobilenet_v2": [
-        *[(1, 32, 256), (1, 96, 64), (1, 144, 64), (1, 144, 16), (2, 192, 16)],
-        *[(1, 192, 4), (4, 384, 4), (2, 576, 4), (1, 576, 1), (3, 960, 1)],
-    ],
 }
 
 
@@ -347,36 +331,10 @@ def abstract_variables(module, size):
     return jax.eval_shape(module.init, jax.random.key(0), x)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_parameters_at_1000_classes_are_the_published(name):
-    counts = [
-        count_parameters(abstract_variables(module, 224)["params"])
-        for attention in (None, "scsa")
-        for module in [NETWORKS[name](num_classes=1000, attention=attention)]
-    ]
-    assert tuple(counts) == COSTS[name][:2]
-
-
 @pytest.mark.parametrize("name", CIFAR_PARAMETERS)
 def test_parameters_with_the_cifar_stem_are_the_published(name):
     variables = abstract_variables(NETWORKS[name](stem="cifar"), 32)
     assert count_parameters(variables["params"]) == CIFAR_PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", COSTS)
-def test_macs_without_attention_are_the_published(name):
-    assert count_macs(NETWORKS[name](num_classes=1000), (224, 224, 3)) == COSTS[name][2]
-
-
-@pytest.mark.parametrize("name", GATED)
-def test_scsa_adds_half_of_the_published_products(name):
-    """The scores C * C * T, and C * C with the mean of V for another C * C * T.
-
-    Strips and q, k, v, which the published figure counts, are no matrix products here.
-    """
-    network = NETWORKS[name](num_classes=1000, attention="scsa")
-    extra = sum(n * C * C * (T + 1) for n, C, T in GATED[name])
-    assert count_macs(network, (224, 224, 3)) == COSTS[name][2] + extra
 
 
 ATTENTION = ["cbam", "scsa", "eca", SpatialAttention]

@@ -614,9 +614,38 @@ def test_broken_image_of_tfds_is_named(tfds, tmp_path):
         data.train[7]
 
 
-@pytest.mark.parametrize("key", ["image_size", "resize_px", "crop_scale", "crop_ratio"])
-def test_crops_of_tfds_images_of_one_size_are_refused(key, shades_dir):
-    value = (0.5, 1.0) if key.startswith("crop") else 300
+def test_bad_image_of_tfds_is_skipped(tfds, tmp_path):
+    def make_image(index):
+        return io.BytesIO(b"no image") if index == 3 else shade_of_many_sizes(index)
+
+    prepare_shades(tfds, tmp_path, (None, None, 3), make_image=make_image)
+    data = load_data(
+        "tfds:shades",
+        str(tmp_path),
+        val_fraction=0,
+        image_size=8,
+        on_bad_image="skip",
+        crop_scale=(1.0, 1.0),
+    )
+    examples = [data.train[i] for i in range(20)]
+    (bad,) = (i for i in range(20) if "error" in examples[i])
+    assert examples[bad]["error"].startswith(f"tfds:shades, train: image {bad}: ")
+    following = examples[(bad + 1) % 20]
+    np.testing.assert_array_equal(examples[bad]["image"], following["image"])
+    assert examples[bad]["label"] == following["label"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_size", 300),
+        ("resize_px", 300),
+        ("crop_scale", (0.5, 1.0)),
+        ("crop_ratio", (0.5, 1.0)),
+        ("on_bad_image", "skip"),
+    ],
+)
+def test_crops_of_tfds_images_of_one_size_are_refused(key, value, shades_dir):
     message = rf"data\.{key}=.*tfds:shades, whose images are of one size"
     with pytest.raises(UserError, match=message):
         load_data("tfds:shades", str(shades_dir), **{key: value})

@@ -13,9 +13,13 @@ from jaxattn.attention.cbam import (
     ChannelAttentionBlock,
     SpatialAttention,
 )
+from jaxattn.attention.scc import SCC
+from jaxattn.attention.scsa import SCSA
 
 __all__ = [
     "CBAM",
+    "SCC",
+    "SCSA",
     "AttResBlock",
     "AttentionResidualBlock",
     "ChannelAttention",

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxattn.data.images import Box, center_box, find_images, read_crop
-from jaxattn.data.source import Example
+from jaxattn.data.source import Example, Source, skip_bad_images
 from jaxattn.errors import UserError, require
 
 # Those of ImageNet recipes.
@@ -178,11 +178,22 @@ class RandomlyCroppedImages(CroppedImages):
 
 
 def make_sources(
-    train: Files, test: Files, crops: Crops
-) -> tuple[CroppedImages, CroppedImages]:
-    """Returns the training and the test source of encoded images."""
+    train: Files, test: Files, crops: Crops, on_bad_image: str | None = None
+) -> tuple[Source, Source]:
+    """Returns the training and the test source of encoded images.
+
+    Args:
+        train: Training images.
+        test: Test images.
+        crops: What is shown of them.
+        on_bad_image: "skip", or "error" (the default): what a source does about an
+            image that cannot be decoded.
+    """
     kind = RandomlyCroppedImages if crops.is_random else CroppedImages
-    return kind(train, crops), CroppedImages(test, crops)
+    sources = kind(train, crops), CroppedImages(test, crops)
+    if on_bad_image == "skip":
+        return skip_bad_images(sources[0]), skip_bad_images(sources[1])
+    return sources
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 
 from jaxattn.data.archives import reason
-from jaxattn.data.source import Example
+from jaxattn.data.source import BadImageError, Example
 from jaxattn.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         The pixels, uint8 `[H, W, 3]`.
 
     Raises:
-        UserError: The file is not there, damaged, cut short, larger than Pillow
-            thinks safe, or none of these formats.
+        BadImageError: The file is damaged, cut short, larger than Pillow thinks safe,
+            or none of these formats.
+        UserError: The file cannot be opened.
     """
     with _opened(path, path) as image:
         pixels = _to_rgb(image)
@@ -100,6 +101,7 @@ def read_crop(
         uint8 `[size, size, 3]`.
 
     Raises:
+        BadImageError: As `read_image`.
         UserError: As `read_image`.
     """
     from PIL import Image
@@ -240,22 +242,27 @@ def _opened(
     from PIL import Image, UnidentifiedImageError
 
     _ignore_pillow_warnings()
+    with _open_stream(file, origin) as stream:
+        try:
+            with Image.open(stream, formats=_FORMATS) as image:
+                _check_size(image)
+                yield image
+        except UnidentifiedImageError as error:
+            why = f"its content is none of {', '.join(_FORMATS)}"
+            raise BadImageError(f"{origin}: not a readable image ({why})") from error
+        except Exception as error:  # each format of Pillow raises its own
+            why = reason(error)
+            raise BadImageError(f"{origin}: not a readable image ({why})") from error
+
+
+def _open_stream(file: str | os.PathLike[str] | bytes, origin: object) -> BinaryIO:
+    if isinstance(file, bytes):
+        return io.BytesIO(file)
     try:
-        is_path = not isinstance(file, bytes)
-        with (
-            open(file, "rb") if is_path else io.BytesIO(file) as stream,
-            Image.open(stream, formats=_FORMATS) as image,
-        ):
-            _check_size(image)
-            yield image
-    except UnidentifiedImageError as error:
-        why = f"its content is none of {', '.join(_FORMATS)}"
+        return open(file, "rb")
+    except OSError as error:
+        why = error.strerror
         raise UserError(f"{origin}: not a readable image ({why})") from error
-    except Exception as error:  # each format of Pillow raises its own
-        why = error.strerror if isinstance(error, OSError) else None
-        raise UserError(
-            f"{origin}: not a readable image ({why or reason(error)})"
-        ) from error
 
 
 def _reduce(image: "Image.Image", box: Box, size: int) -> Box:

@@ -13,12 +13,15 @@ it into a batch inside the jitted step:
   - `StreamedLoader`: Grain reads ahead in threads or workers; a feed is the images.
 
 Training batches are `{"image", "label"}` and always full. Evaluation batches are padded
-and carry `"mask"`, False for padding, so that every example counts once.
+and carry `"mask"`, False for padding, so that every example counts once. It is False
+too for what stands in for an image that cannot be decoded (`SkippingSource`). Each such
+image is named once, by a warning of the process that consumes the feeds.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, cast
 
 import jax
@@ -35,6 +38,8 @@ _MAX_RESIDENT_BYTES = 2**30
 
 # Tells the draws of a source from those of the order, whose seed is (seed, epoch).
 _DRAW_STREAM = 1
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +106,20 @@ def evaluation_order(
         yield np.minimum(positions, num_examples - 1).astype(np.int32), mask
 
 
+class _Skipped:
+    """Names each skipped image of a split once, and counts them."""
+
+    def __init__(self) -> None:
+        self._errors: set[str] = set()
+
+    def report(self, errors: Iterable[str | None]) -> None:
+        """Names the images that are new; None is no error."""
+        for error in errors:
+            if error is not None and error not in self._errors:
+                self._errors.add(error)
+                logger.warning("%s; skipped, %d so far", error, len(self._errors))
+
+
 class Loader(Protocol):
     """What the training loop needs of a loader."""
 
@@ -125,10 +144,17 @@ class Loader(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidentLoader:
-    """Feeds indices into images that live on the device."""
+    """Feeds indices into images that live on the device.
+
+    Attributes:
+        source: The images.
+        part: Of every batch, that this process feeds.
+        skipped: Positions of stand-ins, which evaluation leaves out.
+    """
 
     source: ArraySource
     part: Slice = Slice()
+    skipped: tuple[int, ...] = ()
 
     @property
     def store(self) -> dict[str, np.ndarray]:
@@ -143,6 +169,7 @@ class ResidentLoader:
     def evaluation_feeds(self, batch_size: int) -> Iterator[Feed]:
         """Yields `{"index": int32, "mask": bool}`."""
         for index, mask in evaluation_order(len(self.source), batch_size):
+            mask = mask & ~np.isin(index, self.skipped)
             yield {"index": self.part.take(index), "mask": self.part.take(mask)}
 
     @staticmethod
@@ -190,12 +217,18 @@ class _EvaluationExamples:
         return len(self._index)
 
     def __getitem__(self, position: int) -> Feed:
-        example = _feed(self._source[int(self._index[position])])
-        return example | {"mask": self._mask[position]}
+        example = self._source[int(self._index[position])]
+        mask = self._mask[position] & ("error" not in example)
+        return _feed(example) | {"mask": mask}
 
 
 def _feed(example: Example) -> Feed:
-    return {"image": example["image"], "label": np.asarray(example["label"], np.int32)}
+    return {
+        "image": example["image"],
+        "label": np.asarray(example["label"], np.int32),
+        # As an object it goes through Grain's workers, whatever its length.
+        "error": np.asarray(example.get("error"), object),
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -214,6 +247,7 @@ class StreamedLoader:
     part: Slice = Slice()
     num_workers: int = 0
     num_threads: int = 8
+    _skipped: _Skipped = dataclasses.field(default_factory=_Skipped, init=False)
 
     @property
     def store(self) -> dict[str, np.ndarray]:
@@ -240,19 +274,35 @@ class StreamedLoader:
         import grain
 
         local = batch_size // self.part.count
-        options = grain.ReadOptions(
-            num_threads=self.num_threads, prefetch_buffer_size=4 * local
-        )
-        data = grain.MapDataset.source(examples).to_iter_dataset(options).batch(local)
+        data = grain.MapDataset.source(examples)
         if self.num_workers:
+            _allow_workers()
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
             workers = grain.MultiprocessingOptions(num_workers=self.num_workers)
-            data = data.mp_prefetch(workers)
+            # Grain deals out what is in the map, so it must be whole batches.
+            data = data.batch(local).to_iter_dataset(options).mp_prefetch(workers)
+        else:
+            options = grain.ReadOptions(
+                num_threads=self.num_threads, prefetch_buffer_size=4 * local
+            )
+            data = data.to_iter_dataset(options).batch(local)
         iterator = iter(data)
         try:
-            yield from iterator
+            for batch in iterator:
+                # Here, for what reads ahead may be another process.
+                self._skipped.report(batch.pop("error"))
+                yield batch
         finally:
             # Left open, Grain's readers complain when the interpreter goes.
             iterator.close()
+
+
+def _allow_workers() -> None:
+    """Lets Grain start workers in a program that parses no absl flags."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def make_loader(
@@ -293,16 +343,19 @@ def make_loader(
         loader = "resident" if size <= _MAX_RESIDENT_BYTES else "streamed"
     part = part or Slice(jax.process_index(), jax.process_count())
     if loader == "resident":
-        return cast(Loader, ResidentLoader(to_arrays(source), part))
+        return cast(Loader, _make_resident(source, part))
     return cast(Loader, StreamedLoader(source, part, num_workers, num_threads))
 
 
-def to_arrays(source: Source) -> ArraySource:
+def _make_resident(source: Source, part: Slice) -> ResidentLoader:
     """Reads all examples into memory."""
     if isinstance(source, ArraySource):
-        return source
+        return ResidentLoader(source, part)
     examples = [source[i] for i in range(len(source))]
-    return ArraySource(
+    _Skipped().report(example.get("error") for example in examples)
+    arrays = ArraySource(
         np.stack([example["image"] for example in examples]),
         np.array([example["label"] for example in examples], np.int32),
     )
+    skipped = tuple(i for i, example in enumerate(examples) if "error" in example)
+    return ResidentLoader(arrays, part, skipped)

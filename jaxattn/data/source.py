@@ -13,12 +13,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NotRequired,
+    Protocol,
+    TypedDict,
+    runtime_checkable,
+)
 
 import numpy as np
 
 from jaxattn.data import archives
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, choose
 
 if TYPE_CHECKING:
     from jaxattn.data.folder import Crops, File
@@ -40,11 +47,19 @@ _CIFAR10_CLASSES = (
 )
 
 
+class BadImageError(UserError):
+    """An image whose content cannot be decoded."""
+
+
 class Example(TypedDict):
-    """One image, uint8 `[H, W, C]`, and its class."""
+    """One image, uint8 `[H, W, C]`, and its class.
+
+    Where it stands in for another image that cannot be decoded, `error` says why.
+    """
 
     image: np.ndarray
     label: int
+    error: NotRequired[str]
 
 
 class Source(Protocol):
@@ -151,6 +166,75 @@ class DrawingSubset(Subset):
 
 
 @dataclass(frozen=True, eq=False)
+class SkippingSource:
+    """A source in which the next image stands in for one that cannot be decoded.
+
+    The first one is next to the last. A stand-in comes with its own label, and with the
+    `error` of the image that was asked for.
+
+    Attributes:
+        source: Raises `BadImageError` where an image cannot be decoded.
+    """
+
+    source: Source
+
+    def __len__(self) -> int:
+        """The number of examples, those that cannot be decoded included."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at a position, or the one that stands in for it."""
+        return self._read_next(index, self.source.__getitem__)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int `[N]`, those of images that cannot be decoded included."""
+        return read_labels(self.source)
+
+    def _read_next(self, index: int, read: Callable[[int], Example]) -> Example:
+        errors = []
+        for i in range(len(self)):
+            try:
+                example = read((index + i) % len(self))
+            except BadImageError as error:
+                errors.append(str(error))
+            else:
+                return {**example, "error": errors[0]} if errors else example
+        raise UserError(
+            f"data.on_bad_image='skip': none of the {len(self)} images of a split can "
+            f"be decoded; {errors[0]}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DrawingSkippingSource(SkippingSource):
+    """A skipping source whose training examples are drawn as those of its source.
+
+    Attributes:
+        source: Raises `BadImageError` where an image cannot be decoded.
+    """
+
+    source: DrawingSource
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """Draws a training example; from a stand-in as if that had been asked for."""
+        state = rng.bit_generator.state
+
+        def draw(position: int) -> Example:
+            rng.bit_generator.state = state  # a failed attempt may have drawn
+            return self.source.draw(position, rng)
+
+        return self._read_next(index, draw)
+
+
+def skip_bad_images(source: Source) -> SkippingSource:
+    """Returns a source with stand-ins for the images that cannot be decoded."""
+    if isinstance(source, DrawingSource):
+        return DrawingSkippingSource(source)
+    return SkippingSource(source)
+
+
+@dataclass(frozen=True, eq=False)
 class Data:
     """A data set: its splits and what they have in common.
 
@@ -186,6 +270,7 @@ def load_data(
     resize_px: int | None = None,
     crop_scale: tuple[float, float] | None = None,
     crop_ratio: tuple[float, float] | None = None,
+    on_bad_image: str | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
     num_classes: int | None = None,
@@ -220,6 +305,10 @@ def load_data(
             crops off: training images are then shown as in evaluation.
         crop_ratio: For images of many sizes: smallest and largest width / height of a
             random crop (3/4, 4/3).
+        on_bad_image: For images of many sizes: what is done about an image that cannot
+            be decoded. "error" ends the run, "skip" names it, trains on the next image
+            of the split in its place, and leaves it out of evaluations ("error"). A
+            file that cannot be opened is always an error.
         num_train: The number of training examples of `synthetic` (1024).
         num_test: The number of test examples of `synthetic` (256).
         num_classes: The number of classes of `synthetic` (10).
@@ -240,7 +329,14 @@ def load_data(
         "num_test": num_test,
         "num_classes": num_classes,
     }
-    others = {"path": path, "crop_scale": crop_scale, "crop_ratio": crop_ratio}
+    if on_bad_image is not None:
+        choose("data.on_bad_image", on_bad_image, ("error", "skip"))
+    others = {
+        "path": path,
+        "crop_scale": crop_scale,
+        "crop_ratio": crop_ratio,
+        "on_bad_image": on_bad_image,
+    }
     options: dict[str, Any] = {
         key: value for key, value in {**others, **sizes}.items() if value is not None
     }
@@ -313,10 +409,14 @@ def read_labels(source: Source) -> np.ndarray:
 def _take(source: Source, indices: np.ndarray) -> Source:
     if isinstance(source, ArraySource):
         return ArraySource(source.images[indices], source.labels[indices])
+    if isinstance(source, SkippingSource):  # stand-ins come from the same part
+        return SkippingSource(_take(source.source, indices))
     return Subset(source, indices)
 
 
 def _take_train(source: Source, indices: np.ndarray) -> Source:
+    if isinstance(source, SkippingSource):
+        return skip_bad_images(_take_train(source.source, indices))
     if isinstance(source, DrawingSource):
         return DrawingSubset(source, indices)
     return _take(source, indices)
@@ -407,6 +507,7 @@ def _load_imagefolder(
     resize_px: int | None = None,
     crop_scale: tuple[float, float] | None = None,
     crop_ratio: tuple[float, float] | None = None,
+    on_bad_image: str | None = None,
 ) -> Data:
     from jaxattn.data import folder
 
@@ -417,7 +518,7 @@ def _load_imagefolder(
         )
     crops = _make_crops(image_size, resize_px, crop_scale, crop_ratio)
     found = folder.read_folder(_existing(path))
-    train, test = folder.make_sources(found.train, found.test, crops)
+    train, test = folder.make_sources(found.train, found.test, crops, on_bad_image)
     return Data(
         name="imagefolder",
         train=train,
@@ -508,6 +609,7 @@ def _load_tfds(
     resize_px: int | None = None,
     crop_scale: tuple[float, float] | None = None,
     crop_ratio: tuple[float, float] | None = None,
+    on_bad_image: str | None = None,
 ) -> Data:
     views = {
         "image_size": image_size,
@@ -520,7 +622,7 @@ def _load_tfds(
     image, label = _image_and_label(name, builder.info.features)
     is_fixed = None not in image.shape
     if is_fixed:
-        _refuse_views(name, views)
+        _refuse_views(name, {**views, "on_bad_image": on_bad_image})
     if not builder.is_prepared():
         _prepare(builder, name, path)
     test_split = _test_split(name, builder)
@@ -536,6 +638,7 @@ def _load_tfds(
             _TfdsFiles(train, f"{name}, train"),
             _TfdsFiles(test, f"{name}, {test_split}"),
             crops,
+            on_bad_image,
         )
         shape = (crops.image_size, crops.image_size, 3)
     return Data(

@@ -15,10 +15,10 @@ from jaxattn.data.source import Data, Source, load_data, read_labels
 from jaxattn.errors import UserError, choose
 from jaxattn.inference.methods import Method
 from jaxattn.inference.predict import Predictor
-from jaxattn.inference.trained import SPLITS, Trained
 from jaxattn.training.config import bind
 from jaxattn.training.metrics import evaluation_sums, summarize
 from jaxattn.training.report import class_table
+from jaxattn.training.trained import SPLITS, Trained
 from jaxattn.viz import plots
 
 
@@ -109,7 +109,9 @@ def evaluate(
         decision = predictor.predict(source, method, seed=seed)
         # As logits: a softmax gives the probabilities back.
         tiny = np.finfo(np.float32).tiny
-        return np.log(decision.probabilities + tiny), read_labels(source)
+        is_known = ~np.isnan(decision.probabilities[:, 0])  # others were skipped
+        logits = np.log(decision.probabilities[is_known] + tiny)
+        return logits, read_labels(source)[is_known]
 
     logits, labels = scores(source)
     fitting = (

@@ -16,8 +16,8 @@ from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import require
 from jaxattn.inference.methods import Decision, Method
-from jaxattn.inference.trained import Trained
 from jaxattn.training.parallel import Devices, MeshParallel
+from jaxattn.training.trained import Trained
 
 
 class Predictor:
@@ -64,7 +64,8 @@ class Predictor:
                 place among the images, not on batches or devices.
 
         Returns:
-            Labels and probabilities in the order of the source.
+            Labels and probabilities in the order of the source; NaN for the images
+            that it skips.
 
         Raises:
             UserError: If there is no image, or the method does not fit the network.
@@ -104,7 +105,7 @@ class Predictor:
         batches = zip(
             evaluation_order(N, size), loader.evaluation_feeds(size), strict=True
         )
-        running: list[tuple[list[jax.Array], int]] = []
+        running: list[tuple[list[jax.Array], np.ndarray]] = []
         # `disable=None`: no bar where nobody looks.
         with tqdm.tqdm(total=N, unit="image", leave=False, disable=None) as bar:
             for (index, mask), feed in batches:
@@ -113,7 +114,7 @@ class Predictor:
                     self._classify(images, view, _take(own, index))
                     for view, own in zip(views, drawn, strict=True)
                 ]
-                running.append((logits, int(mask.sum())))
+                running.append((logits, feed["mask"][: int(mask.sum())]))
                 # One batch runs while the one before it is decided about.
                 yield from _finished(running, 1, bar)
             yield from _finished(running, 0, bar)
@@ -142,10 +143,11 @@ def _take(drawn: Any, index: np.ndarray) -> Any:
 
 
 def _finished(
-    running: list[tuple[list[jax.Array], int]], left: int, bar: Any
+    running: list[tuple[list[jax.Array], np.ndarray]], left: int, bar: Any
 ) -> Iterator[np.ndarray]:
     """Waits for all but the last `left` batches and yields them without padding."""
     while len(running) > left:
-        logits, count = running.pop(0)
-        yield np.stack(jax.device_get(logits))[:, :count]
-        bar.update(count)
+        logits, is_known = running.pop(0)
+        own = np.stack(jax.device_get(logits))[:, : len(is_known)]
+        yield np.where(is_known[:, None], own, np.nan)
+        bar.update(len(is_known))

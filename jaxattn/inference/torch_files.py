@@ -1,11 +1,9 @@
 """PyTorch checkpoint files in and out of workdirs. Needs PyTorch."""
 
-import importlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,15 +13,17 @@ import numpy as np
 from jaxattn.atomic import replacing, write_atomically
 from jaxattn.data.archives import reason
 from jaxattn.errors import UserError, require
-from jaxattn.inference.trained import Trained
 from jaxattn.models.registry import create_model
-from jaxattn.models.torch_weights import from_torch, to_torch
+from jaxattn.models.torch_weights import (
+    from_torch,
+    import_pytorch,
+    read_state_dict,
+    to_torch,
+)
 from jaxattn.training.checkpoint import Checkpoints, workdir_lock
 from jaxattn.training.report import versions
+from jaxattn.training.trained import Trained
 
-# Where a checkpoint of a training script keeps its state dict.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PARALLEL_PREFIX = "module."  # of nn.DataParallel and DistributedDataParallel
 _RESERVED = {"name", "num_classes", "dtype", "axis_name"}
 _CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -39,45 +39,6 @@ def published_normalization(
     """
     is_cifar = model in ("enhanced_efficient_resnet", "efficient_resnet")
     return _CIFAR10_MEAN_STD if is_cifar else _IMAGENET_MEAN_STD
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads a PyTorch checkpoint without running code from it.
-
-    Args:
-        path: A file of `torch.save`: a state dict, or a dict that holds one as
-            `state_dict`, `model_state_dict` or `model`. A prefix `module.` is dropped.
-
-    Returns:
-        Arrays by PyTorch name.
-
-    Raises:
-        UserError: If PyTorch is not installed, or the file is not such a one.
-    """
-    torch = _import_torch()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # unpickling, zip and torch each raise their own
-        raise UserError(
-            f"{path}: not a PyTorch file of plain weights ({reason(error)})"
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path}: holds no state dict")
-    for name, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            raise UserError(
-                f"{path}: holds no state dict: its entry {name!r} is a"
-                f" {type(value).__name__}, not a tensor"
-            )
-    return {
-        name.removeprefix(_PARALLEL_PREFIX): _to_numpy(torch, value)
-        for name, value in content.items()
-    }
 
 
 def import_torch(
@@ -155,7 +116,7 @@ def export_torch(trained: Trained, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: If PyTorch is not installed, or the file cannot be written.
     """
-    torch = _import_torch()
+    torch = import_pytorch()
     arrays = to_torch(trained.model, trained.variables)
     # Copies, for PyTorch warns of arrays that cannot be written to.
     state = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -170,17 +131,3 @@ def export_torch(trained: Trained, path: str | os.PathLike[str]) -> None:
 def _shortened(message: str) -> str:
     """Cuts lists of hundreds of names: the first ones tell what is wrong."""
     return message if len(message) <= 400 else f"{message[:400]} ..."
-
-
-def _import_torch() -> ModuleType:
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise UserError(
-            "PyTorch is needed for its files: pip install 'jaxattn[torch]'"
-        ) from error
-
-
-def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
-    is_counter = not tensor.is_floating_point()
-    return (tensor if is_counter else tensor.to(torch.float32)).detach().numpy()

@@ -1,7 +1,10 @@
 """What a network costs: parameters and multiply-accumulates."""
 
+import collections
+import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -9,26 +12,56 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxattn.attention.scc import SCC
+from jaxattn.attention.scsa import SCSA
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Convolutions and matrix products are counted as they are executed; normalisation,
+    activations, pooling and other elementwise work are left out, as is usual. Two
+    blocks are counted as their authors define them, whatever executes them: `SCC` with
+    a convolution for each branch, and `SCSA` with the convolutions of its strips, its
+    q, k and v, and both products of its attention.
+
+    Attributes:
+        parameters: Trainable values.
+        macs: Multiply-accumulates of one image in evaluation.
+        theoretical_macs: The same with the largest convolution alone of every SCC, of
+            which the others are parts: what its authors call the theoretical cost.
+    """
+
+    parameters: int
+    macs: int
+    theoretical_macs: int
+
+
+def measure_cost(module: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
+    """Returns what a network costs, by tracing it; nothing is compiled or run.
+
+    Args:
+        module: The network, or a block.
+        image_shape: `(H, W, C)` of the image or map.
+    """
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables, blocks = _init_and_blocks(module, x)
+    macs = theoretical_macs = _executed_macs(module, variables, x)
+    for (block, shape, dtype), count in blocks.items():
+        map_ = jax.ShapeDtypeStruct(shape, dtype)
+        block_variables, _ = _init_and_blocks(block, map_)
+        executed = _executed_macs(block, block_variables, map_)
+        formula = _FORMULAS[type(block)]
+        macs += count * (formula(block, shape) - executed)
+        theoretical = formula(block, shape, theoretical=True)
+        theoretical_macs += count * (theoretical - executed)
+    return Cost(count_parameters(variables["params"]), macs, theoretical_macs)
+
 
 def count_parameters(params: Any) -> int:
     """Returns the number of trainable values in a parameter tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def count_macs(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Returns the multiply-accumulates of one image in evaluation.
-
-    Counts convolutions and matrix products as they are executed; normalisation,
-    activations, pooling and other elementwise work are left out, as is usual.
-
-    Args:
-        module: The network.
-        image_shape: `(H, W, C)` of the image.
-    """
-    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    jaxpr = jax.make_jaxpr(module.apply)(variables, x)
-    return sum(_equation_macs(eqn) for eqn in _equations(jaxpr.jaxpr))
 
 
 def summarize_model(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
@@ -40,22 +73,32 @@ def summarize_model(module: nn.Module, image_shape: tuple[int, int, int]) -> str
     """
     x = jnp.zeros((1, *image_shape))
     style = {"width": 160, "force_terminal": False}
-    table = module.tabulate(jax.random.key(0), x, depth=2, console_kwargs=style)
-    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-    macs = count_macs(module, image_shape)
-    return f"{count_parameters(params):,} parameters, {macs:,} MACs an image\n{table}"
+    return module.tabulate(jax.random.key(0), x, depth=2, console_kwargs=style)
+
+
+# What is executed ------------------------------------------------------------------
+
+
+def _executed_macs(module: nn.Module, variables: Any, x: jax.ShapeDtypeStruct) -> int:
+    jaxpr = jax.make_jaxpr(module.apply)(variables, x)
+    return sum(_equation_macs(eqn) for eqn in _equations(jaxpr.jaxpr))
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     """Yields the primitive operations of a jaxpr and of those inside it."""
     for eqn in jaxpr.eqns:
-        inner = [p for p in eqn.params.values() if isinstance(p, core.ClosedJaxpr)]
+        inner = [
+            p
+            for p in eqn.params.values()
+            if isinstance(p, core.ClosedJaxpr | core.Jaxpr)
+        ]
         # A platform's branch stands for all of them: they compute the same.
         inner += [eqn.params["branches"][0]] if "branches" in eqn.params else []
         if not inner:
             yield eqn
-        for closed in inner[:1]:
-            yield from _equations(closed.jaxpr)
+        for jaxpr_ in inner[:1]:
+            is_closed = isinstance(jaxpr_, core.ClosedJaxpr)
+            yield from _equations(jaxpr_.jaxpr if is_closed else jaxpr_)
 
 
 def _equation_macs(eqn: core.JaxprEqn) -> int:
@@ -68,3 +111,59 @@ def _equation_macs(eqn: core.JaxprEqn) -> int:
         return outputs * math.prod(left[axis] for axis in contracted)
     out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
     return outputs * math.prod(right) // right[out_axis]
+
+
+# What the authors define -----------------------------------------------------------
+
+
+def _init_and_blocks(
+    module: nn.Module, x: jax.ShapeDtypeStruct
+) -> tuple[Any, collections.Counter[tuple[Any, tuple[int, ...], Any]]]:
+    """Returns abstract variables, and counts the blocks that have a formula.
+
+    These by block, shape and dtype of its input.
+    """
+    found = collections.Counter()
+
+    def record(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        block = context.module
+        if context.method_name == "__call__" and type(block) in _FORMULAS:
+            alone = block.clone(parent=None, name=None)
+            found[alone, args[0].shape, args[0].dtype] += 1
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        # A function of its own: one that JAX has traced before would not be called.
+        init = functools.partial(module.init, jax.random.key(0))
+        return jax.eval_shape(init, x), found
+
+
+def _scc_macs(block: SCC, shape: tuple[int, ...], theoretical: bool = False) -> int:
+    _, H, W, C = shape
+    positions = -(-H // block.stride) * -(-W // block.stride)
+    r = block.kernel_size // 2
+    sizes = [2 * i + 1 for i in range(r if theoretical else 0, r + 1)]
+    taps = sum(size * size for size in sizes)
+    return positions * block.features * (C // block.groups) * taps
+
+
+def _scsa_macs(block: SCSA, shape: tuple[int, ...], theoretical: bool = False) -> int:
+    del theoretical  # there is no other
+    _, H, W, C = shape
+    s = block.window_size
+    tokens = 1 if s == -1 else (H // s) * (W // s)
+    strips = C // 4 * sum(block.group_kernel_sizes) * (H + W)
+    attention = 3 * C * tokens + 2 * C * (C // block.head_num) * tokens
+    recombines = block.down_sample_mode == "recombination" and s != -1
+    return strips + attention + (C * s * s * C * tokens if recombines else 0)
+
+
+_FORMULAS: dict[type[nn.Module], Callable[..., int]] = {
+    SCC: _scc_macs,
+    SCSA: _scsa_macs,
+}

@@ -1,22 +1,52 @@
 """Networks by name."""
 
 import dataclasses
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.canet import CANet
 from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
+from jaxattn.models.mobilenet_v2 import MobileNetV2
+from jaxattn.models.resnet import ResNet
+from jaxattn.models.sccnet import SCCNet
 
-_MODELS: dict[str, partial[nn.Module]] = {
-    "canet": partial(CANet, width=64),
-    "canet_tiny": partial(CANet, width=16),
-    "canet_light": partial(CANet, width=32),
-    "canet_pro": partial(CANet, width=128),
-    "efficient_resnet": partial(EfficientResNet),
-    "enhanced_efficient_resnet": partial(EnhancedEfficientResNet),
+
+class _Entry(NamedTuple):
+    """A network, the keywords that its name fixes, and those it starts from."""
+
+    network: type[nn.Module]
+    fixed: Mapping[str, Any] = {}
+    defaults: Mapping[str, Any] = {}
+
+
+_BASIC = {"stage_sizes": (2, 2, 2, 2), "bottleneck": False}
+_BASIC_34 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": False}
+_DEEP_50 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": True}
+_DEEP_101 = {"stage_sizes": (3, 4, 23, 3), "bottleneck": True}
+_SCSA = {"attention": "scsa"}
+
+_MODELS = {
+    "canet": _Entry(CANet, {"width": 64}),
+    "canet_light": _Entry(CANet, {"width": 32}),
+    "canet_pro": _Entry(CANet, {"width": 128}),
+    "canet_tiny": _Entry(CANet, {"width": 16}),
+    "efficient_resnet": _Entry(EfficientResNet),
+    "enhanced_efficient_resnet": _Entry(EnhancedEfficientResNet),
+    "mobilenet_v2": _Entry(MobileNetV2),
+    "mobilenet_v2_scsa": _Entry(MobileNetV2, _SCSA, {"dropout_rate": 0.0}),
+    "resnet18": _Entry(ResNet, _BASIC),
+    "resnet34": _Entry(ResNet, _BASIC_34),
+    "resnet50": _Entry(ResNet, _DEEP_50),
+    "resnet50_scsa": _Entry(ResNet, _DEEP_50 | _SCSA),
+    "resnet101": _Entry(ResNet, _DEEP_101),
+    "resnet101_scsa": _Entry(
+        ResNet, _DEEP_101 | _SCSA, {"attention_kwargs": {"attn_drop_ratio": 0.1}}
+    ),
+    "sccnet18": _Entry(SCCNet, {"stage_sizes": (2, 2, 2, 2)}),
+    "sccnet34": _Entry(SCCNet, {"stage_sizes": (3, 4, 6, 3)}),
 }
 
 
@@ -41,16 +71,31 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
     """
     choose("model.name", name, list_models())
     require("num_classes", num_classes, num_classes >= 1, "at least 1")
-    make = _MODELS[name]
-    allowed = _keywords(make)
+    entry = _MODELS[name]
+    allowed = model_keywords(name)
     for key in kwargs:
         if key not in allowed:
-            choices = suggest(key, sorted(allowed))
+            choices = suggest(key, allowed)
             raise UserError(f"model.{key}: {name} takes no such key; {choices}")
-    return make(num_classes=num_classes, **kwargs)
+    kwargs = _merged(entry.defaults, kwargs)
+    return entry.network(num_classes=num_classes, **entry.fixed, **kwargs)
 
 
-def _keywords(make: partial[nn.Module]) -> set[str]:
-    """Keywords that a registered network takes beside what its name fixes."""
-    fields = {field.name for field in dataclasses.fields(make.func)}  # pyright: ignore
-    return fields - make.keywords.keys() - {"num_classes", "name", "parent"}
+def model_keywords(name: str) -> list[str]:
+    """Returns the keywords that `create_model` takes for a network, sorted.
+
+    Args:
+        name: One of `list_models()`.
+    """
+    entry = _MODELS[name]
+    fields = {field.name for field in dataclasses.fields(entry.network)}  # pyright: ignore
+    return sorted(fields - entry.fixed.keys() - {"num_classes", "name", "parent"})
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills in defaults, also inside keywords that are mappings themselves."""
+    merged = {**defaults, **given}
+    for key in defaults.keys() & given.keys():
+        if isinstance(given[key], Mapping):
+            merged[key] = {**defaults[key], **given[key]}
+    return merged

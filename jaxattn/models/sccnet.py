@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.scc import SCC, uniform_within
+from jaxattn.errors import choose
+from jaxattn.models.resnet import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.linear import Linear
@@ -25,7 +27,6 @@ from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
 DOWNSAMPLES = ("conv1", "conv3", "conv5", "scc1", "scc3", "scc5")
-STEMS = ("imagenet", "cifar")
 
 
 class SCCBlock(nn.Module):
@@ -70,7 +71,7 @@ class SCCBlock(nn.Module):
         Raises:
             ValueError: If `downsample`, `mask_prob` or `forcing` is not accepted.
         """
-        _check_choice("SCCBlock", "downsample", self.downsample, DOWNSAMPLES)
+        choose("downsample", self.downsample, DOWNSAMPLES)
         x = x if self.dtype is None else x.astype(self.dtype)
         # First, as in the code, whose recorded draws the tests replay in call order.
         shortcut = self._shortcut(x, train)
@@ -170,11 +171,11 @@ class SCCNet(nn.Module):
         return Linear(self.num_classes, name="head")(x).astype(jnp.float32)
 
     def _check(self) -> None:
-        _check_choice("SCCNet", "downsample", self.downsample, DOWNSAMPLES)
-        _check_choice("SCCNet", "stem", self.stem, STEMS)
+        choose("downsample", self.downsample, DOWNSAMPLES)
+        choose("stem", self.stem, STEMS)
         if len(self.stage_sizes) != len(self.widths):
             raise ValueError(
-                f"SCCNet: stage_sizes={tuple(self.stage_sizes)} and"
+                f"stage_sizes={tuple(self.stage_sizes)} and"
                 f" widths={tuple(self.widths)}: must have one entry a stage each"
             )
 
@@ -207,10 +208,3 @@ def _conv(features: int, kernel_size: int, stride: int, name: str) -> Conv:
         kernel_init=kaiming_normal,
         name=name,
     )
-
-
-def _check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"{owner}: {name}={value!r}: must be one of {', '.join(choices)}"
-        )

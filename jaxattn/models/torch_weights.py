@@ -4,15 +4,24 @@ The torch name of a parameter is its Flax path joined with dots. Of the leaves,
 `kernel` is `weight` with its axes permuted, a normalisation's `scale` is `weight`, its
 `mean` and `var` are `running_mean` and `running_var`; every other leaf keeps name and
 shape.
+
+Classifiers of mmpretrain are renamed first (`torch_layouts`).
 """
 
+import importlib
+import os
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
+
+from jaxattn.data.archives import reason
+from jaxattn.errors import UserError
+from jaxattn.models.torch_layouts import torchvision_names
 
 _TORCH_LEAF = {
     "kernel": "weight",
@@ -25,6 +34,10 @@ _TO_FLAX = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 # PyTorch counts training steps there; nothing of ours reads it.
 _COUNTER = "num_batches_tracked"
 
+# Where a checkpoint of a training script keeps its state dict.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PARALLEL_PREFIX = "module."  # of nn.DataParallel and DistributedDataParallel
+
 _Path = tuple[str, ...]
 
 
@@ -35,7 +48,8 @@ def from_torch(
 
     Args:
         module: A network or block of this package.
-        state_dict: Arrays (anything NumPy converts) by PyTorch name.
+        state_dict: Arrays (anything NumPy converts) by PyTorch name, this package's or
+            mmpretrain's.
         example: An input of the module `[N, H, W, C]`, array or `ShapeDtypeStruct`.
 
     Returns:
@@ -46,8 +60,11 @@ def from_torch(
             lists the names.
     """
     wanted = _abstract_leaves(module, example)
-    names = {_torch_name(path): path for path in wanted}
-    given = {k: v for k, v in state_dict.items() if k.split(".")[-1] != _COUNTER}
+    names = {torch_name(path): path for path in wanted}
+    renamed = torchvision_names(state_dict)
+    given = {
+        renamed[k]: v for k, v in state_dict.items() if k.split(".")[-1] != _COUNTER
+    }
     problems = []
     if missing := sorted(names.keys() - given.keys()):
         problems.append(f"missing: {', '.join(missing)}")
@@ -91,11 +108,69 @@ def to_torch(module: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.nd
         array = np.asarray(leaf)
         if path[-1] == "kernel":
             array = array.transpose(np.argsort(_TO_FLAX[array.ndim]))
-        state[_torch_name(path)] = np.ascontiguousarray(array)
+        state[torch_name(path)] = np.ascontiguousarray(array)
         if path[-1] == "var":
             counter = ".".join((*path[1:-1], _COUNTER))
             state[counter] = np.zeros((), np.int64)
     return state
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a PyTorch checkpoint without running code from it.
+
+    Args:
+        path: A file of `torch.save`: a state dict, or a dict that holds one as
+            `state_dict`, `model_state_dict` or `model`. A prefix `module.` is dropped.
+
+    Returns:
+        Arrays by PyTorch name.
+
+    Raises:
+        UserError: If PyTorch is not installed, or the file is not such a one.
+    """
+    torch = import_pytorch()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # unpickling, zip and torch each raise their own
+        raise UserError(
+            f"{path}: not a PyTorch file of plain weights ({reason(error)})"
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path}: holds no state dict")
+    for name, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{path}: holds no state dict: its entry {name!r} is a"
+                f" {type(value).__name__}, not a tensor"
+            )
+    return {
+        name.removeprefix(_PARALLEL_PREFIX): _to_numpy(torch, value)
+        for name, value in content.items()
+    }
+
+
+def import_pytorch() -> ModuleType:
+    """Imports PyTorch.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise UserError(
+            "PyTorch is needed for its files: pip install 'jaxattn[torch]'"
+        ) from error
+
+
+def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    is_counter = not tensor.is_floating_point()
+    return (tensor if is_counter else tensor.to(torch.float32)).detach().numpy()
 
 
 def _abstract_leaves(module: nn.Module, example: Any) -> dict[_Path, Any]:
@@ -103,8 +178,12 @@ def _abstract_leaves(module: nn.Module, example: Any) -> dict[_Path, Any]:
     return traverse_util.flatten_dict(jax.eval_shape(init, example))
 
 
-def _torch_name(path: _Path) -> str:
-    """Drops the collection and renames the leaf."""
+def torch_name(path: _Path) -> str:
+    """Returns the name of a variable in a state dict.
+
+    Args:
+        path: Of the variable: its collection, modules and name.
+    """
     return ".".join((*path[1:-1], _TORCH_LEAF.get(path[-1], path[-1])))
 
 

@@ -7,7 +7,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
+
 from jaxattn.errors import UserError, require, suggest
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""Names of computation dtypes."""
 
 T = TypeVar("T")
 
@@ -17,8 +22,8 @@ def bind(
 ) -> Callable[..., T]:
     """Returns `function` with a config section as its keyword arguments.
 
-    Keys whose value is None are not passed on: they are placeholders that a command
-    line may fill.
+    Keys whose value is None, those of nested mappings too, are not passed on: they are
+    placeholders that a command line may fill.
 
     Args:
         function: Any callable with a signature.
@@ -36,7 +41,7 @@ def bind(
         for p in parameters
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given
     }
-    section = {key: value for key, value in section.items() if value is not None}
+    section = _without_placeholders(section)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for key in section.keys() - keywords.keys():
             raise UserError(
@@ -49,6 +54,14 @@ def bind(
         if key in section:
             _check_type(f"{name}.{key}", section[key], parameter.annotation)
     return functools.partial(function, **given, **section)
+
+
+def _without_placeholders(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_placeholders(value) if isinstance(value, Mapping) else value
+        for key, value in section.items()
+        if value is not None
+    }
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:

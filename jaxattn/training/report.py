@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from jaxattn.atomic import write_atomically
 from jaxattn.data.augment import mix
-from jaxattn.models.cost import count_macs, count_parameters, summarize_model
+from jaxattn.models.cost import summarize_model
 from jaxattn.training.run import Run, flatten
 from jaxattn.training.state import stream
 from jaxattn.training.writer import RunWriter, read_metrics
@@ -41,7 +41,10 @@ def write_description(
     """
     write_config(run, workdir)
     text = json.dumps(run.config, indent=2, default=str)
-    summary = summarize_model(run.model, run.data.image_shape)
+    summary = (
+        f"{run.cost.parameters:,} parameters, {run.cost.macs:,} MACs an image\n"
+        f"{summarize_model(run.model, run.data.image_shape)}"
+    )
     writer.write_texts(0, {"config": _as_code(text), "model": _as_code(summary)})
     writer.write_hparams(flatten(run.config))
     if run.log.images:
@@ -131,8 +134,8 @@ def write_results(
     ema = tested.get("best_ema")
     results = {
         "model": run.config["model"]["name"],
-        "num_params": count_parameters(run.abstract_state.params),
-        "num_macs": count_macs(run.model, run.data.image_shape),
+        "num_params": run.cost.parameters,
+        "num_macs": run.cost.macs,
         "data": run.data.name,
         "num_examples": {
             "train": len(run.data.train),

@@ -15,11 +15,13 @@ from jaxattn.data.augment import Augment, normalize
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
 from jaxattn.data.source import Data, load_data
 from jaxattn.errors import UserError, choose, require
+from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.models.registry import create_model
 from jaxattn.training import optim
-from jaxattn.training.config import bind
+from jaxattn.training.config import DTYPES, bind
 from jaxattn.training.parallel import Devices, MeshParallel, Parallel
 from jaxattn.training.pmap import PmapParallel
+from jaxattn.training.pretrained import Pretrained, head_paths
 from jaxattn.training.state import Ema, TrainState, create_state
 from jaxattn.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
 
@@ -36,7 +38,7 @@ _SECTIONS = (
     "ema",
     "log",
 )
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_TRAINABLE = ("all", "head")
 _PARALLEL: dict[str, Callable[..., Parallel]] = {
     "jit": MeshParallel,
     "pmap": PmapParallel,
@@ -55,6 +57,10 @@ class Options:
         data_parallel: "jit" (a mesh) or "pmap".
         steps_per_dispatch: Train steps per call of the device; by default 1 on a CPU
             and 25 elsewhere.
+        init_from: The workdir of another run, or a PyTorch file, whose weights this run
+            starts from; the head too if it has as many classes.
+        trainable: "all", or "head": only the layer that makes the logits learns.
+            BatchNorm still follows the batches.
     """
 
     seed: int
@@ -63,6 +69,8 @@ class Options:
     dtype: str = "float32"
     data_parallel: str = "jit"
     steps_per_dispatch: int | None = None
+    init_from: str | None = None
+    trainable: str = "all"
 
     def __post_init__(self) -> None:
         for key in ("num_epochs", "batch_size", "steps_per_dispatch"):
@@ -71,6 +79,7 @@ class Options:
         require("seed", self.seed, self.seed >= 0, "at least 0")
         choose("dtype", self.dtype, DTYPES)
         choose("data_parallel", self.data_parallel, _PARALLEL)
+        choose("trainable", self.trainable, _TRAINABLE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +133,8 @@ class Run:
     parallel: Parallel
     model: nn.Module
     augment: Augment
-    create_state: Callable[[], TrainState]
+    create_state: Callable[..., TrainState]
+    pretrained: Pretrained | None
     train_step: TrainStep
     eval_step: EvalStep
 
@@ -151,9 +161,14 @@ class Run:
         return 1 if jax.default_backend() == "cpu" else 25
 
     def init_state(self) -> TrainState:
-        """Returns the state at step 0, where the steps want it."""
+        """Returns the state at step 0, where the steps want it.
+
+        Raises:
+            UserError: If the weights to start from cannot be had or do not fit.
+        """
+        weights = self.pretrained.read() if self.pretrained else {}
         create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
-        return self.parallel.replicate(create())
+        return self.parallel.replicate(create(weights))
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -164,6 +179,11 @@ class Run:
             ),
             jax.eval_shape(self.create_state),
         )
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What the network costs at the size of the images."""
+        return measure_cost(self.model, self.data.image_shape)
 
     @property
     def total_steps(self) -> int:
@@ -206,6 +226,13 @@ def build(config: Any, devices: Devices | None = None) -> Run:
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)
     model = make_model(num_classes=data.num_classes)
+    pretrained, trainable = None, None
+    if options.init_from:
+        pretrained = Pretrained(
+            options.init_from, make_model, data.num_classes, data.image_shape
+        )
+    if options.trainable == "head":
+        trainable = head_paths(make_model, data.image_shape)
     normalize_fn = bind(normalize, sections["normalize"], "normalize")
     shared: dict[str, Any] = {
         "model": model,
@@ -226,8 +253,14 @@ def build(config: Any, devices: Devices | None = None) -> Run:
         create_state=functools.partial(
             create_state, model, optimizer, ema, options.seed, data.image_shape
         ),
+        pretrained=pretrained,
         train_step=make_train_step(
-            optimizer=optimizer, schedule=schedule, augment=augment, ema=ema, **shared
+            optimizer=optimizer,
+            schedule=schedule,
+            augment=augment,
+            ema=ema,
+            trainable=trainable,
+            **shared,
         ),
         eval_step=make_eval_step(**shared),
     )
@@ -289,7 +322,14 @@ def _check_shapes(run: Run) -> None:
 
 
 # What may change when a run is resumed: none of it is seen by the weights.
-_HARMLESS = ("log.", "pipeline.", "data.path", "steps_per_dispatch", "data_parallel")
+_HARMLESS = (
+    "log.",
+    "pipeline.",
+    "data.path",
+    "data.on_bad_image",
+    "steps_per_dispatch",
+    "data_parallel",
+)
 
 
 def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:

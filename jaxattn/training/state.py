@@ -1,16 +1,19 @@
 """The train state: all that a run needs to continue exactly."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from flax import struct, traverse_util
 from jax.typing import ArrayLike
 
 from jaxattn.errors import choose, require
+
+TreePath = tuple[str, ...]  # of a variable: its collection, modules and name
 
 _EMA_BATCH_STATS = ("live", "average")
 
@@ -115,6 +118,7 @@ def create_state(
     ema: Ema,
     seed: int,
     image_shape: tuple[int, int, int],
+    weights: Mapping[TreePath, jax.Array] | None = None,
 ) -> TrainState:
     """Returns the state at step 0.
 
@@ -124,9 +128,13 @@ def create_state(
         ema: Of the run.
         seed: Of the run; initial weights and every later draw follow from it.
         image_shape: `(H, W, C)` of the network's input.
+        weights: Values of variables that start from them instead of drawn ones, by
+            path.
     """
     init_key, root = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+    drawn = traverse_util.flatten_dict(variables)
+    variables = traverse_util.unflatten_dict({**drawn, **(weights or {})})
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),

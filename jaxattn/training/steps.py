@@ -6,20 +6,21 @@ shard, and the few places that see the whole batch say so.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from jaxattn.data.augment import Augment, mix
 from jaxattn.data.pipeline import Batch
 from jaxattn.training import losses
 from jaxattn.training.metrics import EvalSums, evaluation_sums
 from jaxattn.training.optim import Schedule
-from jaxattn.training.state import Ema, TrainState
+from jaxattn.training.state import Ema, TrainState, TreePath
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[Any, Batch], EvalSums]
@@ -35,13 +36,15 @@ def make_train_step(
     normalize: Normalize,
     ema: Ema,
     label_smoothing: float,
+    trainable: Collection[TreePath] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns one step of training, `(state, batch) -> (state, metrics)`.
 
     The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Metrics are
     scalars over the global batch: `loss`, `accuracy` (of a mixed image, its two labels'
-    weighted), `gradient_norm` (before clipping) and `learning_rate`.
+    weighted), `gradient_norm` (before clipping) and `learning_rate`. `trainable` are
+    the paths of the parameters that change and have gradients; None: all.
     """
 
     def train_step(
@@ -52,6 +55,7 @@ def make_train_step(
         )
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            params = _where_frozen(trainable, jax.lax.stop_gradient, params)
             logits, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 x,
@@ -77,6 +81,7 @@ def make_train_step(
         loss, accuracy, grads = _mean((loss, accuracy, grads), axis_name)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = _where_frozen(trainable, jnp.zeros_like, updates)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
@@ -142,6 +147,20 @@ def _augmented(
     partners = _global(x, axis_name)[partner]
     partner_labels = _global(labels, axis_name)[partner]
     return mix(x, partners, drawn.mix), labels, partner_labels, drawn.mix.label_weight
+
+
+def _where_frozen(
+    trainable: Collection[TreePath] | None,
+    function: Callable[[jax.Array], jax.Array],
+    params: Any,
+) -> Any:
+    """Applies a function to the leaves that do not train."""
+    if trainable is None:
+        return params
+    return traverse_util.path_aware_map(
+        lambda path, leaf: leaf if ("params", *path) in trainable else function(leaf),
+        params,
+    )
 
 
 def _own_shard(values: jax.Array, axis_name: str | None) -> jax.Array:

@@ -16,8 +16,7 @@ from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError, choose
 from jaxattn.models.registry import create_model
 from jaxattn.training.checkpoint import Checkpoints
-from jaxattn.training.config import bind
-from jaxattn.training.run import DTYPES
+from jaxattn.training.config import DTYPES, bind
 
 SPLITS = ("test", "val", "train")
 WEIGHTS = {

@@ -1,0 +1,68 @@
+"""Published layouts of PyTorch state dicts that rename torchvision's networks.
+
+mmpretrain, whose classifiers SCSA's networks are, calls the network `backbone` and its
+last layer `head.fc`. Its MobileNetV2 has stages of blocks where torchvision has one
+row, and keeps SCSA inside a block's sequence.
+"""
+
+import re
+from collections.abc import Iterable
+
+_BACKBONE, _HEAD = "backbone.", "head.fc."
+# Stage, block, place in the block's sequence, module, the rest.
+_BLOCK = re.compile(r"backbone\.layer(\d)\.(\d)\.conv\.(\d)\.(\w+)\.(.+)")
+_END = re.compile(r"backbone\.conv([12])\.(conv|bn)\.(.+)")
+_PLACE = {"conv": "0", "bn": "1"}  # in torchvision's triple of conv, norm and ReLU6
+
+
+def torchvision_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns the name in this package of every entry of a state dict.
+
+    Names of mmpretrain's ResNet and MobileNetV2 become torchvision's; others stay.
+
+    Args:
+        names: All names of the state dict, which tell what network it is of.
+    """
+    names = list(names)
+    if not any(name.startswith(_BACKBONE) for name in names):
+        return {name: name for name in names}
+    if any(_BLOCK.fullmatch(name) for name in names):
+        return _mobilenet_names(names)
+    return {
+        name: name.removeprefix(_BACKBONE).replace(_HEAD, "fc.", 1) for name in names
+    }
+
+
+def _mobilenet_names(names: list[str]) -> dict[str, str]:
+    matches = {name: match for name in names if (match := _BLOCK.fullmatch(name))}
+    # By stage and block: the place of the last convolution, and that of SCSA.
+    last, attention = {}, {}
+    for stage, block, place, kind, _ in (m.groups() for m in matches.values()):
+        if kind == "conv":
+            last[stage, block] = max(int(place), last.get((stage, block), 0))
+        elif kind != "bn":
+            attention[stage, block] = int(place)
+    row = {key: i for i, key in enumerate(sorted(last), 1)}
+
+    def in_block(match: re.Match[str]) -> str:
+        stage, block, place, kind, rest = match.groups()
+        key, i = (stage, block), int(place)
+        prefix = f"features.{row[key]}"
+        if kind not in _PLACE:
+            return f"{prefix}.attn.{kind}.{rest}"
+        if i < last[key]:
+            return f"{prefix}.conv.{i}.{_PLACE[kind]}.{rest}"
+        # The last two are no triple: two entries of the sequence, without SCSA's.
+        i += int(_PLACE[kind]) - (key in attention)
+        return f"{prefix}.conv.{i}.{rest}"
+
+    def elsewhere(name: str) -> str:
+        if match := _END.fullmatch(name):
+            i = 0 if match[1] == "1" else 1 + len(row)
+            return f"features.{i}.{_PLACE[match[2]]}.{match[3]}"
+        return name.replace(_HEAD, "classifier.1.", 1)
+
+    return {
+        name: in_block(matches[name]) if name in matches else elsewhere(name)
+        for name in names
+    }

@@ -1,0 +1,117 @@
+"""Weights that a run starts from: those of another run, or of a PyTorch file."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxattn.errors import UserError
+from jaxattn.models.torch_layouts import torchvision_names
+from jaxattn.models.torch_weights import from_torch, read_state_dict, torch_name
+from jaxattn.training.state import TreePath
+from jaxattn.training.trained import load_trained
+
+# With the keyword `num_classes`, returns a network.
+ModelFactory = Callable[..., nn.Module]
+
+
+def head_paths(
+    make_model: ModelFactory, image_shape: tuple[int, int, int]
+) -> frozenset[TreePath]:
+    """Returns the paths of the parameters that depend on the number of classes.
+
+    Args:
+        make_model: Makes the network.
+        image_shape: `(H, W, C)` of its images.
+    """
+    few, more = (
+        _abstract_variables(make_model(num_classes=n), image_shape) for n in (2, 3)
+    )
+    return frozenset(path for path in few if few[path].shape != more[path].shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Where a run's first weights are, and the network that they are for.
+
+    Attributes:
+        origin: The workdir of a run, whose best weights are taken, or a PyTorch file.
+        make_model: Makes the network.
+        num_classes: Of the run's data.
+        image_shape: `(H, W, C)` of the run's images.
+    """
+
+    origin: str
+    make_model: ModelFactory
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def read(self) -> dict[TreePath, np.ndarray]:
+        """Returns values of the network's variables by path.
+
+        The head's are missing if it was for another number of classes.
+
+        Raises:
+            UserError: If they cannot be read, or are another network's.
+        """
+        head = head_paths(self.make_model, self.image_shape)
+        is_run = pathlib.Path(self.origin).is_dir()
+        given = self._read_run() if is_run else self._read_torch(head)
+        model = self.make_model(num_classes=self.num_classes)
+        wanted = _abstract_variables(model, self.image_shape)
+        if any(_shape(given, path) != wanted[path].shape for path in head):
+            given = {k: leaf for k, leaf in given.items() if k not in head}
+            wanted = {k: leaf for k, leaf in wanted.items() if k not in head}
+        paths = sorted(given.keys() | wanted.keys())
+        if wrong := [p for p in paths if _shape(given, p) != _shape(wanted, p)]:
+            path = wrong[0]
+            raise UserError(
+                f"init_from={self.origin}: weights of another network: {len(wrong)}"
+                f" differ, such as {'/'.join(path)}, which is {_shape(given, path)}"
+                f" there and {_shape(wanted, path)} here"
+            )
+        return given
+
+    def _read_run(self) -> dict[TreePath, np.ndarray]:
+        try:
+            return _flat(load_trained(self.origin).variables)
+        except UserError as error:
+            raise UserError(f"init_from: {error}") from error
+
+    def _read_torch(self, head: Collection[TreePath]) -> dict[TreePath, np.ndarray]:
+        try:
+            state = read_state_dict(self.origin)
+            names = torchvision_names(state)
+            state = {names[name]: array for name, array in state.items()}
+            # A vector of the head has as many values as there were classes.
+            heads = [state.get(torch_name(path)) for path in head]
+            sizes = [len(v) for v in heads if v is not None and v.ndim == 1]
+            num_classes = sizes[0] if sizes else self.num_classes
+            model = self.make_model(num_classes=num_classes)
+            example = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+            return _flat(from_torch(model, state, example))
+        except ValueError as error:
+            raise UserError(f"init_from={self.origin}: {error}") from error
+
+
+def _abstract_variables(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> dict[TreePath, Any]:
+    init = functools.partial(model.init, jax.random.key(0), train=False)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return _flat(jax.eval_shape(init, image))
+
+
+def _shape(leaves: Mapping[TreePath, Any], path: TreePath) -> tuple[int, ...] | None:
+    return leaves[path].shape if path in leaves else None
+
+
+def _flat(tree: Any) -> dict[TreePath, Any]:
+    return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]
