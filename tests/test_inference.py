@@ -13,7 +13,7 @@ import smoke
 from PIL import Image
 
 from jaxattn import UserError
-from jaxattn.data.source import ArraySource
+from jaxattn.data.source import ArraySource, BadImageError, skip_bad_images
 from jaxattn.inference import methods
 from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
 from jaxattn.inference.files import read_inputs
@@ -161,6 +161,37 @@ def test_evaluation_counts_every_example(trained):
         evaluation = evaluate(predictor, data, Plain(), split=split)
         assert evaluation.summary["count"] == count
         assert evaluation.fitted_on == ("val" if split == "test" else split)
+
+
+class Damaged:
+    """A source of which two images cannot be decoded."""
+
+    def __init__(self, source):
+        self.source, self.labels = source, source.labels
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index in (2, 40):
+            raise BadImageError(f"{index}.png: not a readable image")
+        return self.source[index]
+
+
+@pytest.mark.parametrize("method", [Plain(), TTA()])
+def test_skipped_images_are_left_out(predictor, trained, test_split, method):
+    damaged = skip_bad_images(Damaged(test_split))
+    labels, probabilities = predictor.predict(damaged, method)
+    expected = predictor.predict(test_split, method)
+    known = np.delete(np.arange(45), [2, 40])
+    assert np.isnan(probabilities[[2, 40]]).all()
+    np.testing.assert_array_equal(labels[known], expected.labels[known])
+    np.testing.assert_array_equal(probabilities[known], expected.probabilities[known])
+    data = dataclasses.replace(load_data_of(trained, {}), test=damaged)
+    summary = evaluate(predictor, data, method).summary
+    assert summary["count"] == 43
+    hits = (expected.labels == test_split.labels)[known]
+    assert summary["accuracy"] == pytest.approx(hits.mean())
 
 
 def test_temperature_of_overconfident_logits_is_found():

@@ -54,6 +54,9 @@ def test_training_command_is_accepted(command):
 def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
     done = run(sys.executable, "-m", "jaxattn.cli", *shlex.split(command)[1:])
+    if command.startswith("jaxattn models"):
+        assert (done.returncode, done.stderr) == (0, "")
+        return
     assert re.fullmatch(
         r"jaxattn: .*(holds no run|cannot be read|not a readable CSV|PyTorch is).*\n",
         done.stderr,
@@ -63,7 +66,7 @@ def test_jaxattn_command_is_accepted(command):
 
 def test_every_subcommand_and_method_is_shown():
     shown = " ".join(jaxattn_commands())
-    for name in ("predict", "evaluate", "import-torch", "export-torch"):
+    for name in ("predict", "evaluate", "import-torch", "export-torch", "models"):
         assert f"jaxattn {name}" in shown
     methods = re.search(r"--method \{(.*?)\}", help_of("predict"))
     assert methods is not None
