@@ -98,6 +98,11 @@ def test_summary_names_modules():
         assert name in text
 
 
+def test_summary_of_scsa_warns_of_nothing():
+    model = create_model("resnet18", stem="cifar", attention="scsa")
+    assert "layer4.1/attn" in summarize_model(model, (32, 32, 3))
+
+
 def test_parameters_are_counted():
     params = jax.eval_shape(
         Small().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")

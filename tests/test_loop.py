@@ -1,5 +1,6 @@
 """Whole runs: resuming, stopping, parallelism, and what is left in the workdir."""
 
+import contextlib
 import json
 import os
 import signal
@@ -223,35 +224,88 @@ def test_workers_read_what_threads_read(tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    """Each feeds half of every batch; the first one writes."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    flags = ["--config.num_epochs=1"]
+def start_several(count, workdir, *flags, variant):
+    """Starts the processes of one run, all on this machine."""
+    if count == 1:
+        return [start(workdir, *flags, variant=variant)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    join = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    processes = [
-        start(two, *flags, *join, f"--process_id={i}", variant="steady") for i in (0, 1)
+    join = ["--distributed", f"--coordinator=127.0.0.1:{port}"]
+    join.append(f"--num_processes={count}")
+    return [
+        start(workdir, *flags, *join, f"--process_id={i}", variant=variant)
+        for i in range(count)
     ]
-    processes.append(start(one, *flags, variant="steady"))
+
+
+def wait_for(processes, code=0):
     for process in processes:
         _, said = process.communicate(timeout=400)
-        assert process.returncode == 0, said
-    steady = smoke.get_config("steady")
-    steady.num_epochs = 1
+        assert process.returncode == code, said
+
+
+def assert_runs_agree(run, workdir, expected_workdir):
+    """Within rounding: several processes sum in another order than one."""
     chex.assert_trees_all_close(
-        last_state(steady, two).variables,
-        last_state(steady, one).variables,
+        last_state(run, workdir).variables,
+        last_state(run, expected_workdir).variables,
         atol=1e-5,
         rtol=0,
     )
-    rows, expected = rows_of(two), rows_of(one)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Each feeds half of every batch; the first one writes."""
+    flags = ["--config.num_epochs=1"]
+    workdirs = {count: tmp_path / str(count) for count in (1, 2)}
+    for count, workdir in workdirs.items():
+        wait_for(start_several(count, workdir, *flags, variant="steady"))
+    steady = smoke.get_config("steady")
+    steady.num_epochs = 1
+    assert_runs_agree(steady, workdirs[2], workdirs[1])
+    rows, expected = rows_of(workdirs[2]), rows_of(workdirs[1])
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for row, wanted in zip(rows, expected, strict=True):
         for key in row:
             assert row[key] == pytest.approx(wanted[key], rel=1e-3)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    smoke.write_photos(tmp_path / "photos")
+    result = smoke.get_config("folder")
+    result.data.path = str(tmp_path / "photos")
+    return result
+
+
+@pytest.mark.slow
+def test_run_on_photos_moves_between_process_counts(photos, tmp_path):
+    """Two processes, one, two again: what one is. 72 images, 5 steps an epoch."""
+    moved, stayed = tmp_path / "moved", tmp_path / "stayed"
+    flags = [f"--config.data.path={photos.data.path}", "--config.num_epochs=20"]
+    for count, step in ((2, 20), (1, 50)):
+        processes = start_several(count, moved, *flags, variant="folder")
+        wait_for_step(processes[0], moved, step)
+        processes[0].send_signal(signal.SIGTERM)
+        wait_for(processes, code=143)
+    for count, workdir in ((2, moved), (1, stayed)):
+        wait_for(start_several(count, workdir, *flags, variant="folder"))
+    photos.num_epochs = 20
+    assert_runs_agree(photos, moved, stayed)
+
+
+@pytest.mark.slow
+def test_run_on_photos_moves_between_device_counts(photos, tmp_path, monkeypatch):
+    moved, stayed = tmp_path / "moved", tmp_path / "stayed"
+    loop.train_and_evaluate(photos, stayed, devices=ONE)
+    for count, asked in ((1, 6), (4, 7), (1, 10**6)):
+        monkeypatch.setattr(loop, "Interrupt", lambda n=asked: InterruptedAt(n))
+        stops = pytest.raises(InterruptedRun)
+        with stops if asked < 100 else contextlib.nullcontext():
+            loop.train_and_evaluate(photos, moved, devices=jax.devices()[:count])
+    assert_runs_agree(photos, moved, stayed)
 
 
 def test_a_finished_run_only_reports_again(undisturbed):

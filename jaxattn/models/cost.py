@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,7 +74,10 @@ def summarize_model(module: nn.Module, image_shape: tuple[int, int, int]) -> str
     """
     x = jnp.zeros((1, *image_shape))
     style = {"width": 160, "force_terminal": False}
-    return module.tabulate(jax.random.key(0), x, depth=2, console_kwargs=style)
+    with warnings.catch_warnings():
+        # Flax asks JAX for the dtype of Python integers among a method's arguments.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
+        return module.tabulate(jax.random.key(0), x, depth=2, console_kwargs=style)
 
 
 # What is executed ------------------------------------------------------------------
