@@ -42,6 +42,9 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{' '.join(argv[1:])}: not a flag; flags are --name=value")
         if _CONFIG.value is None or _WORKDIR.value is None:
             raise UserError("--config and --workdir: both are required")
+        from jaxattn import host
+
+        host.prepare()
         if _DISTRIBUTED.value:
             import jax
 

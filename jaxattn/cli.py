@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from jaxattn import host
 from jaxattn.errors import UserError, choose, require
 from jaxattn.inference import files, methods
 from jaxattn.training.trained import SPLITS, WEIGHTS, load_trained
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code."""
     try:
         args = _make_parser().parse_args(argv)
+        host.prepare()
         args.run(args)
     except UserError as error:
         return _complain(error, 2)
@@ -145,6 +147,13 @@ def _export_torch(args: argparse.Namespace) -> None:
     trained = load_trained(args.workdir, weights=args.weights)
     torch_files.export_torch(trained, args.out)
     print(f"state dict of step {trained.step} in {args.out}")
+
+
+def _build_cpu_kernels(args: argparse.Namespace) -> None:
+    from jaxattn.ops import onednn
+
+    del args  # there are none
+    print(f"convolutions on one CPU device are now oneDNN's: {onednn.build()}")
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -274,6 +283,7 @@ def _make_parser() -> argparse.ArgumentParser:
         command("export-torch", _export_torch, "Writes weights as a state dict.")
     )
     _add_models(command("models", _models, "Lists networks and what they cost."))
+    command("build-cpu-kernels", _build_cpu_kernels, "Makes CPUs train faster.")
     return parser
 
 

@@ -19,6 +19,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # is for the tests that start a process.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+# What the user has built is not tested by accident.
+os.environ["XDG_CACHE_HOME"] = str(CACHE.parent / "user_cache")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxattn"
 FLOORS = [
-    {"atomic", "errors"},
+    {"atomic", "errors", "host"},
     {"ops"},
     {"attention", "data"},
     {"models"},

@@ -14,6 +14,7 @@ from flax import traverse_util
 from jaxattn.atomic import write_atomically
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
+from jaxattn.ops import onednn
 from jaxattn.training.run import Run, flatten
 from jaxattn.training.state import stream
 from jaxattn.training.writer import RunWriter, read_metrics
@@ -233,7 +234,8 @@ def _chosen(results: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of what decides a run's numbers."""
-    return {name: metadata.version(name) for name in _PACKAGES}
+    own = {name: metadata.version(name) for name in _PACKAGES}
+    return own | ({"convolutions": "oneDNN"} if onednn.is_enabled() else {})
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

@@ -1,0 +1,187 @@
+"""Our train step against PyTorch's, on the same work.
+
+    python benchmarks/compare_torch.py --device cpu --out benchmarks/results/torch_cpu.json
+    python benchmarks/compare_torch.py --device gpu --models canet sccnet34
+
+Each row trains one network: ours, and `torch_models.py` eager, in channels_last and
+compiled, in turn (`timing.py`). The ratio is ours over the fastest of PyTorch's. On a
+GPU both compute in bfloat16, PyTorch by autocast. Needs `pip install -e '.[torch]'`.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from benchmarks import timing
+from benchmarks.steps import Work, make_jax_side, make_run, make_torch_side
+
+_CIFAR = {"stem": "cifar"}
+_ROWS = {
+    "cpu": (
+        Work("canet_tiny", 32, 128),
+        Work("canet", 32, 64),
+        Work("enhanced_efficient_resnet", 32, 64),
+        Work("resnet18", 32, 64, model_kwargs=_CIFAR),
+        Work("sccnet18", 64, 32),
+        Work("resnet50_scsa", 224, 16, 1000),
+    ),
+    "gpu": (
+        Work("canet_tiny", 32, 256),
+        Work("canet", 32, 256),
+        Work("enhanced_efficient_resnet", 32, 128),
+        Work("resnet18", 32, 128, model_kwargs=_CIFAR),
+        Work("sccnet18", 64, 128),
+        Work("sccnet34", 224, 128, 1000),
+        Work("resnet50_scsa", 224, 128, 1000),
+        Work("resnet50", 224, 128, 1000),
+    ),
+}
+_VARIANTS = {
+    "cpu": ("eager", "channels_last", "compile", "channels_last+compile"),
+    "gpu": ("channels_last", "channels_last+compile"),
+}
+
+
+def main() -> None:
+    """Prints a table, and writes the JSON after every row."""
+    args = _parse()
+    # Several processes share the GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    works = [w for w in rows(args.device) if not args.models or w.model in args.models]
+    results = start_results(args.device)
+    for work in works:
+        row = compare(work, results["limits"], args.blocks, args.seconds)
+        results["rows"].append(row)
+        print(json.dumps(row["timings"]), flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(format_table(results))
+
+
+def start_results(device: str) -> dict[str, Any]:
+    """Returns what stands beside the rows: environment and the machine's limits."""
+    return {
+        "environment": timing.environment(device),
+        "limits": measure_limits(device),
+        "rows": [],
+    }
+
+
+def rows(device: str) -> list[Work]:
+    """Returns the work of every row of the table, in the dtype of the device."""
+    dtype = "bfloat16" if device == "gpu" else "float32"
+    return [
+        dataclasses.replace(work, device=device, dtype=dtype) for work in _ROWS[device]
+    ]
+
+
+def compare(
+    work: Work, limits: dict[str, float], blocks: int, seconds: float
+) -> dict[str, Any]:
+    """Returns the timings of one row and what follows from them.
+
+    Args:
+        work: What is trained.
+        limits: Of the machine, by `measure_limits`.
+        blocks: Of every side.
+        seconds: Of a block.
+    """
+    sides = {"jaxattn": functools.partial(make_jax_side, work)} | {
+        variant: functools.partial(make_torch_side, work, variant)
+        for variant in _VARIANTS[work.device]
+    }
+    timings = timing.time_in_turn(sides, blocks=blocks, seconds=seconds)
+    ours = timing.median(timings["jaxattn"])
+    peers = {name: t for name, t in timings.items() if name != "jaxattn"}
+    peer = timing.fastest(peers)
+    macs, traffic = _work_per_image(work)
+    return {
+        "work": dataclasses.asdict(work),
+        "timings": timings,
+        "fastest_peer": peer,
+        "ratio": ours / timing.median(peers[peer]) if peer else math.nan,
+        # A training step is three forward passes, of two operations a MAC.
+        "share_of_flops": ours * macs * 6 / limits["flops"],
+        "share_of_bandwidth": ours * traffic / limits["bytes_per_s"],
+    }
+
+
+def _work_per_image(work: Work) -> tuple[int, float]:
+    """Returns MACs of an image's forward pass, and bytes its step moves (by XLA)."""
+    run = make_run(work, steps_per_dispatch=1)
+    parallel, loader = run.parallel, run.loaders["train"]
+    dispatch: Any = parallel.compile_train(run.train_step, loader.fetch)
+    feed = parallel.place_stacked([next(loader.train_feeds(run.order, 0, 1))])
+    store = parallel.replicate(loader.store)
+    compiled = dispatch.lower(run.init_state(), store, feed).compile()
+    return run.cost.macs, compiled.cost_analysis()["bytes accessed"] / work.batch_size
+
+
+def measure_limits(device: str) -> dict[str, float]:
+    """Returns what the machine reaches: FLOP/s of a product, bytes/s of a copy."""
+    sides = {
+        name: functools.partial(_make_limit, name, device)
+        for name in ("flops", "bytes_per_s")
+    }
+    timings = timing.time_in_turn(sides, blocks=3, seconds=1.0)
+    return {name: max(t["items_per_s"]) for name, t in timings.items()}
+
+
+def _make_limit(name: str, device: str) -> timing.Side:
+    import torch
+
+    on = torch.device("cuda" if device == "gpu" else "cpu")
+    dtype = torch.bfloat16 if device == "gpu" else torch.float32
+    n = 8192 if device == "gpu" else 2048
+    a, b = (torch.ones(n, n, device=on, dtype=dtype) for _ in range(2))
+
+    def call() -> None:
+        result = a @ b if name == "flops" else a.clone()
+        float(result[0, 0])  # waits for the device
+
+    return timing.Side(call, 2 * n**3 if name == "flops" else 2 * a.nbytes)
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """Returns the rows as a Markdown table, images per second."""
+    lines = [
+        "| network | pixels, batch | jaxattn | PyTorch, fastest of its | ratio"
+        " | compiled in | memory | of FLOP limit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [_format_row(row) for row in results["rows"]])
+
+
+def _format_row(row: dict[str, Any]) -> str:
+    work, timings, peer = row["work"], row["timings"], row["fastest_peer"]
+    sides = [timings["jaxattn"], timings.get(peer, {"error": "none ran"})]
+    speeds = [f"{timing.median(t):,.3g} ({timing.spread(t)})" for t in sides]
+    first = " / ".join(f"{t.get('first_call_s', math.nan):.0f} s" for t in sides)
+    memory = " / ".join(f"{t.get('peak_bytes', 0) / 1e9:.1f} GB" for t in sides)
+    return (
+        f"| `{work['model']}` | {work['image_size']}, {work['batch_size']} |"
+        f" {speeds[0]} | {speeds[1]} {peer} | **{row['ratio']:.2f}** | {first} |"
+        f" {memory} | {row['share_of_flops']:.0%} |"
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--models", nargs="*", help="rows; all by default")
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a block")
+    parser.add_argument("--out", type=pathlib.Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+// The three convolutions of training (forward, input gradient, kernel gradient) by
+// oneDNN, as XLA FFI handlers for CPUs. Float32; maps [N, H, W, C], kernels
+// [KH, KW, C / groups, O].
+//
+// A call is split along N into chunks, which XLA's own threads compute with oneDNN on
+// one thread each: XLA runs independent operations at the same time, and a second pool
+// of threads would compete with its own.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using dnnl::memory;
+
+namespace {
+
+using Map = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+using Dims = ffi::Span<const int64_t>;
+
+enum Kind : int64_t { kForward, kInputGradient, kKernelGradient };
+
+// All that a primitive depends on.
+struct Shape {
+  int64_t n, h, w, c, kh, kw, o, out_h, out_w, stride, padding, dilation, groups;
+
+  auto operator<=>(const Shape&) const = default;
+};
+
+const dnnl::engine& Cpu() {
+  static const auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return *engine;
+}
+
+memory::desc MapDesc(int64_t n, int64_t h, int64_t w, int64_t c) {
+  return {{n, c, h, w}, memory::data_type::f32, memory::format_tag::nhwc};
+}
+
+memory::dims KernelDims(const Shape& s) {
+  if (s.groups == 1) return {s.o, s.c, s.kh, s.kw};
+  return {s.groups, s.o / s.groups, s.c / s.groups, s.kh, s.kw};
+}
+
+// The kernel as XLA holds it.
+memory::desc PlainKernelDesc(const Shape& s) {
+  const int64_t in = s.c / s.groups;
+  memory::dims strides = {1, s.o, s.kw * in * s.o, in * s.o};
+  if (s.groups > 1) strides.insert(strides.begin(), s.o / s.groups);
+  return {KernelDims(s), memory::data_type::f32, strides};
+}
+
+// A primitive, and the layout in which it wants or gives the kernel.
+struct Primitive {
+  dnnl::primitive run;
+  memory::desc kernel;
+  dnnl::reorder reorder;  // forward and input gradient: into `kernel`; else out of it
+  memory::desc scratchpad;
+};
+
+Primitive MakePrimitive(Kind kind, const Shape& s) {
+  using dnnl::algorithm;
+  using dnnl::prop_kind;
+  const memory::desc x = MapDesc(s.n, s.h, s.w, s.c);
+  const memory::desc y = MapDesc(s.n, s.out_h, s.out_w, s.o);
+  const memory::desc kernel(KernelDims(s), memory::data_type::f32,
+                            memory::format_tag::any);
+  const memory::dims strides = {s.stride, s.stride}, padding = {s.padding, s.padding};
+  const memory::dims dilation = {s.dilation - 1, s.dilation - 1};
+  const auto direct = algorithm::convolution_direct;
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::convolution_forward::primitive_desc forward(
+      Cpu(), prop_kind::forward_training, direct, x, kernel, y, strides, dilation,
+      padding, padding, attr);
+#else
+  const dnnl::convolution_forward::primitive_desc forward(
+      {prop_kind::forward_training, direct, x, kernel, y, strides, dilation, padding,
+       padding},
+      attr, Cpu());
+#endif
+  const auto into = [&](const memory::desc& wanted) {
+    return dnnl::reorder({Cpu(), PlainKernelDesc(s), Cpu(), wanted});
+  };
+  switch (kind) {
+    case kForward:
+      return {dnnl::convolution_forward(forward), forward.weights_desc(),
+              into(forward.weights_desc()), forward.scratchpad_desc()};
+    case kInputGradient: {
+#if DNNL_VERSION_MAJOR >= 3
+      const dnnl::convolution_backward_data::primitive_desc desc(
+          Cpu(), direct, x, kernel, y, strides, dilation, padding, padding, forward,
+          attr);
+#else
+      const dnnl::convolution_backward_data::primitive_desc desc(
+          {direct, x, kernel, y, strides, dilation, padding, padding}, attr, Cpu(),
+          forward);
+#endif
+      return {dnnl::convolution_backward_data(desc), desc.weights_desc(),
+              into(desc.weights_desc()), desc.scratchpad_desc()};
+    }
+    default: {
+#if DNNL_VERSION_MAJOR >= 3
+      const dnnl::convolution_backward_weights::primitive_desc desc(
+          Cpu(), direct, x, kernel, y, strides, dilation, padding, padding, forward,
+          attr);
+#else
+      const dnnl::convolution_backward_weights::primitive_desc desc(
+          {direct, x, kernel, y, strides, dilation, padding, padding}, attr, Cpu(),
+          forward);
+#endif
+      const memory::desc given = desc.diff_weights_desc();
+      return {dnnl::convolution_backward_weights(desc), given,
+              dnnl::reorder({Cpu(), given, Cpu(), PlainKernelDesc(s)}),
+              desc.scratchpad_desc()};
+    }
+  }
+}
+
+// Making a primitive takes milliseconds: oneDNN writes machine code for it.
+const Primitive& FindPrimitive(Kind kind, const Shape& shape) {
+  static auto* mutex = new std::mutex;
+  static auto* made = new std::map<std::pair<Kind, Shape>, std::unique_ptr<Primitive>>;
+  std::lock_guard lock(*mutex);
+  auto& entry = (*made)[{kind, shape}];
+  if (!entry) entry = std::make_unique<Primitive>(MakePrimitive(kind, shape));
+  return *entry;
+}
+
+// Memory of a thread, kept for its next call.
+class Workspace {
+ public:
+  void* Get(size_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = (bytes + 63) / 64 * 64;
+      data_ = std::aligned_alloc(64, size_);
+    }
+    return data_;
+  }
+  ~Workspace() { std::free(data_); }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Runs tasks 0..count-1 on the threads of the pool and this one. This thread does not
+// wait for a task that no thread has begun, so calls inside the pool cannot deadlock.
+void ForEach(ffi::ThreadPool& pool, int64_t count,
+             const std::function<void(int64_t)>& task) {
+  struct Shared {
+    std::function<void(int64_t)> task;
+    int64_t count;
+    std::atomic<int64_t> next = 0, done = 0;
+    std::mutex mutex;
+    std::condition_variable all_done;
+
+    void Work() {
+      for (int64_t i; (i = next.fetch_add(1)) < count;) {
+        task(i);
+        if (done.fetch_add(1) + 1 == count) {
+          std::lock_guard lock(mutex);
+          all_done.notify_all();
+        }
+      }
+    }
+  };
+  auto shared = std::make_shared<Shared>();
+  shared->task = task;
+  shared->count = count;
+  for (int64_t i = 1; i < std::min<int64_t>(count, pool.num_threads()); ++i) {
+    pool.Schedule([shared] { shared->Work(); });
+  }
+  shared->Work();
+  std::unique_lock lock(shared->mutex);
+  shared->all_done.wait(lock, [&] { return shared->done.load() == count; });
+}
+
+struct Chunks {
+  int64_t size, count;
+};
+
+Chunks SplitBatch(int64_t n, int64_t parts) {
+  const int64_t size = (n + parts - 1) / parts;
+  return {size, (n + size - 1) / size};
+}
+
+Shape MakeShape(const Dims& x, const Dims& kernel, const Dims& y, int64_t stride,
+                int64_t padding, int64_t dilation, int64_t groups) {
+  return {x[0], x[1], x[2], x[3], kernel[0], kernel[1], kernel[3], y[1], y[2],
+          stride, padding, dilation, groups};
+}
+
+float* Offset(const float* data, int64_t elements) {
+  return const_cast<float*>(data) + elements;
+}
+
+// Forward and input gradient: a map and the kernel to another map.
+void MapToMap(Kind kind, const Shape& shape, const float* x, const float* kernel,
+              const float* y, ffi::ThreadPool& pool) {
+  omp_set_num_threads(1);
+  const Chunks chunks = SplitBatch(shape.n, 2 * pool.num_threads());
+  const auto chunk_shape = [&](int64_t i) {
+    Shape part = shape;
+    part.n = std::min(chunks.size, shape.n - i * chunks.size);
+    return part;
+  };
+  const Primitive& first = FindPrimitive(kind, chunk_shape(0));
+  static thread_local Workspace kernels;
+  memory plain(PlainKernelDesc(shape), Cpu(), Offset(kernel, 0));
+  memory wanted(first.kernel, Cpu(), kernels.Get(first.kernel.get_size()));
+  dnnl::stream stream(Cpu());
+  first.reorder.execute(stream, plain, wanted);
+  stream.wait();
+  ForEach(pool, chunks.count, [&](int64_t i) {
+    omp_set_num_threads(1);
+    const Shape part = chunk_shape(i);
+    const Primitive& primitive = FindPrimitive(kind, part);
+    static thread_local Workspace scratch;
+    const int64_t start = i * chunks.size;
+    const memory in(MapDesc(part.n, part.h, part.w, part.c), Cpu(),
+                    Offset(x, start * part.h * part.w * part.c));
+    const memory out(MapDesc(part.n, part.out_h, part.out_w, part.o), Cpu(),
+                     Offset(y, start * part.out_h * part.out_w * part.o));
+    const memory pad(primitive.scratchpad, Cpu(),
+                     scratch.Get(primitive.scratchpad.get_size()));
+    const bool is_forward = kind == kForward;
+    dnnl::stream own(Cpu());
+    primitive.run.execute(own, {{is_forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, in},
+                                {DNNL_ARG_WEIGHTS, wanted},
+                                {is_forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, out},
+                                {DNNL_ARG_SCRATCHPAD, pad}});
+    own.wait();
+  });
+}
+
+void KernelGradient(const Shape& shape, const float* x, const float* y, float* result,
+                    ffi::ThreadPool& pool) {
+  omp_set_num_threads(1);
+  const Chunks chunks = SplitBatch(shape.n, pool.num_threads());
+  const auto chunk_shape = [&](int64_t i) {
+    Shape part = shape;
+    part.n = std::min(chunks.size, shape.n - i * chunks.size);
+    return part;
+  };
+  const Primitive& first = FindPrimitive(kKernelGradient, chunk_shape(0));
+  const size_t bytes = (first.kernel.get_size() + 63) / 64 * 64;
+  static thread_local Workspace sums;
+  char* partial = static_cast<char*>(sums.Get(bytes * chunks.count));
+  ForEach(pool, chunks.count, [&](int64_t i) {
+    omp_set_num_threads(1);
+    const Shape part = chunk_shape(i);
+    const Primitive& primitive = FindPrimitive(kKernelGradient, part);
+    static thread_local Workspace scratch;
+    const int64_t start = i * chunks.size;
+    const memory in(MapDesc(part.n, part.h, part.w, part.c), Cpu(),
+                    Offset(x, start * part.h * part.w * part.c));
+    const memory out(MapDesc(part.n, part.out_h, part.out_w, part.o), Cpu(),
+                     Offset(y, start * part.out_h * part.out_w * part.o));
+    const memory gradient(first.kernel, Cpu(), partial + i * bytes);
+    const memory pad(primitive.scratchpad, Cpu(),
+                     scratch.Get(primitive.scratchpad.get_size()));
+    dnnl::stream own(Cpu());
+    primitive.run.execute(own, {{DNNL_ARG_SRC, in},
+                                {DNNL_ARG_DIFF_DST, out},
+                                {DNNL_ARG_DIFF_WEIGHTS, gradient},
+                                {DNNL_ARG_SCRATCHPAD, pad}});
+    own.wait();
+  });
+  float* total = reinterpret_cast<float*>(partial);
+  const int64_t size = first.kernel.get_size() / sizeof(float);
+  for (int64_t i = 1; i < chunks.count; ++i) {
+    const float* other = reinterpret_cast<float*>(partial + i * bytes);
+    for (int64_t j = 0; j < size; ++j) total[j] += other[j];
+  }
+  memory given(first.kernel, Cpu(), total);
+  memory plain(PlainKernelDesc(shape), Cpu(), result);
+  dnnl::stream stream(Cpu());
+  first.reorder.execute(stream, given, plain);
+  stream.wait();
+}
+
+template <typename Call>
+ffi::Error Guarded(const Call& call) {
+  try {
+    call();
+    return ffi::Error::Success();
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
+  }
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Map x, Map kernel, Result y, int64_t stride,
+                   int64_t padding, int64_t dilation, int64_t groups) {
+  return Guarded([&] {
+    const Shape shape = MakeShape(x.dimensions(), kernel.dimensions(), y->dimensions(),
+                                  stride, padding, dilation, groups);
+    MapToMap(kForward, shape, x.typed_data(), kernel.typed_data(), y->typed_data(),
+             pool);
+  });
+}
+
+ffi::Error InputGradient(ffi::ThreadPool pool, Map kernel, Map dy, Result dx,
+                         int64_t stride, int64_t padding, int64_t dilation,
+                         int64_t groups) {
+  return Guarded([&] {
+    const Shape shape = MakeShape(dx->dimensions(), kernel.dimensions(),
+                                  dy.dimensions(), stride, padding, dilation, groups);
+    MapToMap(kInputGradient, shape, dx->typed_data(), kernel.typed_data(),
+             dy.typed_data(), pool);
+  });
+}
+
+ffi::Error KernelGradientCall(ffi::ThreadPool pool, Map x, Map dy, Result dkernel,
+                              int64_t stride, int64_t padding, int64_t dilation,
+                              int64_t groups) {
+  return Guarded([&] {
+    const Shape shape = MakeShape(x.dimensions(), dkernel->dimensions(),
+                                  dy.dimensions(), stride, padding, dilation, groups);
+    KernelGradient(shape, x.typed_data(), dy.typed_data(), dkernel->typed_data(), pool);
+  });
+}
+
+}  // namespace
+
+#define JAXATTN_HANDLER(symbol, function)                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, function,               \
+                                ffi::Ffi::Bind()                \
+                                    .Ctx<ffi::ThreadPool>()     \
+                                    .Arg<Map>()                 \
+                                    .Arg<Map>()                 \
+                                    .Ret<Map>()                 \
+                                    .Attr<int64_t>("stride")    \
+                                    .Attr<int64_t>("padding")   \
+                                    .Attr<int64_t>("dilation")  \
+                                    .Attr<int64_t>("groups"))
+
+JAXATTN_HANDLER(jaxattn_conv_forward, Forward);
+JAXATTN_HANDLER(jaxattn_conv_input_gradient, InputGradient);
+JAXATTN_HANDLER(jaxattn_conv_kernel_gradient, KernelGradientCall);

@@ -1,0 +1,204 @@
+"""oneDNN's convolutions on CPUs, once `jaxattn build-cpu-kernels` has built them.
+
+XLA's CPU backend has no fast weight gradients, nor depthwise convolutions. `onednn.cc`
+calls those of oneDNN from inside a compiled program. It is compiled on the user's
+machine, into a cache folder, and never needed: without it convolutions are XLA's.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from jaxattn.errors import UserError
+from jaxattn.host import cache_folder
+
+_SOURCE = pathlib.Path(__file__).with_suffix(".cc")
+_CALLS = (
+    "jaxattn_conv_forward",
+    "jaxattn_conv_input_gradient",
+    "jaxattn_conv_kernel_gradient",
+)
+_disabled = 0
+
+
+# Building --------------------------------------------------------------------------
+
+
+def library_path() -> pathlib.Path:
+    """Returns where the compiled library is, or would be.
+
+    A new version of its source or of jaxlib has another path.
+    """
+    version = hashlib.sha256(_SOURCE.read_bytes() + jaxlib.__version__.encode())
+    return cache_folder() / f"onednn-{version.hexdigest()[:16]}.so"
+
+
+def build() -> pathlib.Path:
+    """Compiles the library and returns its path.
+
+    Raises:
+        UserError: If there is no compiler or no oneDNN, or they fail.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise UserError(
+            "no C++ compiler: install g++ 10 or newer, or name one in the environment"
+            " variable CXX"
+        )
+    prefix, path = pathlib.Path(sys.prefix), library_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Of the environment if pip installed it there, else of the system.
+    library = prefix / "lib" / "libdnnl.so"
+    flags = [f"-L{library.parent}", f"-Wl,-rpath,{library.parent}"]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = pathlib.Path(folder) / path.name
+        command = [
+            *(compiler, "-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"),
+            f"-I{jax.ffi.include_dir()}",
+            f"-I{prefix / 'include'}",
+            str(_SOURCE),
+            *(flags if library.exists() else ()),
+            *("-ldnnl", "-o", str(made)),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(_reason(done.stderr))
+        _load(made)  # one that cannot be loaded is not kept
+        made.replace(path)
+    return path
+
+
+def _reason(stderr: str) -> str:
+    if "dnnl" in stderr and ("No such file" in stderr or "cannot find" in stderr):
+        return (
+            "no oneDNN: install it with pip install 'jaxattn[cpu-kernels]', or your"
+            " system's development package of it (libdnnl-dev)"
+        )
+    lines = [line for line in stderr.splitlines() if "error" in line] or ["failed"]
+    return f"the C++ compiler: {lines[0]}"
+
+
+# Using -----------------------------------------------------------------------------
+
+
+def is_enabled() -> bool:
+    """Whether convolutions traced now are oneDNN's.
+
+    They are on one CPU device, if the library has been built: XLA cannot divide its
+    calls over devices.
+    """
+    if _disabled or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return False
+    return _is_registered()
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Traces what is inside with XLA's convolutions, which every machine has."""
+    global _disabled
+    _disabled += 1
+    try:
+        yield
+    finally:
+        _disabled -= 1
+
+
+@functools.cache
+def _is_registered() -> bool:
+    """Registers the calls, once in a process, and tells whether there are any."""
+    path = library_path()
+    if not path.exists():
+        return False
+    library = _load(path)
+    for name in _CALLS:
+        capsule = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    return True
+
+
+def _load(path: pathlib.Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be loaded ({error}); run jaxattn build-cpu-kernels again,"
+            " or remove it"
+        ) from error
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+) -> jax.Array:
+    """Convolves as `jaxattn.ops.conv.conv2d`, float32, where `is_enabled`."""
+    h, w = (
+        (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+        for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    )
+    shape = (len(x), h, w, kernel.shape[-1])
+    window = (stride, padding, dilation, groups)
+    return _call("jaxattn_conv_forward", shape, x, kernel, window)
+
+
+def _forward(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return conv2d(x, kernel, stride, padding, dilation, groups), (x, kernel)
+
+
+def _backward(
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    residuals: tuple[jax.Array, jax.Array],
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    window = (stride, padding, dilation, groups)
+    # XLA drops the one that is not asked for.
+    return (
+        _call("jaxattn_conv_input_gradient", x.shape, kernel, g, window),
+        _call("jaxattn_conv_kernel_gradient", kernel.shape, x, g, window),
+    )
+
+
+conv2d.defvjp(_forward, _backward)
+
+
+def _call(
+    name: str,
+    shape: tuple[int, ...],
+    a: jax.Array,
+    b: jax.Array,
+    window: tuple[int, int, int, int],
+) -> jax.Array:
+    call = jax.ffi.ffi_call(
+        name, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential"
+    )
+    names = ("stride", "padding", "dilation", "groups")
+    attributes = {k: np.int64(v) for k, v in zip(names, window, strict=True)}
+    return call(a, b, **attributes)

@@ -1,0 +1,217 @@
+"""Convolutions by oneDNN, against XLA's and the authors' arrays."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_attention as goldens
+
+from jaxattn import create_model
+from jaxattn.cli import main
+from jaxattn.models.cost import measure_cost
+from jaxattn.ops import conv, onednn
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Builds it into a cache folder of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        try:
+            path = onednn.build()
+        except onednn.UserError as error:
+            pytest.skip(str(error))
+        onednn._is_registered.cache_clear()
+        assert onednn._is_registered()
+        return path
+
+
+@pytest.fixture
+def enabled(library, monkeypatch):
+    """Enables it beside the eight devices of the tests, of which one computes."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    jax.clear_caches()
+    yield library
+    jax.clear_caches()
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def lax_conv(x, kernel, stride, padding, dilation, groups):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+WINDOWS = {
+    "1x1": (1, 1, 0, 1, 1),
+    "1x1 stride 2": (1, 2, 0, 1, 1),
+    "2x2 stride 2": (2, 2, 0, 1, 1),
+    "3x3": (3, 1, 1, 1, 1),
+    "3x3 stride 2": (3, 2, 1, 1, 1),
+    "5x5 dilated": (5, 1, 4, 2, 1),
+    "3x3 in groups": (3, 1, 1, 1, 2),
+    "5x5 stride 2 dilated in groups": (5, 2, 4, 2, 3),
+    "depthwise": (3, 2, 1, 1, 6),
+    "7x7": (7, 1, 3, 1, 1),
+}
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("mode", [jax.jit, lambda f: f])
+def test_values_and_gradients_are_xlas(window, batch, mode):
+    size, *window = WINDOWS[window]
+    x = normal(0, batch, 13, 12, 6)
+    kernel = normal(1, size, size, 6 // window[-1], 12)
+    expected = lax_conv(x, kernel, *window)
+    g = normal(2, *expected.shape)
+
+    def gradients(f):
+        loss = lambda x, kernel: jnp.sum(f(x, kernel, *window) * g)  # noqa: E731
+        return mode(jax.grad(loss, (0, 1)))(x, kernel)
+
+    own = mode(lambda x, kernel: onednn.conv2d(x, kernel, *window))(x, kernel)
+    chex.assert_trees_all_close(own, expected, atol=5e-5)
+    chex.assert_trees_all_close(
+        gradients(onednn.conv2d), gradients(lax_conv), atol=3e-4
+    )
+
+
+@pytest.mark.usefixtures("library")
+def test_many_at_once_are_right_every_time():
+    """XLA runs them at the same time; they share primitives and memory by thread."""
+    x, kernel = normal(0, 16, 16, 16, 8), normal(1, 3, 3, 8, 8)
+
+    @jax.jit
+    def run(x, kernel):
+        scaled = [x * i for i in range(1, 9)]
+        loss = lambda k: sum(  # noqa: E731
+            jnp.sum(onednn.conv2d(s, k, 1, 1, 1, 1) ** 2) for s in scaled
+        )
+        return [onednn.conv2d(s, kernel, 1, 1, 1, 1) for s in scaled], jax.grad(loss)(
+            kernel
+        )
+
+    first, gradient = run(x, kernel)
+    for i, y in enumerate(first, 1):
+        chex.assert_trees_all_close(
+            y, lax_conv(x * i, kernel, 1, 1, 1, 1), rtol=1e-4, atol=1e-3
+        )
+    for _ in range(20):
+        chex.assert_trees_all_equal(run(x, kernel), (first, gradient))
+
+
+@pytest.mark.usefixtures("enabled")
+def test_conv2d_uses_it():
+    x, kernel = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 4, 4)
+    grad = jax.grad(lambda x, k: jnp.sum(conv.conv2d(x, k, padding=1)), (0, 1))
+    text = jax.jit(grad).lower(x, kernel).as_text()
+    assert "jaxattn_conv_input_gradient" in text
+    assert "jaxattn_conv_kernel_gradient" in text
+    assert "stablehlo.convolution" not in text
+
+
+@pytest.mark.usefixtures("library")
+def test_other_dtypes_and_several_devices_do_not(monkeypatch):
+    x, kernel = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 4, 4)
+    plain = functools.partial(conv.conv2d, padding=1)
+    assert jax.device_count() == 8
+    assert "jaxattn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    assert "jaxattn_conv" not in str(jax.make_jaxpr(plain)(*half))
+    with onednn.disabled():
+        assert "jaxattn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
+
+
+@pytest.mark.usefixtures("enabled")
+@pytest.mark.parametrize("name", ["att_res_block_s2", "enhanced_resnet_bw8"])
+def test_blocks_are_the_authors(golden, name):
+    arrays = golden(name)
+    module, x = goldens.MODULES[name], goldens.nhwc(arrays["input"])
+    state = goldens.section(arrays, "state/")
+    case = module, goldens.from_torch(module, state, x), x, arrays
+    goldens.test_eval_output_is_the_authors(case, jax.jit)
+    goldens.test_train_output_and_statistics_are_the_authors(case, jax.jit)
+    goldens.test_input_gradient_is_the_authors(case, jax.jit)
+
+
+@pytest.mark.usefixtures("enabled")
+def test_cost_is_counted_all_the_same():
+    model = create_model("canet_tiny")
+    with onednn.disabled():
+        expected = measure_cost(model, (32, 32, 3))
+    assert measure_cost(model, (32, 32, 3)) == expected
+
+
+@pytest.mark.usefixtures("library")
+def test_command_builds_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["build-cpu-kernels"]) == 0
+    path = onednn.library_path()
+    assert str(path) in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "jaxattn").glob("*")] == [path.name]
+
+
+def test_a_process_finds_it_and_says_so(library):
+    """In a process of its own, which has one device and reads the cache."""
+    code = (
+        "import jax; from jaxattn.training import report; import jax.numpy as jnp\n"
+        "from jaxattn.ops.conv import conv2d\n"
+        "y = jax.jit(conv2d)(jnp.ones((2, 4, 4, 3)), jnp.ones((1, 1, 3, 5)))\n"
+        "print(float(y.sum()), report.versions()['convolutions'])"
+    )
+    cache = str(library.parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["480.0", "oneDNN"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        (None, "no C++ compiler: install"),
+        ("echo 'fatal error: oneapi/dnnl/dnnl.hpp: No such file' >&2", "no oneDNN:"),
+        ("echo 'x.cc:1: error: unknown -std' >&2", "the C++ compiler: x.cc:1: error"),
+    ],
+)
+def test_what_is_missing_is_said(compiler, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script = tmp_path / "compiler"
+    if compiler:
+        script.write_text(f"#!{shutil.which('sh')}\n{compiler}\nexit 1\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    assert main(["build-cpu-kernels"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "jaxattn").glob("*.so"))
+
+
+def test_a_version_has_a_path_of_its_own(monkeypatch):
+    before = onednn.library_path()
+    monkeypatch.setattr(onednn.jaxlib, "__version__", "0.0.1")
+    assert onednn.library_path() != before
+    assert np.unique([before.suffix, onednn.library_path().suffix]) == [".so"]
