@@ -168,8 +168,8 @@ def _make_torch(name: str, device: str, layout: str) -> timing.Side:
     torch.backends.cudnn.benchmark = True
     is_last = layout == "channels_last"
     memory = torch.channels_last if is_last else torch.contiguous_format
-    block = torch_models.create_torch_block(name, C)
-    block = block.to(device=on, memory_format=memory).train()
+    block: Any = torch_models.create_torch_block(name, C)
+    block = block.to(on).to(memory_format=memory).train()
     x, g = (
         torch.randn(N, C, H, W, device=on).contiguous(memory_format=memory)
         for _ in range(2)
@@ -179,6 +179,7 @@ def _make_torch(name: str, device: str, layout: str) -> timing.Side:
     calls = _CALLS[device]
 
     def call() -> None:
+        result: Any = None
         for _ in range(calls):
             with autocast:
                 out = block(x)

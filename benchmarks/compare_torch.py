@@ -1,6 +1,6 @@
 """Our train step against PyTorch's, on the same work.
 
-    python benchmarks/compare_torch.py --device cpu --out benchmarks/results/torch_cpu.json
+    python benchmarks/compare_torch.py --out benchmarks/results/torch_cpu.json
     python benchmarks/compare_torch.py --device gpu --models canet sccnet34
 
 Each row trains one network: ours, and `torch_models.py` eager, in channels_last and

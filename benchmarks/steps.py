@@ -141,6 +141,7 @@ def make_torch_side(work: Work, variant: str) -> Side:
     steps = _STEPS_PER_CALL[work.device]
 
     def call() -> None:
+        metrics: Any = None
         for _ in range(steps):
             metrics = step()
         float(metrics[0])  # waits for the device
@@ -163,9 +164,9 @@ def _torch_parts(work: Work, channels_last: bool, device: Any) -> tuple[Any, Any
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    network = create_torch_model(work.model, work.num_classes, **work.model_kwargs)
+    network: Any = create_torch_model(work.model, work.num_classes, **work.model_kwargs)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = network.to(device=device, memory_format=layout).train()
+    network = network.to(device).to(memory_format=layout).train()
     source: Any = load_data(
         name="synthetic",
         image_size=work.image_size,

@@ -16,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from jaxattn.errors import UserError
@@ -42,7 +42,7 @@ def library_path() -> pathlib.Path:
 
     A new version of its source or of jaxlib has another path.
     """
-    version = hashlib.sha256(_SOURCE.read_bytes() + jaxlib.__version__.encode())
+    version = hashlib.sha256(_SOURCE.read_bytes() + metadata.version("jaxlib").encode())
     return cache_folder() / f"onednn-{version.hexdigest()[:16]}.so"
 
 
