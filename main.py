@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxattn import host
 from jaxattn.errors import DivergedError, InterruptedRun, UserError, suggest
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -42,9 +43,6 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{' '.join(argv[1:])}: not a flag; flags are --name=value")
         if _CONFIG.value is None or _WORKDIR.value is None:
             raise UserError("--config and --workdir: both are required")
-        from jaxattn import host
-
-        host.prepare()
         if _DISTRIBUTED.value:
             import jax
 
@@ -117,4 +115,5 @@ def _exit(error: object, code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    host.prepare()
     app.run(main, flags_parser=_parse_flags)

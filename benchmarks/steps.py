@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from benchmarks.timing import Side, peak_rss
-from jaxattn.host import keep_freed_memory
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RATE, _MOMENTUM, _DECAY = 1e-3, 0.9, 5e-4
@@ -77,7 +76,6 @@ def make_run(work: Work, **overrides: Any) -> Any:
 
 def make_jax_side(work: Work, **overrides: Any) -> Side:
     """Returns our train step; see `make_run`."""
-    keep_freed_memory()
     run = make_run(work, **overrides)
     parallel, loader = run.parallel, run.loaders["train"]
     store = parallel.replicate(loader.store)

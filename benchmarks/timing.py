@@ -8,6 +8,7 @@ Nothing is shared: one side's threads, allocator and compiled code are not the o
 import contextlib
 import math
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -53,6 +54,8 @@ def time_in_turn(
         By name `items_per_s` (one figure a block), `first_call_s` (of making it and the
         first call: compilation) and `peak_bytes`; or `error`.
     """
+    # For every side what `jaxattn.host` does for our programs.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         workers = {name: _Worker(context, make, stack) for name, make in sides.items()}

@@ -25,8 +25,9 @@ _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code."""
     try:
+        if argv is None:  # as a program
+            host.prepare()
         args = _make_parser().parse_args(argv)
-        host.prepare()
         args.run(args)
     except UserError as error:
         return _complain(error, 2)

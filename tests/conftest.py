@@ -20,6 +20,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 # What the user has built is not tested by accident.
+os.environ["GLIBC_TUNABLES"] = ""  # no program of the tests starts itself anew
 os.environ["XDG_CACHE_HOME"] = str(CACHE.parent / "user_cache")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
