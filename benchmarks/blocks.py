@@ -6,6 +6,7 @@ Every block is timed in turn (`timing.py`) with PyTorch's restatement of it and 
 plain convolution, batch normalisation and ReLU of both libraries; a last row compares
 the train steps of ResNet-50 with and without SCSA. Needs `pip install -e '.[torch]'`.
 """
+# pyright: reportMissingImports=false
 
 import argparse
 import functools

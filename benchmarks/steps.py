@@ -5,6 +5,7 @@ do one step of SGD with momentum and weight decay on the cross entropy; both com
 loss and accuracy. PyTorch's side is `torch_models.py`, in float32 or under autocast to
 bfloat16.
 """
+# pyright: reportMissingImports=false
 
 import dataclasses
 from collections.abc import Callable, Mapping
