@@ -9,6 +9,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import pathlib
 import platform
 import resource
 import statistics
@@ -113,6 +114,7 @@ def _serve(connection: Connection, make: Callable[[], Side]) -> None:
         side = make()
         side.call()
         first_call_s = time.perf_counter() - start
+        _spread_xla_threads()
         side.call()  # what the first call left to be done, such as autotuning
         call_s = _seconds(side, 1)
     except Exception as error:  # a peer may lack a compiler, or memory
@@ -124,6 +126,24 @@ def _serve(connection: Connection, make: Callable[[], Side]) -> None:
             calls = max(1, round(seconds / call_s))
             connection.send(side.items * calls / _seconds(side, calls))
         connection.send(side.peak_bytes())
+
+
+def _spread_xla_threads() -> None:
+    """Gives the threads of XLA's pool a core each.
+
+    Some kernels of virtual machines pack threads that sleep now and then, as XLA's do,
+    onto one core and leave the others idle. PyTorch's wait busily, and are not packed.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    tasks = [
+        int(task.name)
+        for task in pathlib.Path("/proc/self/task").glob("*")
+        if (task / "comm").read_text().strip() == "tf_XLAEigen"
+    ]
+    cores = sorted(os.sched_getaffinity(0))
+    for i, task in enumerate(sorted(tasks)):
+        os.sched_setaffinity(task, {cores[i % len(cores)]})
 
 
 def _seconds(side: Side, calls: int) -> float:

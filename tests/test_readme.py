@@ -1,5 +1,6 @@
 """What the README and the configs say can be run, can be run."""
 
+import json
 import os
 import pathlib
 import re
@@ -8,6 +9,10 @@ import subprocess
 import sys
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from benchmarks import compare_torch
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -82,6 +87,11 @@ def help_of(subcommand):
 def test_python_example_runs(code):
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_speed_table_is_made_from_its_results():
+    text = (ROOT / "benchmarks" / "results" / "torch_cpu.json").read_text()
+    assert compare_torch.format_table(json.loads(text)) in README
 
 
 def test_pictures_exist_and_are_small():
