@@ -164,7 +164,7 @@ def test_cost_is_counted_all_the_same():
 def test_command_builds_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert main(["build-cpu-kernels"]) == 0
-    path = onednn.library_path()
+    path = onednn.compiled_path()
     assert str(path) in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "jaxattn").glob("*")] == [path.name]
 
@@ -210,6 +210,6 @@ def test_what_is_missing_is_said(compiler, message, tmp_path, monkeypatch, capsy
 
 
 def test_a_version_has_a_path_of_its_own(monkeypatch):
-    before = onednn.library_path()
+    before = onednn.compiled_path()
     monkeypatch.setattr(onednn.metadata, "version", lambda _: "0.0.1")
-    assert onednn.library_path() != before
+    assert onednn.compiled_path() != before

@@ -37,7 +37,7 @@ _disabled = 0
 # Building --------------------------------------------------------------------------
 
 
-def library_path() -> pathlib.Path:
+def compiled_path() -> pathlib.Path:
     """Returns where the compiled library is, or would be.
 
     A new version of its source or of jaxlib has another path.
@@ -58,7 +58,7 @@ def build() -> pathlib.Path:
             "no C++ compiler: install g++ 10 or newer, or name one in the environment"
             " variable CXX"
         )
-    prefix, path = pathlib.Path(sys.prefix), library_path()
+    prefix, path = pathlib.Path(sys.prefix), compiled_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of the environment if pip installed it there, else of the system.
     library = prefix / "lib" / "libdnnl.so"
@@ -119,7 +119,7 @@ def disabled() -> Iterator[None]:
 @functools.cache
 def _is_registered() -> bool:
     """Registers the calls, once in a process, and tells whether there are any."""
-    path = library_path()
+    path = compiled_path()
     if not path.exists():
         return False
     library = _load(path)
