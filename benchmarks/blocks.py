@@ -11,7 +11,6 @@ the train steps of ResNet-50 with and without SCSA. Needs `pip install -e '.[tor
 import argparse
 import functools
 import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -48,7 +47,6 @@ _CALLS = {"cpu": 1, "gpu": 50}  # before the GPU is waited for
 def main() -> None:
     """Prints a table and writes the JSON."""
     args = _parse()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     results: dict[str, Any] = {
         "environment": timing.environment(args.device),
         "shape": _SHAPES[args.device],
@@ -231,11 +229,8 @@ def _milliseconds(timings: timing.Timings, prefix: str) -> float:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    timing.add_arguments(parser, seconds=1.0)
     parser.add_argument("--blocks_of", nargs="*", help="rows; all by default")
-    parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a block of time")
-    parser.add_argument("--out", type=pathlib.Path)
     return parser.parse_args()
 
 

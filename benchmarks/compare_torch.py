@@ -14,10 +14,13 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
@@ -54,12 +57,10 @@ _VARIANTS = {
 def main() -> None:
     """Prints a table, and writes the JSON after every row."""
     args = _parse()
-    # Several processes share the GPU.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     works = [w for w in rows(args.device) if not args.models or w.model in args.models]
     results = start_results(args.device)
     for work in works:
-        row = compare(work, results["limits"], args.blocks, args.seconds)
+        row = compare(work, results["limits"], blocks=args.blocks, seconds=args.seconds)
         results["rows"].append(row)
         print(json.dumps(row["timings"]), flush=True)
         if args.out:
@@ -85,7 +86,12 @@ def rows(device: str) -> list[Work]:
 
 
 def compare(
-    work: Work, limits: dict[str, float], blocks: int, seconds: float
+    work: Work,
+    limits: dict[str, float],
+    *,
+    blocks: int,
+    seconds: float,
+    variants: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Returns the timings of one row and what follows from them.
 
@@ -94,10 +100,11 @@ def compare(
         limits: Of the machine, by `measure_limits`.
         blocks: Of every side.
         seconds: Of a block.
+        variants: Of PyTorch; the device's by default.
     """
     sides = {"jaxattn": functools.partial(make_jax_side, work)} | {
         variant: functools.partial(make_torch_side, work, variant)
-        for variant in _VARIANTS[work.device]
+        for variant in (_VARIANTS[work.device] if variants is None else variants)
     }
     timings = timing.time_in_turn(sides, blocks=blocks, seconds=seconds)
     ours = timing.median(timings["jaxattn"])
@@ -137,18 +144,22 @@ def measure_limits(device: str) -> dict[str, float]:
 
 
 def _make_limit(name: str, device: str) -> timing.Side:
-    import torch
+    """Returns many products, or many negations in place, of a matrix in one call."""
+    n, repeats, dtype = (
+        (8192, 50, jnp.bfloat16) if device == "gpu" else (2048, 5, jnp.float32)
+    )
+    a, b = (jnp.eye(n, dtype=dtype) for _ in range(2))
 
-    on = torch.device("cuda" if device == "gpu" else "cpu")
-    dtype = torch.bfloat16 if device == "gpu" else torch.float32
-    n = 8192 if device == "gpu" else 2048
-    a, b = (torch.ones(n, n, device=on, dtype=dtype) for _ in range(2))
+    @jax.jit
+    def repeat(a: jax.Array, b: jax.Array) -> jax.Array:
+        once = (lambda _, b: a @ b) if name == "flops" else (lambda _, b: -b)
+        return jax.lax.fori_loop(0, repeats, once, b)
 
     def call() -> None:
-        result = a @ b if name == "flops" else a.clone()
-        float(result[0, 0])  # waits for the device
+        repeat(a, b).block_until_ready()
 
-    return timing.Side(call, 2 * n**3 if name == "flops" else 2 * a.nbytes)
+    items = 2 * n**3 if name == "flops" else 2 * a.nbytes
+    return timing.Side(call, repeats * items)
 
 
 def format_table(results: dict[str, Any]) -> str:
@@ -176,11 +187,8 @@ def _format_row(row: dict[str, Any]) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    timing.add_arguments(parser, seconds=3.0)
     parser.add_argument("--models", nargs="*", help="rows; all by default")
-    parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a block")
-    parser.add_argument("--out", type=pathlib.Path)
     return parser.parse_args()
 
 

@@ -19,12 +19,11 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import pathlib
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import timing
-from benchmarks.steps import Work
+from benchmarks.steps import Work, jax_peak
 from configs import canet
 from jaxattn import list_models
 from jaxattn.data.source import load_data
@@ -49,8 +48,6 @@ _VARIANTS = {"cpu": "channels_last", "gpu": "channels_last+compile"}
 def main() -> None:
     """Prints a line of a table and writes the JSON."""
     args = _parse()
-    # Two processes share the GPU.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     work = make_work(args.model or _MODELS[args.device], args.batch_size, args.device)
     with tempfile.TemporaryDirectory() as folder:
         path = args.data
@@ -180,7 +177,7 @@ def make_jax_side(work: Work, path: str) -> timing.Side:
         step = stop
         return evaluator.evaluate(state.variables, "test")
 
-    return timing.Side(call, len(run.data.train), _jax_peak(work.device))
+    return timing.Side(call, len(run.data.train), jax_peak(work.device))
 
 
 def _make_run(work: Work, path: str) -> Run:
@@ -191,12 +188,6 @@ def _make_run(work: Work, path: str) -> Run:
     config.data.path = path
     config.data.val_fraction = 0.0
     return build(config, devices=jax.devices(work.device)[:1])
-
-
-def _jax_peak(device: str) -> Callable[[], int]:
-    if device == "cpu":
-        return timing.peak_rss
-    return lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
 # PyTorch's loop --------------------------------------------------------------------
@@ -213,8 +204,6 @@ def make_torch_side(work: Work, path: str, variant: str, workers: int) -> timing
     """
     import torch
 
-    # A side's process is a daemon, which may not have children: the workers.
-    multiprocessing.current_process().daemon = False
     torch.manual_seed(0)
     random.seed(0)
     recipe: Any = canet.get_config()
@@ -435,7 +424,7 @@ def _torch_hits(logits: Any, labels: Any) -> Any:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="CIFAR-10, as --config.data.path")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    timing.add_arguments(parser, seconds=None)
     parser.add_argument(
         "--model", choices=list_models(), help="canet_tiny on a CPU, canet on a GPU"
     )
@@ -452,8 +441,6 @@ def _parse() -> argparse.Namespace:
         "--torch",
         help="eager, channels_last (on a CPU), compile, channels_last+compile (GPU)",
     )
-    parser.add_argument("--blocks", type=int, default=5, help="epochs of either side")
-    parser.add_argument("--out", type=pathlib.Path)
     return parser.parse_args()
 
 

@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import timing
-from benchmarks.steps import Work, make_jax_side, make_run
+from benchmarks.steps import Work, make_jax_side, make_run, side_of_run
 from jaxattn import create_model
 from jaxattn.models.cost import measure_cost
 from jaxattn.training.parallel import MeshParallel
@@ -65,8 +64,6 @@ _LABELS = {
 def main() -> None:
     """Prints a table and writes JSON and figure, after every series."""
     args = _parse()
-    # Several processes share the GPU.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     base, values = BASE[args.device], VALUES[args.device]
     results: dict[str, Any] = {
         "environment": timing.environment(args.device),
@@ -143,18 +140,7 @@ def _make_shared_side(work: Work, count: int, most: int) -> timing.Side:
         raise ValueError(f"{count} devices: there are {len(devices)}")
     parallel = MeshParallel(devices[:count])
     run = dataclasses.replace(make_run(work), parallel=parallel)
-    loader, steps = run.loaders["train"], run.steps_per_dispatch
-    store = parallel.replicate(loader.store)
-    dispatch = parallel.compile_train(run.train_step, loader.fetch)
-    chunk = parallel.place_stacked(list(loader.train_feeds(run.order, 0, steps)))
-    state = run.init_state()
-
-    def call() -> None:
-        nonlocal state
-        state, metrics = dispatch(state, store, chunk)
-        jax.block_until_ready((state, metrics))
-
-    return timing.Side(call, steps * work.batch_size)
+    return side_of_run(run, work.device)
 
 
 # What is made of it ----------------------------------------------------------------
@@ -217,13 +203,10 @@ def _draw(
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    timing.add_arguments(parser, seconds=2.0)
     parser.add_argument(
         "--series", nargs="*", choices=list(_LABELS), help="all by default"
     )
-    parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a block")
-    parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--figure", type=pathlib.Path, help="PNG; needs matplotlib")
     return parser.parse_args()
 

@@ -77,7 +77,16 @@ def make_run(work: Work, **overrides: Any) -> Any:
 
 def make_jax_side(work: Work, **overrides: Any) -> Side:
     """Returns our train step; see `make_run`."""
-    run = make_run(work, **overrides)
+    return side_of_run(make_run(work, **overrides), work.device)
+
+
+def side_of_run(run: Any, device: str) -> Side:
+    """Returns the train step of a run.
+
+    Args:
+        run: A `Run`.
+        device: "cpu" or "gpu".
+    """
     parallel, loader = run.parallel, run.loaders["train"]
     store = parallel.replicate(loader.store)
     dispatch = parallel.compile_train(run.train_step, loader.fetch)
@@ -90,10 +99,11 @@ def make_jax_side(work: Work, **overrides: Any) -> Side:
         state, metrics = dispatch(state, store, chunk)
         jax.block_until_ready((state, metrics))
 
-    return Side(call, steps * work.batch_size, _jax_peak(work.device))
+    return Side(call, steps * run.options.batch_size, jax_peak(device))
 
 
-def _jax_peak(device: str) -> Callable[[], int]:
+def jax_peak(device: str) -> Callable[[], int]:
+    """Returns what tells the largest memory that our side has needed, in bytes."""
     if device == "cpu":
         return peak_rss
     return lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"]

@@ -5,6 +5,7 @@ machine does falls on all sides alike; each side's figure is the median of its b
 Nothing is shared: one side's threads, allocator and compiled code are not the other's.
 """
 
+import argparse
 import contextlib
 import math
 import multiprocessing
@@ -57,6 +58,8 @@ def time_in_turn(
     """
     # For every side what `jaxattn.host` does for our programs.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    # Several processes share a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         workers = {name: _Worker(context, make, stack) for name, make in sides.items()}
@@ -85,7 +88,8 @@ class _Worker:
         self, context: Any, make: Callable[[], Side], stack: contextlib.ExitStack
     ) -> None:
         self._connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        # Not a daemon: it may have children, such as the workers of a DataLoader.
+        process = context.Process(target=_serve, args=(theirs, make), daemon=False)
         process.start()
         theirs.close()
         stack.callback(process.join)
@@ -95,6 +99,7 @@ class _Worker:
         try:
             answer = self._connection.recv()
         except EOFError:
+            process.join()
             answer = f"its process ended with exit code {process.exitcode}"
         if isinstance(answer, str):
             self.error = answer
@@ -153,7 +158,21 @@ def _seconds(side: Side, calls: int) -> float:
     return time.perf_counter() - start
 
 
-# What is made of timings -----------------------------------------------------------
+# Arguments, and what is made of timings --------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser, seconds: float | None) -> None:
+    """Adds what all benchmarks understand.
+
+    Args:
+        parser: Of a benchmark.
+        seconds: Of a block by default; None where a block is a call.
+    """
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--blocks", type=int, default=5, help="of every side")
+    if seconds is not None:
+        parser.add_argument("--seconds", type=float, default=seconds, help="of a block")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON")
 
 
 def median(timing: Mapping[str, Any]) -> float:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jaxattn import host
 from jaxattn.errors import UserError, choose, require
 from jaxattn.inference import files, methods
 from jaxattn.training.trained import SPLITS, WEIGHTS, load_trained
@@ -22,11 +21,9 @@ _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs one subcommand and returns its exit code."""
     try:
-        if argv is None:  # as a program
-            host.prepare()
         args = _make_parser().parse_args(argv)
         args.run(args)
     except UserError as error:
@@ -434,7 +431,3 @@ def _key_and_value(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -48,7 +48,9 @@ def test_imports_never_point_up(path):
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("jaxattn, jaxattn.attention", "tensorflow grain clu orbax matplotlib"),
+        # A program that starts itself anew has not paid for JAX twice.
+        ("jaxattn, jaxattn.__main__", "jax flax numpy"),
+        ("jaxattn.attention", "tensorflow grain clu orbax matplotlib"),
         # A machine without TensorFlow trains; Orbax, Grain and CLU wait for their use.
         ("jaxattn.training.loop", "tensorflow tensorflow_datasets grain clu orbax"),
     ],

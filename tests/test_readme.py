@@ -58,7 +58,7 @@ def test_training_command_is_accepted(command):
 @pytest.mark.parametrize("command", jaxattn_commands())
 def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
-    done = run(sys.executable, "-m", "jaxattn.cli", *shlex.split(command)[1:])
+    done = run(sys.executable, "-m", "jaxattn", *shlex.split(command)[1:])
     if command.startswith("jaxattn models"):
         assert (done.returncode, done.stderr) == (0, "")
         return
@@ -80,7 +80,7 @@ def test_every_subcommand_and_method_is_shown():
 
 
 def help_of(subcommand):
-    return run(sys.executable, "-m", "jaxattn.cli", subcommand, "--help").stdout
+    return run(sys.executable, "-m", "jaxattn", subcommand, "--help").stdout
 
 
 @pytest.mark.parametrize("code", blocks("python"))

@@ -191,15 +191,6 @@ void ForEach(ffi::ThreadPool& pool, int64_t count,
   shared->all_done.wait(lock, [&] { return shared->done.load() == count; });
 }
 
-struct Chunks {
-  int64_t size, count;
-};
-
-Chunks SplitBatch(int64_t n, int64_t parts) {
-  const int64_t size = (n + parts - 1) / parts;
-  return {size, (n + size - 1) / size};
-}
-
 Shape MakeShape(const Dims& x, const Dims& kernel, const Dims& y, int64_t stride,
                 int64_t padding, int64_t dilation, int64_t groups) {
   return {x[0], x[1], x[2], x[3], kernel[0], kernel[1], kernel[3], y[1], y[2],
@@ -210,89 +201,81 @@ float* Offset(const float* data, int64_t elements) {
   return const_cast<float*>(data) + elements;
 }
 
+// A call, split along N into chunks of `size` images, the last of what is left.
+struct Batch {
+  Kind kind;
+  Shape shape;
+  const float *x, *y;  // or their gradients
+  int64_t size, count;
+
+  Batch(Kind kind, const Shape& shape, const float* x, const float* y, int64_t parts)
+      : kind(kind), shape(shape), x(x), y(y), size((shape.n + parts - 1) / parts),
+        count((shape.n + size - 1) / size) {}
+
+  const Primitive& Find(int64_t i) const {
+    Shape part = shape;
+    part.n = std::min(size, shape.n - i * size);
+    return FindPrimitive(kind, part);
+  }
+
+  // Computes a chunk on this thread.
+  void Run(int64_t i, const memory& kernel) const {
+    omp_set_num_threads(1);
+    static thread_local Workspace scratch;
+    const Primitive& primitive = Find(i);
+    const int64_t start = i * size, n = std::min(size, shape.n - start);
+    const memory in(MapDesc(n, shape.h, shape.w, shape.c), Cpu(),
+                    Offset(x, start * shape.h * shape.w * shape.c));
+    const memory out(MapDesc(n, shape.out_h, shape.out_w, shape.o), Cpu(),
+                     Offset(y, start * shape.out_h * shape.out_w * shape.o));
+    const memory pad(primitive.scratchpad, Cpu(),
+                     scratch.Get(primitive.scratchpad.get_size()));
+    const bool forward = kind == kForward, data = kind == kInputGradient;
+    dnnl::stream stream(Cpu());
+    primitive.run.execute(
+        stream, {{data ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, in},
+                 {forward || data ? DNNL_ARG_WEIGHTS : DNNL_ARG_DIFF_WEIGHTS, kernel},
+                 {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, out},
+                 {DNNL_ARG_SCRATCHPAD, pad}});
+    stream.wait();
+  }
+};
+
+void Reorder(const Primitive& primitive, memory from, memory to) {
+  omp_set_num_threads(1);
+  dnnl::stream stream(Cpu());
+  primitive.reorder.execute(stream, from, to);
+  stream.wait();
+}
+
 // Forward and input gradient: a map and the kernel to another map.
 void MapToMap(Kind kind, const Shape& shape, const float* x, const float* kernel,
               const float* y, ffi::ThreadPool& pool) {
-  omp_set_num_threads(1);
-  const Chunks chunks = SplitBatch(shape.n, 2 * pool.num_threads());
-  const auto chunk_shape = [&](int64_t i) {
-    Shape part = shape;
-    part.n = std::min(chunks.size, shape.n - i * chunks.size);
-    return part;
-  };
-  const Primitive& first = FindPrimitive(kind, chunk_shape(0));
+  const Batch batch(kind, shape, x, y, 2 * pool.num_threads());
+  const Primitive& first = batch.Find(0);
   static thread_local Workspace kernels;
-  memory plain(PlainKernelDesc(shape), Cpu(), Offset(kernel, 0));
-  memory wanted(first.kernel, Cpu(), kernels.Get(first.kernel.get_size()));
-  dnnl::stream stream(Cpu());
-  first.reorder.execute(stream, plain, wanted);
-  stream.wait();
-  ForEach(pool, chunks.count, [&](int64_t i) {
-    omp_set_num_threads(1);
-    const Shape part = chunk_shape(i);
-    const Primitive& primitive = FindPrimitive(kind, part);
-    static thread_local Workspace scratch;
-    const int64_t start = i * chunks.size;
-    const memory in(MapDesc(part.n, part.h, part.w, part.c), Cpu(),
-                    Offset(x, start * part.h * part.w * part.c));
-    const memory out(MapDesc(part.n, part.out_h, part.out_w, part.o), Cpu(),
-                     Offset(y, start * part.out_h * part.out_w * part.o));
-    const memory pad(primitive.scratchpad, Cpu(),
-                     scratch.Get(primitive.scratchpad.get_size()));
-    const bool is_forward = kind == kForward;
-    dnnl::stream own(Cpu());
-    primitive.run.execute(own, {{is_forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, in},
-                                {DNNL_ARG_WEIGHTS, wanted},
-                                {is_forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, out},
-                                {DNNL_ARG_SCRATCHPAD, pad}});
-    own.wait();
-  });
+  const memory wanted(first.kernel, Cpu(), kernels.Get(first.kernel.get_size()));
+  Reorder(first, {PlainKernelDesc(shape), Cpu(), Offset(kernel, 0)}, wanted);
+  ForEach(pool, batch.count, [&](int64_t i) { batch.Run(i, wanted); });
 }
 
 void KernelGradient(const Shape& shape, const float* x, const float* y, float* result,
                     ffi::ThreadPool& pool) {
-  omp_set_num_threads(1);
-  const Chunks chunks = SplitBatch(shape.n, pool.num_threads());
-  const auto chunk_shape = [&](int64_t i) {
-    Shape part = shape;
-    part.n = std::min(chunks.size, shape.n - i * chunks.size);
-    return part;
-  };
-  const Primitive& first = FindPrimitive(kKernelGradient, chunk_shape(0));
+  const Batch batch(kKernelGradient, shape, x, y, pool.num_threads());
+  const Primitive& first = batch.Find(0);
   const size_t bytes = (first.kernel.get_size() + 63) / 64 * 64;
   static thread_local Workspace sums;
-  char* partial = static_cast<char*>(sums.Get(bytes * chunks.count));
-  ForEach(pool, chunks.count, [&](int64_t i) {
-    omp_set_num_threads(1);
-    const Shape part = chunk_shape(i);
-    const Primitive& primitive = FindPrimitive(kKernelGradient, part);
-    static thread_local Workspace scratch;
-    const int64_t start = i * chunks.size;
-    const memory in(MapDesc(part.n, part.h, part.w, part.c), Cpu(),
-                    Offset(x, start * part.h * part.w * part.c));
-    const memory out(MapDesc(part.n, part.out_h, part.out_w, part.o), Cpu(),
-                     Offset(y, start * part.out_h * part.out_w * part.o));
-    const memory gradient(first.kernel, Cpu(), partial + i * bytes);
-    const memory pad(primitive.scratchpad, Cpu(),
-                     scratch.Get(primitive.scratchpad.get_size()));
-    dnnl::stream own(Cpu());
-    primitive.run.execute(own, {{DNNL_ARG_SRC, in},
-                                {DNNL_ARG_DIFF_DST, out},
-                                {DNNL_ARG_DIFF_WEIGHTS, gradient},
-                                {DNNL_ARG_SCRATCHPAD, pad}});
-    own.wait();
+  char* partial = static_cast<char*>(sums.Get(bytes * batch.count));
+  ForEach(pool, batch.count, [&](int64_t i) {
+    batch.Run(i, {first.kernel, Cpu(), partial + i * bytes});
   });
   float* total = reinterpret_cast<float*>(partial);
-  const int64_t size = first.kernel.get_size() / sizeof(float);
-  for (int64_t i = 1; i < chunks.count; ++i) {
+  const int64_t elements = first.kernel.get_size() / sizeof(float);
+  for (int64_t i = 1; i < batch.count; ++i) {
     const float* other = reinterpret_cast<float*>(partial + i * bytes);
-    for (int64_t j = 0; j < size; ++j) total[j] += other[j];
+    for (int64_t j = 0; j < elements; ++j) total[j] += other[j];
   }
-  memory given(first.kernel, Cpu(), total);
-  memory plain(PlainKernelDesc(shape), Cpu(), result);
-  dnnl::stream stream(Cpu());
-  first.reorder.execute(stream, given, plain);
-  stream.wait();
+  Reorder(first, {first.kernel, Cpu(), total}, {PlainKernelDesc(shape), Cpu(), result});
 }
 
 template <typename Call>
