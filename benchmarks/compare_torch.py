@@ -55,10 +55,13 @@ _VARIANTS = {
 
 
 def main() -> None:
-    """Prints a table, and writes the JSON after every row."""
+    """Prints a table, and writes the JSON after every row.
+
+    Other rows of a JSON that is there already stay, and so does its environment.
+    """
     args = _parse()
     works = [w for w in rows(args.device) if not args.models or w.model in args.models]
-    results = start_results(args.device)
+    results = _kept(args.out, works) or start_results(args.device)
     for work in works:
         row = compare(work, results["limits"], blocks=args.blocks, seconds=args.seconds)
         results["rows"].append(row)
@@ -66,6 +69,16 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(format_table(results))
+
+
+def _kept(path: pathlib.Path | None, works: Sequence[Work]) -> dict[str, Any] | None:
+    """Returns the results of an earlier call, without the rows that are to come."""
+    if path is None or not path.exists():
+        return None
+    results = json.loads(path.read_text())
+    again = {work.model for work in works}
+    kept = [row for row in results["rows"] if row["work"]["model"] not in again]
+    return {**results, "rows": kept}
 
 
 def start_results(device: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Sides of a comparison, each in a process of its own, timed in turn.
 
-A block is a few seconds of one side. Blocks go A B A B, so that whatever else the
-machine does falls on all sides alike; each side's figure is the median of its blocks.
+A block is a few seconds of one side, once it is warm. Blocks go A B A B, so that
+whatever else the machine does falls on all sides alike; each side's figure is the
+median of its blocks.
 Nothing is shared: one side's threads, allocator and compiled code are not the other's.
 """
 
@@ -50,7 +51,7 @@ def time_in_turn(
     Args:
         sides: By name, what makes each; pickled, and called in the side's process.
         blocks: Of every side.
-        seconds: Of a block, at least one call.
+        seconds: Of a block, at least one call; before it as many that do not count.
 
     Returns:
         By name `items_per_s` (one figure a block), `first_call_s` (of making it and the
@@ -128,7 +129,11 @@ def _serve(connection: Connection, make: Callable[[], Side]) -> None:
     connection.send(first_call_s)
     with contextlib.suppress(EOFError):
         while (seconds := connection.recv()) is not None:
-            calls = max(1, round(seconds / call_s))
+            # As long before, not counted: the system may have taken memory back while
+            # the others had their turn.
+            calls = round(seconds / call_s)
+            _seconds(side, calls)
+            calls = max(1, calls)
             connection.send(side.items * calls / _seconds(side, calls))
         connection.send(side.peak_bytes())
 

@@ -23,6 +23,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.ops.conv import conv2d
+from jaxattn.ops.random import hashed_uniform
 
 
 def uniform_within(bound: float) -> Initializer:
@@ -158,7 +159,7 @@ class SCC(nn.Module):
             bounds = [i * p for i in branches]
         else:
             bounds = [1 - (1 - p) ** i for i in branches]
-        u = jax.random.uniform(self.make_rng("forcing"), shape)
+        u = hashed_uniform(self.make_rng("forcing"), shape)
         passed = sum((u >= bound).astype(jnp.int32) for bound in bounds)
         return jnp.where(passed < len(bounds), passed, -1)
 
