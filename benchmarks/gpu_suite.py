@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
@@ -34,12 +34,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import blocks, compare_torch, epoch, scaling, timing
 from benchmarks.steps import Work
-from configs import canet, cbam_resnet, sccnet, scsa
 from jaxattn import host
 from jaxattn.atomic import write_atomically
 from jaxattn.data.source import load_data
 from jaxattn.errors import InterruptedRun, UserError, choose
-from jaxattn.training.writer import read_metrics
+
+if TYPE_CHECKING:
+    from benchmarks import reproduce
 
 # Every item, most valuable first, and the minutes that one call gives it at most.
 MINUTES = {
@@ -390,48 +391,32 @@ def _run_epoch(what: str, context: Context) -> dict[str, Any]:
 
 def _run_train(what: str, context: Context) -> dict[str, Any]:
     host.prepare()
-    # Imported here: it needs matplotlib, which nothing else does.
+    # Imported here: they need matplotlib, which nothing else does.
+    from benchmarks import reproduce
     from jaxattn.training.loop import train_and_evaluate
 
+    run = make_run(what, context)
     devices = jax.devices(context.device)[:1]
-    workdir = context.out / "runs" / what
-    return train_and_evaluate(make_config(what, context), workdir, devices=devices)
+    train_and_evaluate(run.trial.config, run.trial.workdir, devices=devices)
+    return reproduce.make_record(run)
 
 
-def make_config(what: str, context: Context) -> Any:
-    """Returns the recipe of a training run.
+def make_run(what: str, context: Context) -> "reproduce.Run":
+    """Returns a training run: a row of `reproduce.py`.
 
     Args:
-        what: Name of the run.
+        what: Name of the row.
         context: What all items have in common.
     """
-    config = _RECIPES[what]()
+    from benchmarks import reproduce
+
     # Rounded to bfloat16, other branches of an SCC win.
-    is_scc = config.model.name.startswith("sccnet")
-    config.dtype = "float32" if context.smoke or is_scc else "bfloat16"
-    config.data.path = context.data
-    config.log.tensorboard = False
+    keeps_dtype = context.smoke or what.startswith("sccnet")
+    dtype = "float32" if keeps_dtype else "bfloat16"
+    (run,) = reproduce.make_runs(what, context.data, context.out / "runs", dtype)
     if context.smoke:
-        config.num_epochs, config.batch_size = 1, 20
-    return config
-
-
-def _resnet18() -> Any:
-    config = canet.get_config()
-    config.model = {"name": "resnet18", "stem": "cifar"}
-    return config
-
-
-_RECIPES: dict[str, Callable[[], Any]] = {
-    "canet_tiny": lambda: canet.get_config("tiny"),
-    "canet": canet.get_config,
-    "resnet18": _resnet18,
-    "canet_light": lambda: canet.get_config("light"),
-    "enhanced_efficient_resnet": cbam_resnet.get_config,
-    "canet_pro": lambda: canet.get_config("pro"),
-    "sccnet18": lambda: sccnet.get_config("18_cifar"),
-    "resnet18_scsa": lambda: scsa.get_config("resnet18_cifar"),
-}
+        run.trial.config.update(num_epochs=1, batch_size=20)
+    return run
 
 
 def _run_scaling(what: str, context: Context) -> list[dict[str, Any]]:
@@ -514,42 +499,16 @@ def _format_accuracy(items: Sequence[Item], out: pathlib.Path) -> list[str]:
     begun = [item for item in items if status(item.name, out) != "not begun"]
     if not begun:
         return []
-    lines = [
-        "| run | epochs | test accuracy | of the last weights | of averaged ones"
-        " | validation | training, images/s | time |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_format_run(item, out) for item in begun),
-    ]
-    return ["## Accuracy on CIFAR-10", "\n".join(lines)]
+    table = ""
+    with contextlib.suppress(ImportError):  # matplotlib
+        from benchmarks import reproduce
 
-
-def _format_run(item: Item, out: pathlib.Path) -> str:
-    what = item.name.partition(".")[2]
-    result = read_record(item.name, out).get("result")
-    if result is None:
-        rows = read_metrics(out / "runs" / what)
-        row = next((row for row in reversed(rows) if "epoch/epoch" in row), {})
-        reached = f"{row.get('epoch/epoch', 0):.0f} so far"
-        validation = _percent(row.get("epoch/val_accuracy"))
-        return f"| `{what}` | {reached} | | | | {validation} | | |"
-    accuracies = " | ".join(
-        _percent(result[key])
-        for key in (
-            "test_accuracy",
-            "last_test_accuracy",
-            "test_accuracy_ema",
-            "best_val_accuracy",
-        )
-    )
-    return (
-        f"| `{what}` | {result['epochs']} | {accuracies} |"
-        f" {result['images_per_s'] or math.nan:,.0f} |"
-        f" {result['wall_time_s'] / 60:.1f} min |"
-    )
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+        context = Context("", out, smoke=False)
+        names = [item.name.partition(".")[2] for item in begun]
+        runs = {name: make_run(name, context) for name in names}
+        found = {name: [reproduce.make_record(run)] for name, run in runs.items()}
+        table = reproduce.format_table(names, found)
+    return ["## Accuracy on CIFAR-10", table]
 
 
 def _format_scaling(series: dict[str, Any], out: pathlib.Path) -> list[str]:

@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.path = placeholder(str)  # archive, its folder, npz, or a TFDS directory
     config.data.val_fraction = 0.1  # share of the training split for validation
     config.data.split_seed = 0  # of that choice; the same split for every run's seed
+    config.data.max_train_examples = placeholder(int)  # of each class its share
     config.data.image_size = placeholder(int)  # pixels; not of data of a fixed size
     config.data.crop_scale = placeholder(tuple)  # area of a random crop of a photo
     config.data.on_bad_image = placeholder(str)  # error or skip; of photos

@@ -62,6 +62,7 @@ def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
     config.data.path = placeholder(str)  # folder, archive, npz, or a TFDS directory
     config.data.val_fraction = 0.1 if is_cifar else 0.01  # held out of training
     config.data.split_seed = 0  # of that choice; the same split for every run's seed
+    config.data.max_train_examples = placeholder(int)  # of each class its share
     config.data.image_size = placeholder(int)  # pixels; None: 224, not of CIFAR
     config.data.resize_px = placeholder(int)  # shorter side in evaluation; None: 256
     config.data.crop_scale = placeholder(tuple)  # area of a random crop; (0.08, 1.0)

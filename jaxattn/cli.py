@@ -7,6 +7,7 @@ stopped by Ctrl-C.
 import argparse
 import ast
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -24,7 +25,8 @@ _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 def main(argv: Sequence[str]) -> int:
     """Runs one subcommand and returns its exit code."""
     try:
-        args = _make_parser().parse_args(argv)
+        args, rest = _make_parser().parse_known_args(argv)
+        _take_overrides(args, rest)
         args.run(args)
     except UserError as error:
         return _complain(error, 2)
@@ -195,6 +197,64 @@ def _measured(
     return (name, stem, str(size), str(num_classes), *counts)
 
 
+def _compare(args: argparse.Namespace) -> None:
+    from jaxattn.studies import compare
+
+    for flag, value in (("--root", args.root), ("--seeds", args.seeds)):
+        only = "used with --configs alone"
+        require(flag, value, bool(args.configs) or value is None, only)
+    if args.configs:
+        require("--root", args.root, args.root is not None, "given with --configs")
+    elif args.overrides:
+        raise UserError(f"{args.overrides[0]}: used with --configs alone")
+    unfinished, runs = [], []
+    for workdir in args.workdirs or _train_all(args):
+        try:
+            runs.append(compare.read_run(workdir))
+        except compare.UnfinishedError as error:
+            unfinished.append(workdir)
+            print(f"{error}; left out", file=sys.stderr)
+    if not runs:
+        raise UserError("nothing to compare: none of the runs is finished")
+    print(compare.write_comparison(args.out, compare.group_runs(runs)))
+    print(f"table and figure in {args.out}")
+    if unfinished and args.configs:
+        raise UserError(f"{len(unfinished)} runs are not finished; repeat the command")
+
+
+def _train_all(args: argparse.Namespace) -> list[pathlib.Path]:
+    """Trains what is not finished, and returns all workdirs."""
+    from jaxattn.studies import trials
+
+    planned = trials.make_trials(
+        args.configs, args.seeds or (), args.root, args.overrides
+    )
+    finished = [trial.is_finished() for trial in planned]  # all, before the first
+    files.require_writable(args.out / "comparison.md")
+    for i, (trial, is_done) in enumerate(zip(planned, finished, strict=True), 1):
+        print(f"{trial.name} ({i} of {len(planned)}): ", end="", flush=True)
+        if is_done:
+            print("done before", flush=True)
+            continue
+        outcome = trials.train(trial)
+        print(outcome.message or outcome.state, flush=True)
+        if outcome.state == "mistake":
+            raise UserError(f"{trial.name}: {outcome.message}")
+        if outcome.state == "stopped":
+            raise KeyboardInterrupt
+    return [trial.workdir for trial in planned]
+
+
+def _take_overrides(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Gives `--config.key=value` to the subcommand that takes them."""
+    takes = hasattr(args, "overrides")
+    for flag in rest:
+        if not (takes and re.match(r"--config\.[\w.]+=", flag)):
+            raise UserError(f"unrecognized arguments: {' '.join(rest)}")
+    if takes:
+        args.overrides = list(rest)
+
+
 _METHOD_OPTIONS = (
     "num_views",
     "view_weights",
@@ -279,6 +339,9 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     _add_export(
         command("export-torch", _export_torch, "Writes weights as a state dict.")
+    )
+    _add_compare(
+        command("compare", _compare, "Tables and plots runs, by config and seed.")
     )
     _add_models(command("models", _models, "Lists networks and what they cost."))
     command("build-cpu-kernels", _build_cpu_kernels, "Makes CPUs train faster.")
@@ -387,6 +450,31 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     add("--workdir", required=True, help="folder of the trained network")
     add("--out", type=pathlib.Path, required=True, help="the .pth file")
     _add_weights(parser)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    runs = parser.add_mutually_exclusive_group(required=True)
+    runs.add_argument(
+        "--workdirs", type=pathlib.Path, nargs="+", help="folders of finished runs"
+    )
+    runs.add_argument(
+        "--configs",
+        nargs="+",
+        metavar="CONFIG",
+        help="recipes, as configs/canet.py:tiny, to train first what is not finished;"
+        " --config.key=value overrides a value of all of them",
+    )
+    add("--seeds", type=int, nargs="+", help="of each recipe (default its own)")
+    add("--root", type=pathlib.Path, help="folder of the workdirs: recipe/seed")
+    add(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("comparison"),
+        help="folder of the table, as Markdown and CSV, and the figure"
+        " (default %(default)s)",
+    )
+    parser.set_defaults(overrides=[])
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """What a program does before it uses JAX: its memory and its caches on the host."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -22,10 +23,26 @@ def prepare() -> None:
         os.environ[_TUNABLES] = _HUGE_PAGES
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    keep_compiled_programs()
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs for the next run."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def describe_cpu() -> str:
+    """Returns the number of cores, the processor, and its widest vectors if known."""
+    model, flags = platform.machine(), ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+        stripped = {key.strip(): value.strip() for key, value in fields.items()}
+        model, flags = stripped.get("model name", model), stripped.get("flags", "")
+    widest = next((f" ({f})" for f in ("avx512f", "avx2") if f in flags.split()), "")
+    return f"{os.cpu_count()} x {model}{widest}"
 
 
 def cache_folder() -> pathlib.Path:

@@ -11,14 +11,21 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 import smoke
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import blocks, compare_torch, epoch, gpu_suite, scaling, timing
+from benchmarks import (
+    blocks,
+    compare_torch,
+    epoch,
+    gpu_suite,
+    reproduce,
+    scaling,
+    timing,
+)
 from benchmarks.gpu_suite import Context, Item, run_items, status
 from benchmarks.steps import Work
 from jaxattn.data.source import load_data
@@ -368,7 +375,6 @@ def test_a_benchmark_that_the_end_cuts_off_has_not_failed(suite):
 def test_every_row_has_an_item():
     names = [f"speed.{work.model}" for work in compare_torch.rows("gpu")]
     names += [f"blocks.{block}" for block in blocks._BLOCKS]
-    names += [f"train.{name}" for name in gpu_suite._RECIPES]
     missing = {name for name in names if name not in gpu_suite.MINUTES}
     assert not missing
     kinds = {name.split(".")[0] for name in gpu_suite.MINUTES}
@@ -391,20 +397,38 @@ def test_items_are_selected_by_name_and_kind():
         gpu_suite.select_items(["trains"], smoke=False)
 
 
-@pytest.mark.parametrize("name", list(gpu_suite._RECIPES))
-def test_recipe_builds_its_network(cifar, tmp_path, name):
-    config = gpu_suite.make_config(name, Context(cifar, tmp_path, smoke=False))
-    assert config.dtype == ("float32" if name == "sccnet18" else "bfloat16")
-    assert not config.log.tensorboard
-    config.data.val_fraction = 0.0
-    config.batch_size = 8
-    run = build(config, devices=jax.devices()[:1])
-    assert run.config["model"]["name"] == name.removesuffix("_scsa")
-    assert run.options.num_epochs >= 70
+def test_training_runs_are_rows_in_the_devices_dtype(cifar, tmp_path):
+    context = Context(cifar, tmp_path, smoke=False)
+    runs = {what: gpu_suite.make_run(what, context) for what in trained()}
+    for what, run in runs.items():
+        exact = what == "sccnet18"
+        assert run.trial.config["dtype"] == ("float32" if exact else "bfloat16")
+        assert run.trial.config["data"]["path"] == cifar
+        assert run.trial.workdir == tmp_path / "runs" / f"{what}_seed42"
+    smoke_run = gpu_suite.make_run("canet", Context(cifar, tmp_path, smoke=True))
+    assert smoke_run.trial.config["num_epochs"] == 1
+
+
+def trained():
+    """The rows that the suite trains, less those whose recipe is not there yet."""
+    names = [n.partition(".")[2] for n in gpu_suite.MINUTES if n.startswith("train.")]
+    paths = {name: reproduce.ROWS[name].config.partition(":")[0] for name in names}
+    return [name for name, path in paths.items() if (smoke.ROOT / path).exists()]
+
+
+def leave_run(workdir, epochs):
+    """Makes a training run's workdir, finished after 70 epochs."""
+    workdir.mkdir(parents=True)
+    config = {"seed": 42, "num_epochs": 70, "model": {"name": "canet"}, "data": {}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    with RunWriter(workdir, start_step=0, tensorboard=False) as writer:
+        writer.write_scalars(7, {"epoch/epoch": epochs, "epoch/val_accuracy": 0.5})
+    if epochs == 70:
+        (workdir / "results.json").write_text(json.dumps(TRAINED))
 
 
 def test_summary_shows_results_and_how_far_a_run_is(tmp_path):
-    names = ["speed.canet", "blocks.CBAM", "train.canet", "train.resnet18"]
+    names = ["speed.canet", "blocks.CBAM", "train.canet", "train.canet_pro"]
     items = [Item(name, 1.0) for name in [*names, "scaling.width"]]
     (tmp_path / "items").mkdir()
     plain = {f"conv 3x3{suffix}": TIMED for suffix in ("", ", PyTorch contiguous")}
@@ -415,27 +439,26 @@ def test_summary_shows_results_and_how_far_a_run_is(tmp_path):
             "plain": "conv 3x3",
             "timings": {"CBAM": TIMED, "CBAM, PyTorch contiguous": SLOWER, **plain},
         },
-        "train.canet": TRAINED,
+        "train.canet": {},
         "scaling.width": [{"value": 16, "macs": 10**9, **TIMED}],
     }
     environment = {"hardware": "a card", "versions": {"jax": "1"}}
     for name, result in results.items():
         record = {"environment": environment, "wall_s": 61.0, "result": result}
         gpu_suite.write_record(name, tmp_path, record)
-    gpu_suite.write_record("train.resnet18", tmp_path, {"unfinished": "stopped"})
-    with RunWriter(
-        tmp_path / "runs/resnet18", start_step=0, tensorboard=False
-    ) as writer:
-        writer.write_scalars(7, {"epoch/epoch": 3, "epoch/val_accuracy": 0.5})
+    gpu_suite.write_record("train.canet_pro", tmp_path, {"unfinished": "stopped"})
+    for name, epochs in (("canet", 70), ("canet_pro", 3)):
+        leave_run(tmp_path / "runs" / f"{name}_seed42", epochs)
     gpu_suite.write_summary(items, tmp_path)
     text = (tmp_path / "summary.md").read_text()
     for line in (
         "a card; jax 1",
         "| CBAM | 10 ms | 1.00 (conv 3x3) | 20 ms | 2.00 | **2.00** |",
-        "| `canet` | 70 | 93.12% | 93.00% |  | 94.00% | 12,346 | 1.5 min |",
-        "| `resnet18` | 3 so far | | | | 50.00% | | |",
+        "| `canet` | 70 | 1 | 93.12 % | 93.50 % | -0.38 | 90 s |",
+        "| `canet_pro` |  |  | cut short at epoch 3 of 70, validation 50.00% |"
+        " 93.56 % |  |  |",
         "| width | 16 | 100 (90 to 130) | 600 |",
-        "| train.resnet18 | unfinished: stopped |  |",
+        "| train.canet_pro | unfinished: stopped |  |",
     ):
         assert line in text.splitlines()
     assert (tmp_path / "scaling.png").stat().st_size > 1000

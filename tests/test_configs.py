@@ -67,6 +67,17 @@ def test_variant_builds_its_network(name, variant):
         assert model.attention == "scsa"
 
 
+@pytest.mark.parametrize("variant", ["none", "cbam", "eca", "scsa", "scc"])
+def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
+    module = load(smoke.ROOT / "configs" / "attention_study.py")
+    config, base = module.get_config(variant), module.get_config()
+    for section in ("data", "augment", "loss", "schedule", "optimizer", "num_epochs"):
+        assert config[section] == base[section]
+    cost, base_cost = (built(c).cost for c in (config, base))
+    assert cost.parameters == pytest.approx(base_cost.parameters, rel=0.15)
+    assert cost.macs == pytest.approx(base_cost.macs, rel=0.1)
+
+
 def test_attention_keywords_come_from_the_command_line():
     config = load(smoke.ROOT / "configs" / "scsa.py").get_config("resnet101")
     config.model.attention_kwargs.window_size = 5
@@ -74,7 +85,7 @@ def test_attention_keywords_come_from_the_command_line():
     assert kwargs == {"attn_drop_ratio": 0.1, "window_size": 5}
 
 
-@pytest.mark.parametrize("name", ["canet", "sccnet", "scsa"])
+@pytest.mark.parametrize("name", ["canet", "sccnet", "scsa", "attention_study"])
 def test_unknown_variant_names_the_choices(name):
     module = load(smoke.ROOT / "configs" / f"{name}.py")
     with pytest.raises(ValueError, match="config variant 'x': must be one of "):

@@ -20,6 +20,7 @@ PARAMETERS = {
     "enhanced_efficient_resnet": 4_913_705,
     "mobilenet_v2": 3_504_872,
     "mobilenet_v2_scsa": 3_619_048,
+    "resnet10": 5_418_792,
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
@@ -54,6 +55,15 @@ def test_parameter_count_is_the_published_one(name):
 
 def test_every_model_has_a_published_count():
     assert sorted(PARAMETERS) == list_models()
+
+
+def test_widths_are_those_of_the_stages_and_the_stem():
+    widths = (4, 6, 8, 10)
+    model = create_model("resnet10", stem="cifar", widths=widths)
+    params = abstract_variables(model)["params"]
+    assert params["conv1"]["kernel"].shape == (3, 3, 3, 4)
+    outputs = [params[f"layer{i}.0"]["conv2"]["kernel"].shape[-1] for i in range(1, 5)]
+    assert tuple(outputs) == widths
 
 
 @pytest.mark.parametrize("name", ["resnet101_scsa", "mobilenet_v2_scsa"])

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import compare_torch
+from benchmarks import compare_torch, reproduce
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -58,20 +58,27 @@ def test_training_command_is_accepted(command):
 @pytest.mark.parametrize("command", jaxattn_commands())
 def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
+    if "--configs" in command:  # and so it would train
+        command += " --config.model.nme=x"
     done = run(sys.executable, "-m", "jaxattn", *shlex.split(command)[1:])
     if command.startswith("jaxattn models"):
         assert (done.returncode, done.stderr) == (0, "")
         return
-    assert re.fullmatch(
-        r"jaxattn: .*(holds no run|cannot be read|not a readable CSV|PyTorch is).*\n",
-        done.stderr,
-    )
+    expected = "holds no run|cannot be read|not a readable CSV|PyTorch is|no such key"
+    assert re.fullmatch(rf"jaxattn: .*({expected}).*\n", done.stderr)
     assert done.returncode == 2
 
 
 def test_every_subcommand_and_method_is_shown():
     shown = " ".join(jaxattn_commands())
-    for name in ("predict", "evaluate", "import-torch", "export-torch", "models"):
+    for name in (
+        "predict",
+        "evaluate",
+        "import-torch",
+        "export-torch",
+        "models",
+        "compare",
+    ):
         assert f"jaxattn {name}" in shown
     methods = re.search(r"--method \{(.*?)\}", help_of("predict"))
     assert methods is not None
@@ -92,6 +99,13 @@ def test_python_example_runs(code):
 def test_speed_table_is_made_from_its_results():
     text = (ROOT / "benchmarks" / "results" / "torch_cpu.json").read_text()
     assert compare_torch.format_table(json.loads(text)) in README
+
+
+def test_results_tables_are_made_from_their_records():
+    records = reproduce.read_records(reproduce.RESULTS)
+    assert reproduce.replace_tables(README, records) == README
+    for group in reproduce.GROUPS:
+        assert f"<!-- table:{group} -->" in README
 
 
 def test_pictures_exist_and_are_small():

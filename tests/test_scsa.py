@@ -616,6 +616,7 @@ def test_networks_dropout_needs_training():
             "attention_kwargs={'window_size': 2}: needs attention",
         ),
         ("resnet18", {"stage_sizes": (1, 1)}, r"stage_sizes=\(1, 1\): must be 4"),
+        ("resnet18", {"widths": (8, 16)}, r"widths=\(8, 16\): must be 4 numbers"),
     ],
 )
 def test_network_refuses(network, kwargs, message):

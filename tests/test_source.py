@@ -161,6 +161,26 @@ def test_another_split_seed_gives_another_split():
     assert not np.array_equal(one.val.images, two.val.images)
 
 
+def test_training_examples_are_thinned_by_class_beside_validation():
+    """What is held out stays: results on it may be compared."""
+    whole, part = (
+        load_data("synthetic", num_train=400, val_fraction=0.1, max_train_examples=n)
+        for n in (None, 100)
+    )
+    assert np.bincount(part.train.labels).tolist() == [10] * 10
+    np.testing.assert_array_equal(part.val.images, whole.val.images)
+    kept = {image.tobytes() for image in part.train.images}
+    assert len(kept) == 100
+    assert kept < {image.tobytes() for image in whole.train.images}
+
+
+def test_fewer_training_examples_than_the_most_are_all_kept():
+    data = load_data("synthetic", num_train=40, val_fraction=0.1, max_train_examples=36)
+    assert len(data.train) == 36
+    with pytest.raises(UserError, match=r"data\.max_train_examples=0: must be at"):
+        load_data("synthetic", max_train_examples=0)
+
+
 # Sources
 
 

@@ -266,6 +266,7 @@ def load_data(
     *,
     val_fraction: float = 0.1,
     split_seed: int = 0,
+    max_train_examples: int | None = None,
     image_size: int | None = None,
     resize_px: int | None = None,
     crop_scale: tuple[float, float] | None = None,
@@ -296,6 +297,8 @@ def load_data(
             validation, by class. 0 holds out nothing. Else TFDS's records are read
             once for their labels: minutes for ImageNet.
         split_seed: The seed of that choice.
+        max_train_examples: The most training examples that are kept, beside those held
+            out; a larger split is thinned by class, for every seed to the same ones.
         image_size: Height and width in pixels of `digits` and `synthetic` (32), and
             that images of many sizes are cropped to (224).
         resize_px: For images of many sizes: their shorter side in evaluation, before
@@ -322,6 +325,10 @@ def load_data(
     loader = _find_loader(name)
     if not 0 <= val_fraction < 1:
         raise UserError(f"data.val_fraction={val_fraction}: must be in [0, 1)")
+    if max_train_examples is not None and max_train_examples < 1:
+        raise UserError(
+            f"data.max_train_examples={max_train_examples}: must be at least 1"
+        )
     sizes = {
         "image_size": image_size,
         "resize_px": resize_px,
@@ -348,7 +355,8 @@ def load_data(
             )
         if key in sizes and value < 1:
             raise UserError(f"data.{key}={value}: must be at least 1")
-    return _hold_out(loader(**options), val_fraction, split_seed)
+    data = _hold_out(loader(**options), val_fraction, split_seed)
+    return _thin(data, max_train_examples)
 
 
 def _find_loader(name: str) -> Callable[..., Data]:
@@ -381,6 +389,15 @@ def _hold_out(data: Data, fraction: float, seed: int) -> Data:
     return replace(
         data, train=_take_train(data.train, train), val=_take(data.train, val)
     )
+
+
+def _thin(data: Data, max_train_examples: int | None) -> Data:
+    if max_train_examples is None or len(data.train) <= max_train_examples:
+        return data
+    # Part of an experiment's definition, so its seed is constant.
+    share = max_train_examples / len(data.train)
+    _, kept = _stratified_split(read_labels(data.train), share, seed=0)
+    return replace(data, train=_take_train(data.train, kept))
 
 
 def _stratified_split(

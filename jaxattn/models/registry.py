@@ -22,6 +22,7 @@ class _Entry(NamedTuple):
     defaults: Mapping[str, Any] = {}
 
 
+_BASIC_10 = {"stage_sizes": (1, 1, 1, 1), "bottleneck": False}
 _BASIC = {"stage_sizes": (2, 2, 2, 2), "bottleneck": False}
 _BASIC_34 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": False}
 _DEEP_50 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": True}
@@ -37,6 +38,7 @@ _MODELS = {
     "enhanced_efficient_resnet": _Entry(EnhancedEfficientResNet),
     "mobilenet_v2": _Entry(MobileNetV2),
     "mobilenet_v2_scsa": _Entry(MobileNetV2, _SCSA, {"dropout_rate": 0.0}),
+    "resnet10": _Entry(ResNet, _BASIC_10),
     "resnet18": _Entry(ResNet, _BASIC),
     "resnet34": _Entry(ResNet, _BASIC_34),
     "resnet50": _Entry(ResNet, _DEEP_50),

@@ -37,7 +37,7 @@ from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
 STEMS = ("imagenet", "cifar")
-_WIDTHS = (64, 128, 256, 512)  # of the 3x3 convolutions, by stage
+_NUM_STAGES = 4
 _ATTENTION: dict[str, type[nn.Module]] = {
     "cbam": CBAM,
     "scsa": SCSA,
@@ -240,6 +240,7 @@ class ResNet(nn.Module):
     Attributes:
         stage_sizes: Blocks of the four stages.
         bottleneck: Bottlenecks, four times as wide outside, instead of basic blocks.
+        widths: Channels of the stages' 3x3 convolutions; the stem has the first.
         num_classes: Number of logits.
         stem: "imagenet", 7x7 of stride 2 and a max-pool of stride 2; or "cifar", 3x3
             of stride 1, for images of about 32 pixels.
@@ -253,6 +254,7 @@ class ResNet(nn.Module):
 
     stage_sizes: Sequence[int]
     bottleneck: bool = False
+    widths: Sequence[int] = (64, 128, 256, 512)
     num_classes: int = 10
     stem: str = "imagenet"
     attention: str | AttentionFactory | None = None
@@ -279,8 +281,8 @@ class ResNet(nn.Module):
             stem "cifar" 1, 2, 4, 8).
 
         Raises:
-            ValueError: If `stem` or `attention` is unknown, `stage_sizes` are not four,
-                or the attention module refuses its input.
+            ValueError: If `stem` or `attention` is unknown, `stage_sizes` or `widths`
+                are not four, or the attention module refuses its input.
         """
         self._check()
         x = x if self.dtype is None else x.astype(self.dtype)
@@ -294,7 +296,9 @@ class ResNet(nn.Module):
         is_imagenet = self.stem == "imagenet"
         size, stride = (7, 2) if is_imagenet else (3, 1)
         init = kaiming_normal if is_imagenet or self._has_scsa else torch_kernel
-        conv = Conv(64, size, stride, size // 2, kernel_init=init, name="conv1")
+        conv = Conv(
+            self.widths[0], size, stride, size // 2, kernel_init=init, name="conv1"
+        )
         x = BatchNorm(axis_name=self.axis_name, name="bn1")(conv(x), train=train)
         x = nn.relu(x)
         return max_pool(x, 3, stride=2, padding=1) if is_imagenet else x
@@ -305,7 +309,8 @@ class ResNet(nn.Module):
         attention = make_attention(self.attention, self.attention_kwargs, window)
         block, expansion = (Bottleneck, 4) if self.bottleneck else (BasicBlock, 1)
         maps = []
-        for i, (size, width) in enumerate(zip(self.stage_sizes, _WIDTHS, strict=True)):
+        stages = zip(self.stage_sizes, self.widths, strict=True)
+        for i, (size, width) in enumerate(stages):
             for j in range(size):
                 x = block(
                     width * expansion,
@@ -325,7 +330,8 @@ class ResNet(nn.Module):
 
     def _check(self) -> None:
         choose("stem", self.stem, STEMS)
-        if len(self.stage_sizes) != len(_WIDTHS):
-            raise ValueError(
-                f"stage_sizes={tuple(self.stage_sizes)}: must be {len(_WIDTHS)} numbers"
-            )
+        for key in ("stage_sizes", "widths"):
+            if len(values := getattr(self, key)) != _NUM_STAGES:
+                raise ValueError(
+                    f"{key}={tuple(values)}: must be {_NUM_STAGES} numbers"
+                )

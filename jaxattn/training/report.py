@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxattn import host
 from jaxattn.atomic import write_atomically
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
@@ -156,6 +157,7 @@ def write_results(
         "wall_time_s": round(wall_time_s, 1),
         "images_per_s": images_per_s and round(images_per_s, 1),
         "device": f"{run.parallel.num_devices} x {devices[0].device_kind}",
+        "host": host.describe_cpu(),
         "versions": versions(),
     }
     if writer is None:

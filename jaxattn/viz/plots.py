@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from jaxattn.atomic import write_atomically
@@ -36,6 +36,9 @@ _CURVES = (
     ("validation", "val_{}", _RED),
     ("validation, EMA", "val_{}_ema", _GREEN),
 )
+
+# Of networks that are compared, told apart by colour-blind readers, too (Paul Tol).
+_SERIES = ("#4477aa", "#cc5544", "#228866", "#ccaa33", "#66bbdd", "#aa3377", "#777777")
 
 _MAX_LABELS = 25  # tick labels along one side that remain legible
 _MAX_CELLS = 20  # classes up to which every cell carries its count
@@ -205,6 +208,82 @@ def plot_reliability(
     _style(top)
     _style(bottom)
     return figure
+
+
+def plot_comparison(
+    labels: Sequence[str],
+    costs: Sequence[float],
+    accuracies: Sequence[Sequence[float]],
+    histories: Sequence[Sequence[Sequence[Mapping[str, Any]]]],
+) -> Figure:
+    """Draws networks' accuracy against their cost, and how validation got there.
+
+    Args:
+        labels: G names.
+        costs: of each, multiply-accumulates of an image.
+        accuracies: of each, the test accuracy of every seed, in [0, 1].
+        histories: of each, for every seed one mapping per epoch with `epoch` and,
+            where there is a validation, `val_accuracy`.
+
+    Returns:
+        A figure of two panels: a dot for every seed and a bar at the mean; and the mean
+        over the seeds in a band from the lowest to the highest.
+    """
+    figure = _figure(9.6, 4.2)
+    cost, epochs = figure.subplots(1, 2)
+    groups = zip(labels, costs, accuracies, histories, strict=True)
+    for i, (label, x, shares, runs) in enumerate(groups):
+        colour, dashes = (
+            _SERIES[i % len(_SERIES)],
+            ("-", "--", ":")[i // len(_SERIES) % 3],
+        )
+        percent = 100 * np.array(shares, float)
+        dots = {"color": colour, "markersize": 5, "alpha": 0.6, "linestyle": ""}
+        cost.plot(np.full(len(percent), x), percent, marker="o", **dots)
+        bar = {"color": colour, "markersize": 16, "markeredgewidth": 2, "zorder": 4}
+        cost.plot(x, percent.mean(), marker="_", **bar)
+        _draw_band(epochs, runs, color=colour, linestyle=dashes)
+        # The legend's line, also of one without a validation.
+        epochs.plot([], [], color=colour, linestyle=dashes, label=label)
+    cost.set_xlabel("multiply-accumulates an image")
+    if max(costs) > 4 * min(costs):
+        cost.set_xscale("log")
+    else:
+        cost.margins(x=0.12)
+        cost.xaxis.set_major_locator(MaxNLocator(5))
+    cost.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    epochs.set_xlabel("epoch")
+    epochs.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
+    for axes in (cost, epochs):
+        _style(axes)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    _title(cost, "Test accuracy (%)")
+    _title(epochs, "Validation accuracy (%)")
+    legend = figure.legend(
+        loc="outside lower center",
+        ncols=min(3, len(labels)),
+        frameon=False,
+        fontsize=9,
+        labelcolor=_INK,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _draw_band(
+    axes: Axes, runs: Sequence[Sequence[Mapping[str, Any]]], **style: Any
+) -> None:
+    """Draws the mean of the seeds' curves, and where they are, over common epochs."""
+    curves = [dict(zip(*_series(run, "val_accuracy"), strict=True)) for run in runs]
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if not common:
+        return
+    percent = 100 * np.array([[curve[e] for e in common] for curve in curves])
+    axes.plot(common, percent.mean(axis=0), linewidth=1.5, **style)
+    if len(curves) > 1:
+        band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(common, percent.min(axis=0), percent.max(axis=0), **band)
 
 
 def figure_to_array(figure: Figure) -> np.ndarray:

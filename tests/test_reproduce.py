@@ -1,0 +1,265 @@
+"""Rows of the tables of results: what runs, what is skipped, what the tables say."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from benchmarks import reproduce
+from benchmarks.reproduce import ROWS
+from jaxattn.errors import UserError
+from jaxattn.studies.trials import Outcome
+
+TESTED = {
+    "num_params": 396_155,
+    "num_macs": 68_146_606,
+    "model": "canet_tiny",
+    "test_accuracy": 0.88,
+    "last_test_accuracy": 0.87,
+    "test_accuracy_ema": None,
+    "images_per_s": 250.0,
+    "wall_time_s": 90.0,
+    "device": "1 x cpu",
+    "host": "2 x EPYC",
+    "versions": {"jax": "1.2"},
+}
+
+
+class Trainer:
+    """Trains nothing, in no time: it leaves the files of a run after `epochs`."""
+
+    def __init__(self, epochs=math.inf):
+        self.epochs = epochs
+        self.trained = []
+        self.timeouts = []
+
+    def __call__(self, trial, *, timeout_s):
+        self.trained.append(trial.name)
+        self.timeouts.append(timeout_s)
+        config, workdir = trial.config, trial.workdir
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(json.dumps(config))
+        done = int(min(self.epochs, config["num_epochs"]))
+        rows = [
+            {"step": e, "epoch/epoch": e, "epoch/val_accuracy": 0.5 + e / 1000}
+            for e in range(1, done + 1)
+        ]
+        (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        if done < config["num_epochs"]:
+            return Outcome("stopped", "stopped by signal")
+        results = {**TESTED, "seed": config["seed"], "epochs": config["num_epochs"]}
+        (workdir / "results.json").write_text(json.dumps(results))
+        return Outcome("finished")
+
+
+@pytest.fixture
+def call(tmp_path, capsys):
+    """Reproduces rows by a trainer; returns what was printed."""
+
+    def reproduce_rows(*names, train, minutes=10.0, dtype=None):
+        runs = [
+            run
+            for name in names
+            for run in reproduce.make_runs(name, "DATA", tmp_path / "out", dtype)
+        ]
+        deadline_s = time.monotonic() + 60 * minutes
+        reproduce.reproduce(runs, tmp_path / "results", deadline_s, train)
+        return capsys.readouterr().out
+
+    return reproduce_rows
+
+
+def records(tmp_path):
+    return reproduce.read_records(tmp_path / "results")
+
+
+def test_record_holds_what_the_run_was(call, tmp_path):
+    call("canet_tiny", train=Trainer())
+    (record,) = records(tmp_path)["canet_tiny"]
+    assert record["command"] == (
+        "python main.py --config configs/canet.py:tiny --workdir canet_tiny_seed42"
+        " --config.seed=42 --config.data.path=cifar-10-batches-py"
+    )
+    assert record["config"]["optimizer"]["name"] == "adamw_then_sgd"
+    assert record["config"]["data"]["path"] is None
+    assert (record["epochs_done"], record["epochs"], record["seed"]) == (70, 70, 42)
+    assert record["history"][-1] == {"step": 70, "epoch": 70, "val_accuracy": 0.57}
+    assert record["versions"] == {"jax": "1.2"}
+    assert record["host"] == "2 x EPYC"
+    assert {"commit", "wall_time_s", "test_accuracy"} <= record.keys()
+
+
+def test_what_is_done_is_skipped(call):
+    call("canet_tiny", train=Trainer())
+    again = Trainer()
+    assert call("canet_tiny", train=again) == "canet_tiny_seed42: done before\n"
+    assert again.trained == []
+
+
+def test_recorded_runs_need_no_workdir(call, tmp_path):
+    """Another machine goes on with the rest."""
+    call("canet_tiny", train=Trainer())
+    (tmp_path / "out").rename(tmp_path / "gone")
+    again = Trainer()
+    call("canet_tiny", "canet", train=again)
+    assert again.trained == ["canet_seed42"]
+
+
+def test_record_of_another_recipe_is_refused(call, tmp_path):
+    call("canet_tiny", train=Trainer())
+    path = tmp_path / "results" / "canet_tiny_seed42.json"
+    record = json.loads(path.read_text())
+    record["config"]["batch_size"] = 128
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="batch_size: 128 -> 256"):
+        call("canet_tiny", train=Trainer())
+
+
+def test_what_was_cut_goes_on(call, tmp_path):
+    cut = Trainer(epochs=12)
+    assert "epoch 12, to go on" in call("canet_tiny", train=cut)
+    (record,) = records(tmp_path)["canet_tiny"]
+    assert (record["epochs_done"], record["epochs"]) == (12, 70)
+    assert not reproduce.is_done(record)
+    again = Trainer()
+    assert "test accuracy 88.00%" in call("canet_tiny", train=again)
+    assert again.trained == cut.trained
+
+
+def test_budget_bounds_every_run(call):
+    """A run gets what is left, and time to save; under a minute none begins."""
+    trainer = Trainer()
+    call("canet_tiny", train=trainer, minutes=3)
+    assert trainer.timeouts[0] == pytest.approx(180 - reproduce._SAVE_S, abs=2)
+    late = Trainer()
+    printed = call("canet", train=late, minutes=1)
+    assert late.trained == []
+    assert printed == "canet_seed42: no time left\n"
+
+
+def test_without_time_what_there_is_is_recorded(call, tmp_path):
+    """As of a run by the GPU suite, which may have had another dtype."""
+    (run,) = reproduce.make_runs("canet", "DATA", tmp_path / "out", "bfloat16")
+    Trainer()(run.trial, timeout_s=1)
+    call("canet", train=None, minutes=0)
+    (record,) = records(tmp_path)["canet"]
+    assert reproduce.is_done(record)
+    assert record["config"]["dtype"] == "bfloat16"
+
+
+def test_mistake_ends_the_call(call):
+    def fail(*_, **__):
+        return Outcome("mistake", "data.path=DATA: no such file or folder")
+
+    with pytest.raises(UserError, match=r"canet_tiny_seed42: data\.path=DATA"):
+        call("canet_tiny", "canet", train=fail)
+
+
+def test_rows_are_selected_by_name_and_group():
+    cpu = ["canet_tiny_20_epochs", "enhanced_efficient_resnet_5000"]
+    assert reproduce.select_rows(["canet"], ["cpu"]) == ["canet", *cpu]
+    whole = reproduce.select_rows([], ["cifar10"])
+    assert "vgg11" in whole
+    assert "vgg_a" not in whole  # of another study
+    for names, groups, message in (
+        (["cant"], [], "did you mean 'canet'"),
+        (["vgg_a"], [], "must be a row with a recipe"),
+        ([], ["gpu"], "--group='gpu'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reproduce.select_rows(names, groups)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.config])
+def test_row_has_its_recipe(name, tmp_path):
+    path = ROWS[name].config.partition(":")[0]
+    if not (reproduce.ROOT / path).exists():
+        pytest.skip(f"{path} is not there yet")
+    runs = reproduce.make_runs(name, "", tmp_path)
+    assert [run.trial.config["seed"] for run in runs] == list(ROWS[name].seeds)
+    assert {run.trial.config["data"]["name"] for run in runs} == {"cifar10"}
+
+
+def test_the_shortened_schedule_ends_where_the_whole_one_does(tmp_path):
+    """CANet's learning rate falls to 0.06 of itself, in 20 epochs as in 70."""
+    ends = []
+    for name in ("canet_tiny", "canet_tiny_20_epochs"):
+        (run,) = reproduce.make_runs(name, "", tmp_path)
+        decay = run.trial.config["schedule"]["decay_rate"]
+        ends.append(decay ** (run.trial.config["num_epochs"] - 1))
+    # A step a whole epoch long: 70 epochs have one more of their smaller steps.
+    assert ends[1] == pytest.approx(ends[0], rel=0.15)
+
+
+def test_published_figures_are_the_sources():
+    published = {name: row.published for name, row in ROWS.items() if row.published}
+    assert published == {
+        "canet_tiny": 88.66, "canet_light": 91.56, "canet": 93.50, "canet_pro": 93.56,
+        "resnet18": 93.00, "resnet34": 93.56, "mobilenet_v2": 84.14,
+        "shufflenet_v2_x0_5": 62.66, "vgg11": 85.75,
+        "enhanced_efficient_resnet": 95.30, "vgg_a": 75.81, "vgg_a_bn": 84.29,
+    }  # fmt: skip
+
+
+# Tables ----------------------------------------------------------------------------
+
+
+def finished(accuracy, **changes):
+    config = {"model": {"name": "canet_tiny"}, "dtype": "float32"}
+    return {
+        **TESTED, "seed": 0, "epochs": 70, "epochs_done": 70, "history": [],
+        "config": config, "test_accuracy": accuracy, **changes,
+    }  # fmt: skip
+
+
+def test_table_compares_with_what_is_published():
+    cut = {"epochs_done": 12, "epochs": 70, "history": [{"val_accuracy": 0.6}]}
+    found = {"canet_tiny": [finished(0.88), finished(0.89)], "canet": [cut]}
+    table = reproduce.format_table(["canet_tiny", "canet", "sccnet18"], found)
+    assert table.splitlines()[2:] == [
+        "| `canet_tiny` | 70 | 2 | 88.50 ± 0.71 % | 88.66 % | -0.16 | 90 s |",
+        "| `canet` |  |  | cut short at epoch 12 of 70, validation 60.00% | 93.50 % |"
+        "  |  |",
+        "| `sccnet18` |  |  | not run yet |  |  |  |",
+    ]
+
+
+def test_best_validation_is_compared_where_that_is_published():
+    rows = [{"val_accuracy_ema": value} for value in (0.94, 0.96, 0.95)]
+    found = {"enhanced_efficient_resnet": [finished(0.9, history=rows)]}
+    table = reproduce.format_table(found, found)
+    assert "| 96.00 % | 95.30 % (best validation, averaged weights) | +0.70 |" in table
+
+
+def test_study_shows_the_difference_and_its_error():
+    base = [finished(value) for value in (0.60, 0.62, 0.64)]
+    better = [finished(value) for value in (0.63, 0.66, 0.69)]
+    names = ["attention_none", "attention_cbam", "attention_scsa"]
+    found = dict(zip(names, (base, better), strict=False))
+    table = reproduce.format_study(names, "attention_none", found)
+    # sqrt(2^2 / 3 + 3^2 / 3) = 2.08 points
+    assert table.splitlines()[2:] == [
+        "| `attention_none` | 396,155 | 68,146,606 | 3 | 62.00 ± 2.00 % |  | 250 |"
+        " 90 s |",
+        "| `attention_cbam` | 396,155 | 68,146,606 | 3 | 66.00 ± 3.00 % |"
+        " +4.00 ± 2.08 | 250 | 90 s |",
+        "| `attention_scsa` |  |  |  | not run yet |  |  |  |",
+    ]
+
+
+def test_tables_are_replaced_between_their_markers():
+    text = "a\n<!-- table:cpu -->\nold\n<!-- /table -->\nb\n"
+    found = {"canet_tiny_20_epochs": [finished(0.8)]}
+    once = reproduce.replace_tables(text, found)
+    assert "old" not in once
+    assert once.startswith("a\n<!-- table:cpu -->\n\n| run | epochs |")
+    assert "- 1 x cpu (2 x EPYC); jax 1.2, float32\n" in once
+    assert once.endswith("\n\n<!-- /table -->\nb\n")
+    assert reproduce.replace_tables(once, found) == once
+    with pytest.raises(UserError, match="table='gpu'"):
+        reproduce.replace_tables(text.replace("cpu", "gpu"), found)
