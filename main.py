@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxattn import host
-from jaxattn.errors import DivergedError, InterruptedRun, UserError, suggest
+from jaxattn.errors import UserError, explain, suggest
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, such as configs/canet.py:tiny.", lock_config=True
@@ -55,14 +55,10 @@ def main(argv: list[str]) -> None:
         from jaxattn.training.loop import train_and_evaluate
 
         train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    except UserError as error:
-        _exit(error, 2)
-    except KeyboardInterrupt:
-        _exit("stopped before training began", 130)
-    except InterruptedRun as stop:
-        _exit(stop, stop.exit_code)
-    except (DivergedError, OSError) as error:
-        _exit(error, 1)
+    except (Exception, KeyboardInterrupt) as error:
+        if (explained := explain(error)) is None:
+            raise
+        _exit(*explained)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -111,6 +107,12 @@ def _config_argument(argv: list[str]) -> str | None:
 
 def _exit(error: object, code: int) -> NoReturn:
     print(f"main.py: {error}", file=sys.stderr)
+    if code == 1:
+        # At a regular exit JAX waits a minute or more for processes that are gone, and
+        # Grain for reads that do not return.
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

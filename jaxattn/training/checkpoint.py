@@ -31,7 +31,7 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from jaxattn.errors import UserError
+from jaxattn.errors import MachineError, UserError
 
 PyTree = Any
 Path = tuple[str, ...]
@@ -97,7 +97,7 @@ class Checkpoints:
                 checkpoint is never the best by a metric that it does not know.
 
         Raises:
-            UserError: The disk is full or the folder cannot be written.
+            MachineError: The disk is full or the folder cannot be written.
         """
         assert not self._read_only
         new = self._tmp / str(step)
@@ -117,7 +117,7 @@ class Checkpoints:
             reason = _os_reason(error)
             if reason is None:
                 raise
-            raise UserError(
+            raise MachineError(
                 f"checkpoint {self._path(step)} could not be written: {reason}; "
                 "the earlier checkpoints are intact"
             ) from error
@@ -174,6 +174,30 @@ class Checkpoints:
         except (OSError, ValueError):
             return {}
 
+    def find_fault(self, step: int, target: PyTree | None) -> str | None:
+        """Returns what is wrong with a checkpoint in one line, or None.
+
+        Args:
+            step: One of `all_steps`.
+            target: What it must hold, as in `restore_latest`; None checks files alone.
+        """
+        if (damage := find_damage(self._path(step))) is not None:
+            return damage
+        if target is None:
+            return None
+        leaves, _ = jax.tree.flatten_with_path(target)
+        wanted = {_to_names(path): _to_abstract(leaf) for path, leaf in leaves}
+        try:
+            self._check_fit(step, wanted, partial=True)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def strangers(self) -> list[str]:
+        """Returns the names of what is beside the checkpoints and none of them."""
+        own = (self._tmp, *(path for path in self._entries() if _is_step(path)))
+        return [path.name for path in self._entries() if path not in own]
+
     def all_steps(self) -> list[int]:
         """Returns the steps on disk in ascending order, damaged ones included."""
         return sorted(int(path.name) for path in self._entries() if _is_step(path))
@@ -205,12 +229,7 @@ class Checkpoints:
             ) from error
 
     def _warn_of_strangers(self) -> None:
-        strangers = [
-            path.name
-            for path in self._entries()
-            if path != self._tmp and not _is_step(path)
-        ]
-        if strangers:
+        if strangers := self.strangers():
             logger.warning(
                 "ignored in %s, not checkpoints: %s",
                 self.directory,
@@ -260,7 +279,7 @@ class Checkpoints:
     ) -> tuple[PyTree, int] | None:
         damages = []
         for step in steps:
-            damage = _find_damage(self._path(step))
+            damage = find_damage(self._path(step))
             if damage is None:
                 if damages:
                     logger.warning(
@@ -409,7 +428,7 @@ def _write_manifest(folder: pathlib.Path) -> None:
         _sync(path)
 
 
-def _find_damage(folder: pathlib.Path) -> str | None:
+def find_damage(folder: pathlib.Path) -> str | None:
     """Returns the first missing or changed file and what is wrong with it, or None."""
     try:
         digests = dict(_read_json(folder / MANIFEST))

@@ -68,11 +68,7 @@ def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> T
     kind, metric = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
         raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
-    class_names = tuple(config["dataset"]["class_names"])
-    image_shape = tuple(config["dataset"]["image_shape"])
-    dtype = DTYPES[config.get("dtype", "float32")]
-    make_model = bind(create_model, config["model"], "model")
-    model = make_model(num_classes=len(class_names), dtype=dtype)
+    model, class_names, image_shape = _make_model(config)
     target = _target(model, image_shape, kind, config)
     restored = _restore(workdir, target, metric)
     if restored is None:
@@ -88,6 +84,29 @@ def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> T
         config=config,
         step=step,
     )
+
+
+def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns shapes of the weights that every checkpoint of a workdir holds.
+
+    Raises:
+        UserError: If the folder's `config.json` does not say.
+    """
+    config = _read_config(pathlib.Path(workdir).resolve())
+    model, _, image_shape = _make_model(config)
+    return _target(model, image_shape, "raw", config)
+
+
+def _make_model(
+    config: dict[str, Any],
+) -> tuple[nn.Module, tuple[str, ...], tuple[int, int, int]]:
+    """The network of a config, the names of its classes and the shape of its images."""
+    class_names = tuple(config["dataset"]["class_names"])
+    image_shape = tuple(config["dataset"]["image_shape"])
+    dtype = DTYPES[config.get("dtype", "float32")]
+    make_model = bind(create_model, config["model"], "model")
+    model = make_model(num_classes=len(class_names), dtype=dtype)
+    return model, class_names, image_shape
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
