@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -234,7 +235,8 @@ def _read_overrides(data: bytes, folder: pathlib.Path) -> None:
     smoke = pathlib.Path(__file__).parent / "smoke.py"
     flags.FLAGS.unparse_flags()
     # A new set of flags: the one before has those of its overrides.
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as said, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ml_collections loads the config by old means
         try:
             program._parse_flags(["main.py", f"--config={smoke}:small", *lines])
         except SystemExit as error:

@@ -490,6 +490,14 @@ def test_odd_and_relative_paths_work(tmp_path, monkeypatch, name):
     assert_identical(restored, make_state(1))
 
 
+@pytest.mark.parametrize("name", ["a*", "a?", "run [1]"])
+def test_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """It saves there, and restores nothing."""
+    with pytest.raises(UserError, match=r"its path must be without [*?\[]$"):
+        Checkpoints(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_import_does_not_load_orbax():
     code = "import sys, jaxattn.training.checkpoint; print('orbax' in sys.modules)"
     done = subprocess.run(

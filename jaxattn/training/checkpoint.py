@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -57,7 +58,8 @@ class Checkpoints:
             in which a run may be going on; `save` is then not allowed.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or has a name that Orbax takes for a
+            pattern.
     """
 
     def __init__(
@@ -76,6 +78,12 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(default=ocp.PyTreeCheckpointHandler())
         )
         if not read_only:
+            # Orbax finds no parts to join there and saves an empty index.
+            if odd := sorted(set("*?[") & set(str(self.directory))):
+                raise UserError(
+                    f"workdir {self.directory.parent}: its path must be without"
+                    f" {' and '.join(odd)}"
+                )
             if _is_writer():
                 self._recover()
             _wait_for_all("checkpoints recovered")
@@ -479,11 +487,20 @@ def _os_reason(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Mutes Orbax's log, which repeats in 200 lines the error that it then raises."""
+    """Mutes Orbax, which repeats in hundreds of lines the error that it then raises."""
     absl = logging.getLogger("absl")
-    level = absl.level
+    level, hook = absl.level, sys.unraisablehook
     absl.setLevel(logging.CRITICAL)
+
+    def drop_late(unraisable: Any) -> None:
+        # A save fails with its first array. The others tell an event loop that is
+        # closed by then, each with a traceback.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = drop_late
     try:
         yield
     finally:
         absl.setLevel(level)
+    sys.unraisablehook = hook  # not after an error: the late ones are still to come

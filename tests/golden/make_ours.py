@@ -13,13 +13,16 @@ from importlib import metadata
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import numpy as np
+import smoke
 from test_reliability import GOLDEN, config, train, twenty_steps
 
 from jaxattn.training.trained import load_trained
 
 
 def make_run(workdir: pathlib.Path) -> None:
-    train(config(num_epochs=1), workdir)
+    small = config(num_epochs=1)
+    smoke.make_steady(small)  # whose optimizer has one slot: a small file
+    train(small, workdir)
     trained = load_trained(workdir, weights="last")
     images = np.random.default_rng(0).integers(
         0, 256, (4, *trained.image_shape), np.uint8
