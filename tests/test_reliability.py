@@ -399,7 +399,7 @@ def test_skipped_step_changes_nothing_but_its_number():
 # Numbers and traces
 
 
-def test_losses_of_twenty_steps_are_the_stored_ones(tmp_path):
+def test_losses_of_twenty_steps_are_the_stored_ones():
     """A change of a loss, an initialisation or an order of draws shows here.
 
     Rounding grows: optimisation levels of XLA differ by 3e-6 after 3 steps and by 7e-3
@@ -407,19 +407,24 @@ def test_losses_of_twenty_steps_are_the_stored_ones(tmp_path):
     """
     expected = np.load(GOLDEN / "losses.npz")
     for variant, golden in expected.items():
-        rows = twenty_steps(variant, tmp_path / variant)
+        rows = twenty_steps(variant)
         np.testing.assert_allclose(rows[:4], golden[:4], rtol=1e-4)
         np.testing.assert_allclose(rows, golden, rtol=3e-2)
 
 
-def twenty_steps(variant, workdir):
-    """Loss and gradient norm of each step."""
+def twenty_steps(variant):
+    """Loss and gradient norm of each step, `[20, 2]`."""
     smoked = smoke.get_config(variant)
     smoke.make_steady(smoked)
-    smoked.num_epochs, smoked.log.every_steps = 4, 1
-    train(smoked, workdir)
-    rows = [row for row in read_metrics(workdir) if "step/loss" in row]
-    return np.array([(r["step/loss"], r["step/gradient_norm"]) for r in rows[:20]])
+    run, rows = build(smoked, ONE), []
+    loader = run.loaders["train"]
+    store = run.parallel.replicate(loader.store)
+    dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
+    state = run.init_state()
+    for feed in loader.train_feeds(run.order, 0, 20):
+        state, row = dispatch(state, store, run.parallel.place_stacked([feed]))
+        rows.append((row["loss"][0], row["gradient_norm"][0]))
+    return np.array(rows)
 
 
 def test_evaluation_is_traced_once_with_a_partial_last_batch():
@@ -467,7 +472,10 @@ def test_import_takes_less_than_two_seconds():
 
 
 def stopped(process, code):
-    _, said = process.communicate(timeout=240)
+    try:
+        _, said = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == code, said
     return said
 
@@ -539,17 +547,24 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_run_resumes(
     assert steps_logged == sorted(set(steps_logged))  # by one process, none twice
 
 
+def kill_readers(process):
+    """Kills the processes that a program's threads have started to read."""
+    killed = []
+    for children in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for pid in map(int, children.read_text().split()):
+            if "spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+    return killed
+
+
 @pytest.mark.slow
 def test_killed_reading_process_ends_the_run(tmp_path):
     flags = ["--config.num_epochs=2000", "--config.pipeline.loader=streamed"]
     flags.append("--config.pipeline.num_workers=1")
     process = start(tmp_path, *flags, variant="small")
     wait_for_step(process, tmp_path, 8)
-    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    for pid in children.read_text().split():
-        command = pathlib.Path(f"/proc/{pid}/cmdline").read_text()
-        if "spawn_main" in command:
-            os.kill(int(pid), signal.SIGKILL)
+    assert kill_readers(process)
     said = stopped(process, 1)
     assert re.search(r"a reading process was killed \(exit code -9\).*is saved", said)
     assert "Traceback" not in said
