@@ -5,6 +5,7 @@ or the machine failed, 2 a mistake in the command, the config or the data, 130 a
 stopped by SIGINT and SIGTERM after saving.
 """
 
+import os
 import sys
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxattn import host
-from jaxattn.errors import DivergedError, InterruptedRun, UserError
+from jaxattn.errors import UserError, explain
 from jaxattn.training.config_file import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -54,14 +55,10 @@ def main(argv: list[str]) -> None:
         from jaxattn.training.loop import train_and_evaluate
 
         train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    except UserError as error:
-        _exit(error, 2)
-    except KeyboardInterrupt:
-        _exit("stopped before training began", 130)
-    except InterruptedRun as stop:
-        _exit(stop, stop.exit_code)
-    except (DivergedError, OSError) as error:
-        _exit(error, 1)
+    except (Exception, KeyboardInterrupt) as error:
+        if (explained := explain(error)) is None:
+            raise
+        _exit(*explained)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -74,6 +71,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _exit(error: object, code: int) -> NoReturn:
     print(f"main.py: {error}", file=sys.stderr)
+    if code == 1:
+        # At a regular exit JAX waits a minute or more for processes that are gone, and
+        # Grain for reads that do not return.
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

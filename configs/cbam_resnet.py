@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 or 25
     config.init_from = placeholder(str)  # workdir or PyTorch file of the first weights
     config.trainable = "all"  # all, or head: only the layer that makes the logits
+    config.max_skipped_steps = 0  # whose loss is not finite, before the run ends
+    config.stall_timeout_s = 1800.0  # without a step before the run ends; s
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "enhanced_efficient_resnet"  # any of jaxattn.list_models()

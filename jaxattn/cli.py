@@ -1,7 +1,7 @@
 """The `jaxattn` command: what to do with a trained network.
 
-Exit codes: 0 done, 1 the machine failed, 2 a mistake in the command or the data, 130
-stopped by Ctrl-C.
+Exit codes: 0 done, 1 the machine or a check failed, 2 a mistake in the command or the
+data, 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -9,10 +9,10 @@ import ast
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from jaxattn.errors import UserError, choose, require
+from jaxattn.errors import UserError, choose, explain, require
 from jaxattn.inference import files, methods
 from jaxattn.training.trained import SPLITS, WEIGHTS, load_trained
 
@@ -27,21 +27,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         args, rest = _make_parser().parse_known_args(argv)
         _take_overrides(args, rest)
-        args.run(args)
-    except UserError as error:
-        return _complain(error, 2)
-    except ModuleNotFoundError as error:
-        return _complain(f"{error}: pip install 'jaxattn[train]'", 2)
-    except OSError as error:
-        return _complain(error, 1)
-    except KeyboardInterrupt:
-        return _complain("stopped", 130)
-    return 0
-
-
-def _complain(message: object, code: int) -> int:
-    print(f"jaxattn: {message}", file=sys.stderr)
-    return code
+        return args.run(args) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        if (explained := explain(error)) is None:
+            raise
+        print(f"jaxattn: {explained[0]}", file=sys.stderr)
+        return explained[1]
 
 
 # Subcommands ----------------------------------------------------------------------
@@ -147,6 +138,34 @@ def _export_torch(args: argparse.Namespace) -> None:
     trained = load_trained(args.workdir, weights=args.weights)
     torch_files.export_torch(trained, args.out)
     print(f"state dict of step {trained.step} in {args.out}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from jaxattn.training import doctor
+
+    given = args.data_path
+    holds = given is None or args.data_name is not None
+    require("--data-path", given, holds, "given with --data-name")
+    return _print_findings(
+        doctor.diagnose(
+            workdir=args.workdir, data_name=args.data_name, data_path=args.data_path
+        )
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from jaxattn.training import doctor
+
+    return _print_findings(doctor.verify(args.workdir))
+
+
+def _print_findings(findings: Iterable[tuple[str, str]]) -> int:
+    """Prints a line for each, and returns the exit code."""
+    code = 0
+    for status, text in findings:
+        print(f"{status:8} {text}", flush=True)
+        code = code or int(status == "FAIL")
+    return code
 
 
 def _build_cpu_kernels(args: argparse.Namespace) -> None:
@@ -324,7 +343,7 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], None], text: str
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
@@ -345,6 +364,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     _add_models(command("models", _models, "Lists networks and what they cost."))
     command("build-cpu-kernels", _build_cpu_kernels, "Makes CPUs train faster.")
+    _add_doctor(command("doctor", _doctor, "Checks the machine by a tiny training."))
+    _add_verify(command("verify", _verify, "Checks all checkpoints of a workdir."))
     return parser
 
 
@@ -355,6 +376,17 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add("--stem", help="imagenet or cifar, of networks that have both")
     add("--image-size", type=_count, help="pixels (default 224, or 32)")
     _add_model_arg(parser)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data-name", help="a data set to look for, such as cifar10")
+    add("--data-path", help="where the data are")
+    add("--workdir", help="folder that a run will write (default workdir)")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, help="folder of a run")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,12 @@
-"""Why a run ends early: each exception is one line and one exit code of `main.py`."""
+"""Why a program ends early: one line and one exit code for each reason.
+
+`explain` knows the line of every exception. What is neither the user's mistake nor the
+machine's fault is a bug, and keeps its traceback.
+"""
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +21,13 @@ class UserError(ValueError):
 
 class DivergedError(RuntimeError):
     """The loss became infinite or not a number. Exit code 1."""
+
+
+class MachineError(RuntimeError):
+    """The machine failed: a full disk, no memory, a lost device, a killed process.
+
+    The message is one line: what happened, what was saved, what to do. Exit code 1.
+    """
 
 
 class InterruptedRun(RuntimeError):  # noqa: N818 - not an error: the run can go on
@@ -47,3 +60,80 @@ def suggest(value: Any, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}choices: {', '.join(choices)}"
+
+
+# Explaining -----------------------------------------------------------------------
+
+_SPACE = "free some space there"
+_RIGHTS = "make it accessible, or use another place"
+_OS_ADVICE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+_MEMORY = "out of memory{}: end other programs, or use a smaller batch_size"
+# What XLA says of a device or a process that is gone. Its other errors are bugs.
+_LOST = re.compile(
+    r"Gloo|NCCL|CUDA_ERROR|heartbeat|coordination|^(UNAVAILABLE|ABORTED|DATA_LOSS)"
+)
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """Returns what a program says about an exception, and its exit code.
+
+    Args:
+        error: What ended it.
+
+    Returns:
+        One line and 1 for a fault of the machine or a loss that diverged, 2 for the
+        user's mistake, 128 plus its number for a signal; None for a bug.
+    """
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}: pip install 'jaxattn[train]'", 2
+    if isinstance(error, InterruptedRun):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 130
+    if isinstance(error, DivergedError):
+        return str(error), 1
+    fault = describe_fault(error)
+    return None if fault is None else (fault, 1)
+
+
+def describe_fault(error: BaseException) -> str | None:
+    """Returns what failed in the machine, and what to do, in one line; else None."""
+    if isinstance(error, MachineError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return _MEMORY.format("")
+    if isinstance(error, OSError):
+        what = error.strerror or _first_line(error)
+        where = "" if error.filename is None else f"{error.filename}: "
+        advice = _OS_ADVICE.get(error.errno or 0)
+        return f"{where}{what}" + (f"; {advice}" if advice else "")
+    import jax  # late, for programs that set up the process before
+
+    line = _first_line(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        if line.startswith("RESOURCE_EXHAUSTED"):
+            return _MEMORY.format(f" ({line})")
+        if _LOST.search(line):
+            return f"a device or another process of the run was lost ({line})"
+    if "Worker process was terminated" in line:  # as Grain says it
+        code = re.search(r"exit code (-?\d+)", line)
+        return (
+            f"a reading process was killed (exit code {code and code[1]}): the machine"
+            " may be out of memory; use a smaller pipeline.num_workers"
+        )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

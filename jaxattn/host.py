@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import re
 import sys
 
 _TUNABLES = "GLIBC_TUNABLES"
@@ -51,6 +52,12 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(cache) / "jaxattn"
 
 
+def huge_pages_setting() -> str:
+    """Returns for whom the system has huge pages: "always", "madvise" or "never"."""
+    match = re.search(r"\[(\w+)\]", _SETTING.read_text()) if _SETTING.exists() else None
+    return match[1] if match else "never"
+
+
 def _wants_huge_pages() -> bool:
     """Whether malloc should ask for huge pages, and does not yet.
 
@@ -63,7 +70,7 @@ def _wants_huge_pages() -> bool:
         return False
     library, version = platform.libc_ver()
     is_able = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
-    return is_able and _SETTING.exists() and "[madvise]" in _SETTING.read_text()
+    return is_able and huge_pages_setting() == "madvise"
 
 
 def _has_accelerator() -> bool:

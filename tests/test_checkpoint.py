@@ -17,8 +17,8 @@ import optax
 import pytest
 from flax import struct
 
-from jaxattn.errors import UserError
-from jaxattn.training.checkpoint import Checkpoints, _find_damage, workdir_lock
+from jaxattn.errors import MachineError, UserError
+from jaxattn.training.checkpoint import Checkpoints, find_damage, workdir_lock
 
 
 @struct.dataclass
@@ -386,7 +386,7 @@ def test_kill_before_any_change_leaves_whole_checkpoints(
         reopened = Checkpoints(workdir)
         assert reopened.restore_latest(state)[1] in (2, saved)
         for step in reopened.all_steps():
-            assert _find_damage(folder(workdir, step)) is None
+            assert find_damage(folder(workdir, step)) is None
         assert not any((workdir / "checkpoints" / ".tmp").iterdir())
         writer.close()
         reopened.close()
@@ -444,7 +444,7 @@ def test_failed_write_names_the_path_and_keeps_the_rest(two_saves, checkpoints, 
     big = {"w": np.random.default_rng(0).standard_normal(20_000)}
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(MachineError) as caught:
             checkpoints.save(3, big, None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -488,6 +488,14 @@ def test_odd_and_relative_paths_work(tmp_path, monkeypatch, name):
     checkpoints.save(1, make_state(1), None)
     restored, _ = Checkpoints(tmp_path / name).restore_latest(make_state(0))
     assert_identical(restored, make_state(1))
+
+
+@pytest.mark.parametrize("name", ["a*", "a?", "run [1]"])
+def test_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """It saves there, and restores nothing."""
+    with pytest.raises(UserError, match=r"its path must be without [*?\[]$"):
+        Checkpoints(tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_import_does_not_load_orbax():

@@ -61,3 +61,16 @@ def test_a_value_that_is_not_finite_gets_its_own_row():
     assert [row["step"] for row in rows] == [2, 3]
     assert rows[1]["learning_rate"] == 3.0
     assert rows[1]["gradient_norm"] == 1.0
+
+
+def test_skipped_steps_are_no_part_of_an_epochs_mean():
+    whole = Meter(10, 0)
+    whole.add(metrics(1.0, jnp.nan, 3.0))
+    logged = [
+        {k if k == "step" else f"step/{k}": None if v != v else v for k, v in r.items()}
+        for r in whole.fetch(everything=True)
+    ]
+    resumed = Meter(10, 3)
+    resumed.recall(logged, 0)
+    for meter in (whole, resumed):
+        assert meter.take_epoch()["train_loss"] == pytest.approx(2.0)

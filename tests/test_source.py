@@ -693,6 +693,12 @@ def test_tfds_without_class_labels_is_refused(tfds, tmp_path):
         load_data("tfds:shades", str(tmp_path))
 
 
+@pytest.mark.parametrize("dataset", ["huggingface:mnist", "some_lab:shades/large"])
+def test_tfds_data_sets_that_bring_code_are_refused(dataset):
+    with pytest.raises(UserError, match=r"namespace are not accepted.*runs code"):
+        load_data(f"tfds:{dataset}")
+
+
 def test_tfds_directory_of_another_data_set_is_refused(shades_dir):
     with pytest.raises(UserError, match="holds shades, not cifar10"):
         load_data("cifar10", str(shades_dir / "shades/1.0.0"))

@@ -8,6 +8,7 @@ is read by an unpickler that can only build the plain values a CIFAR batch holds
 import io
 import pathlib
 import pickle
+import pickletools
 import tarfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -82,12 +83,24 @@ def read_pickle(data: bytes, origin: str) -> dict[str, Any]:
             but the constructors of NumPy arrays.
     """
     try:
+        _check_opcodes(data)
         value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"holds a {type(value).__name__}, not a dict")
         return {_text(key): _plain(entry) for key, entry in value.items()}
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{origin}: not a readable pickle ({reason(error)})") from error
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuses what would make a short pickle fill the memory.
+
+    The unpickler makes room for as many remembered values as the largest number of
+    one, and for as many bytes as a length says, before it looks for them.
+    """
+    for opcode, argument, _ in pickletools.genops(data):  # checks the lengths
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(data):
+            raise pickle.UnpicklingError(f"remembers a value as number {argument}")
 
 
 def find_folder(name: str, path: pathlib.Path) -> pathlib.Path | None:

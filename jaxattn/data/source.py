@@ -8,6 +8,7 @@ import functools
 import inspect
 import pathlib
 import queue
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -724,6 +725,13 @@ def _tfds_source(builder: Any, split: str, num_classes: int) -> _TfdsSource:
 def _find_builder(name: str, path: str | None) -> Any:
     """The TFDS builder of a data set, whether or not it is prepared."""
     dataset = name.removeprefix("tfds:")
+    # After the colon of a version comes a number; that of others' data sets, which
+    # bring code that TFDS would run, comes after their namespace.
+    if re.search(r":[^\d*]", dataset):
+        raise UserError(
+            f"data.name={name}: data sets of a namespace are not accepted, since TFDS"
+            " runs code that comes with them"
+        )
     where = None if path is None else _existing(path)
     key = f"data.name={name}" if path is None else f"data.path={path}"
     try:

@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from jaxattn.errors import UserError
+from jaxattn.errors import MachineError, UserError
 
 PyTree = Any
 Path = tuple[str, ...]
@@ -57,7 +58,8 @@ class Checkpoints:
             in which a run may be going on; `save` is then not allowed.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or has a name that Orbax takes for a
+            pattern.
     """
 
     def __init__(
@@ -76,6 +78,12 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(default=ocp.PyTreeCheckpointHandler())
         )
         if not read_only:
+            # Orbax finds no parts to join there and saves an empty index.
+            if odd := sorted(set("*?[") & set(str(self.directory))):
+                raise UserError(
+                    f"workdir {self.directory.parent}: its path must be without"
+                    f" {' and '.join(odd)}"
+                )
             if _is_writer():
                 self._recover()
             _wait_for_all("checkpoints recovered")
@@ -97,7 +105,7 @@ class Checkpoints:
                 checkpoint is never the best by a metric that it does not know.
 
         Raises:
-            UserError: The disk is full or the folder cannot be written.
+            MachineError: The disk is full or the folder cannot be written.
         """
         assert not self._read_only
         new = self._tmp / str(step)
@@ -117,7 +125,7 @@ class Checkpoints:
             reason = _os_reason(error)
             if reason is None:
                 raise
-            raise UserError(
+            raise MachineError(
                 f"checkpoint {self._path(step)} could not be written: {reason}; "
                 "the earlier checkpoints are intact"
             ) from error
@@ -174,6 +182,30 @@ class Checkpoints:
         except (OSError, ValueError):
             return {}
 
+    def find_fault(self, step: int, target: PyTree | None) -> str | None:
+        """Returns what is wrong with a checkpoint in one line, or None.
+
+        Args:
+            step: One of `all_steps`.
+            target: What it must hold, as in `restore_latest`; None checks files alone.
+        """
+        if (damage := find_damage(self._path(step))) is not None:
+            return damage
+        if target is None:
+            return None
+        leaves, _ = jax.tree.flatten_with_path(target)
+        wanted = {_to_names(path): _to_abstract(leaf) for path, leaf in leaves}
+        try:
+            self._check_fit(step, wanted, partial=True)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def strangers(self) -> list[str]:
+        """Returns the names of what is beside the checkpoints and none of them."""
+        own = (self._tmp, *(path for path in self._entries() if _is_step(path)))
+        return [path.name for path in self._entries() if path not in own]
+
     def all_steps(self) -> list[int]:
         """Returns the steps on disk in ascending order, damaged ones included."""
         return sorted(int(path.name) for path in self._entries() if _is_step(path))
@@ -205,12 +237,7 @@ class Checkpoints:
             ) from error
 
     def _warn_of_strangers(self) -> None:
-        strangers = [
-            path.name
-            for path in self._entries()
-            if path != self._tmp and not _is_step(path)
-        ]
-        if strangers:
+        if strangers := self.strangers():
             logger.warning(
                 "ignored in %s, not checkpoints: %s",
                 self.directory,
@@ -260,7 +287,7 @@ class Checkpoints:
     ) -> tuple[PyTree, int] | None:
         damages = []
         for step in steps:
-            damage = _find_damage(self._path(step))
+            damage = find_damage(self._path(step))
             if damage is None:
                 if damages:
                     logger.warning(
@@ -409,7 +436,7 @@ def _write_manifest(folder: pathlib.Path) -> None:
         _sync(path)
 
 
-def _find_damage(folder: pathlib.Path) -> str | None:
+def find_damage(folder: pathlib.Path) -> str | None:
     """Returns the first missing or changed file and what is wrong with it, or None."""
     try:
         digests = dict(_read_json(folder / MANIFEST))
@@ -460,11 +487,20 @@ def _os_reason(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Mutes Orbax's log, which repeats in 200 lines the error that it then raises."""
+    """Mutes Orbax, which repeats in hundreds of lines the error that it then raises."""
     absl = logging.getLogger("absl")
-    level = absl.level
+    level, hook = absl.level, sys.unraisablehook
     absl.setLevel(logging.CRITICAL)
+
+    def drop_late(unraisable: Any) -> None:
+        # A save fails with its first array. The others tell an event loop that is
+        # closed by then, each with a traceback.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = drop_late
     try:
         yield
     finally:
         absl.setLevel(level)
+    sys.unraisablehook = hook  # not after an error: the late ones are still to come

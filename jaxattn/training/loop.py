@@ -20,7 +20,13 @@ import optax
 from jax.experimental import multihost_utils
 
 from jaxattn.data.pipeline import Feed
-from jaxattn.errors import DivergedError, InterruptedRun
+from jaxattn.errors import (
+    DivergedError,
+    InterruptedRun,
+    MachineError,
+    UserError,
+    describe_fault,
+)
 from jaxattn.training import report
 from jaxattn.training.checkpoint import Checkpoints, workdir_lock
 from jaxattn.training.evaluate import Evaluator
@@ -30,6 +36,7 @@ from jaxattn.training.parallel import Devices
 from jaxattn.training.progress import Progress
 from jaxattn.training.run import Run, build, changed_since
 from jaxattn.training.state import TrainState, stream
+from jaxattn.training.watchdog import Watchdog
 from jaxattn.training.writer import RunWriter, read_metrics
 
 
@@ -53,6 +60,7 @@ def train_and_evaluate(
         UserError: If the user can mend it.
         InterruptedRun: If SIGTERM or SIGINT asked the run to stop; it saved first.
         DivergedError: If the loss became infinite or not a number.
+        MachineError: If the machine failed; the message says what was saved.
     """
     run = build(config, devices)
     workdir = pathlib.Path(workdir).resolve()
@@ -63,7 +71,10 @@ def train_and_evaluate(
         interrupt = stack.enter_context(Interrupt())
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
+        stack.enter_context(_telling_what_is_saved(checkpoints, workdir))
         restored = checkpoints.restore_latest(run.abstract_state)
+        if restored is None:
+            _refuse_finished(workdir)
         start_step = 0 if restored is None else restored[1]
         changes = _check_config(run, workdir) if start_step else []
         writer = None
@@ -74,11 +85,41 @@ def train_and_evaluate(
             )
         attempt = _Attempt(run, workdir, interrupt, checkpoints, writer, start_step)
         stack.callback(attempt.progress.close)
+        stack.enter_context(attempt.watchdog)
         for change in changes:
             attempt.progress.message(f"config changed: {change}")
         replicate = run.parallel.replicate
         state = run.init_state() if restored is None else replicate(restored[0])
         return attempt.finish(attempt.train(state))
+
+
+@contextlib.contextmanager
+def _telling_what_is_saved(
+    checkpoints: Checkpoints, workdir: pathlib.Path
+) -> Iterator[None]:
+    """Makes a fault of the machine a `MachineError` that says how the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        if (fault := describe_fault(error)) is None:
+            raise
+        saved = _describe_saved(checkpoints, workdir)
+        raise MachineError(f"{fault}; {saved}") from error
+
+
+def _describe_saved(checkpoints: Checkpoints, workdir: pathlib.Path) -> str:
+    steps = checkpoints.all_steps()
+    saved = f"step {steps[-1]} is" if steps else "nothing is"
+    return f"{saved} saved in {workdir}; repeat the command to go on"
+
+
+def _refuse_finished(workdir: pathlib.Path) -> None:
+    """Refuses to begin anew where a run has finished and its checkpoints are gone."""
+    if (workdir / "results.json").exists():
+        raise UserError(
+            f"workdir {workdir}: holds the results of a run but no checkpoint; put"
+            " checkpoints/ back, or use another workdir"
+        )
 
 
 def _check_config(run: Run, workdir: pathlib.Path) -> list[str]:
@@ -114,6 +155,7 @@ class _Attempt:
             batch_size=run.options.batch_size,
             stream=None if writer else open(os.devnull, "w"),  # noqa: SIM115
         )
+        self.watchdog = Watchdog(run.options.stall_timeout_s, self._describe_stall)
         self._evaluator = Evaluator(run, self._is_stopping)
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
@@ -131,6 +173,7 @@ class _Attempt:
 
     def _is_stopping(self) -> bool:
         """Whether a signal came, to this or another process: all answer the same."""
+        self.watchdog.feed()
         requested = self.interrupt.requested
         if jax.process_count() == 1:
             return requested
@@ -149,11 +192,13 @@ class _Attempt:
             report.write_config(run, self.workdir)
         elif self.writer:
             report.write_description(run, self.workdir, self.writer, key)
+        logged = read_metrics(self.workdir)
+        self._num_skipped = _count_skipped(logged, step)
         meter = Meter(run.log.every_steps, step)
         # A signal may have come between an epoch's last step and its evaluation.
         is_due = step > 0 and "epoch" not in self._saved
         epoch_start = (step - is_due) // run.steps_per_epoch * run.steps_per_epoch
-        meter.recall(read_metrics(self.workdir), epoch_start)
+        meter.recall(logged, epoch_start)
         if is_due and self._is_epoch_end(step):
             self._end_epoch(state, step, meter.take_epoch())
 
@@ -191,12 +236,7 @@ class _Attempt:
         for row in rows:
             step = int(row["step"])
             if not math.isfinite(row["loss"] + row["gradient_norm"]):
-                raise DivergedError(
-                    f"at step {step} the loss is {row['loss']:.4g} and the gradient"
-                    f" norm {row['gradient_norm']:.4g} (learning rate"
-                    f" {row['learning_rate']:.3g}); the checkpoint before is kept;"
-                    " try a lower schedule.learning_rate, or optimizer.clip_norm"
-                )
+                self._skip(row)
             if self.writer:
                 scalars = {f"step/{k}": v for k, v in row.items() if k != "step"}
                 self.writer.write_scalars(step, scalars)
@@ -208,6 +248,23 @@ class _Attempt:
                 loss=rows[-1]["loss"],
                 accuracy=rows[-1]["accuracy"],
             )
+
+    def _skip(self, row: dict[str, float]) -> None:
+        """Counts a step that was skipped; raises if the config allows no more."""
+        self._num_skipped += 1
+        most = self.run.options.max_skipped_steps
+        what = (
+            f"at step {row['step']:.0f} the loss is {row['loss']:.4g} and the gradient"
+            f" norm {row['gradient_norm']:.4g} (learning rate"
+            f" {row['learning_rate']:.3g})"
+        )
+        if self._num_skipped > most:
+            raise DivergedError(
+                f"{what}; the checkpoint before is kept; try a lower"
+                " schedule.learning_rate, or optimizer.clip_norm"
+                + (f"; max_skipped_steps={most} are used up" if most else "")
+            )
+        self.progress.message(f"{what}: skipped, {self._num_skipped} of at most {most}")
 
     def _end_epoch(
         self, state: TrainState, step: int, train_means: dict[str, float]
@@ -255,6 +312,13 @@ class _Attempt:
             )
         self.checkpoints.save(step, state, metrics)
 
+    def _describe_stall(self) -> str:
+        return (
+            f"no step in {self.run.options.stall_timeout_s:.0f} s: the data, a device"
+            " or another process does not answer; "
+            + _describe_saved(self.checkpoints, self.workdir)
+        )
+
     def _stop(self, step: int) -> NoReturn:
         raise InterruptedRun(
             f"stopped by signal at step {step} of {self.run.total_steps}, saved in"
@@ -297,6 +361,13 @@ class _Attempt:
         if summary is None:
             self._stop(self.run.total_steps)
         return summary
+
+
+def _count_skipped(logged: list[dict[str, Any]], step: int) -> int:
+    """Counts the steps up to `step` that were not finite; each has a row of its own."""
+    keys = ("step/loss", "step/gradient_norm")
+    rows = [row for row in logged if row["step"] <= step and keys[0] in row]
+    return sum(any(row.get(key) is None for key in keys) for row in rows)
 
 
 def _weights(state: TrainState) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Meter:
         for row in rows:
             if start < row["step"] <= self._step and "step/loss" in row:
                 means = {k.removeprefix("step/"): v for k, v in row.items()}
+                # JSON has no NaN: the log holds None for it.
+                means = {k: math.nan if v is None else v for k, v in means.items()}
                 self._epoch.append((int(row["step"]) - start, means))
                 start = int(row["step"])
 
@@ -78,19 +80,21 @@ class Meter:
     def take_epoch(self) -> dict[str, float]:
         """Returns the epoch's mean `train_loss`, `train_accuracy` and learning rate.
 
-        Empty if the log that `recall` read was lost.
+        Steps that are not finite are left out: they were skipped. Empty without any
+        other, or if the log that `recall` read was lost.
         """
-        if not self._epoch:
+        rows = [(count, row) for count, row in self._epoch if _is_finite(row)]
+        self._epoch.clear()
+        if not rows:
             return {}
-        counts = [count for count, _ in self._epoch]
+        counts = [count for count, _ in rows]
         means = {
             f"train_{key}": float(
-                np.average([row[key] for _, row in self._epoch], weights=counts)
+                np.average([row[key] for _, row in rows], weights=counts)
             )
             for key in ("loss", "accuracy", "learning_rate")
         }
         means["learning_rate"] = means.pop("train_learning_rate")
-        self._epoch.clear()
         return means
 
     def _close_row(self) -> dict[str, float]:

@@ -61,6 +61,10 @@ class Options:
             starts from; the head too if it has as many classes.
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
+        max_skipped_steps: Steps of the run whose loss or gradient may be infinite or
+            not a number; they change nothing. One more ends the run.
+        stall_timeout_s: Seconds after which a run ends in which no step and no
+            evaluation batch is finished; compilation counts.
     """
 
     seed: int
@@ -71,12 +75,18 @@ class Options:
     steps_per_dispatch: int | None = None
     init_from: str | None = None
     trainable: str = "all"
+    max_skipped_steps: int = 0
+    stall_timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
         for key in ("num_epochs", "batch_size", "steps_per_dispatch"):
             value = getattr(self, key)
             require(key, value, value is None or value >= 1, "at least 1")
-        require("seed", self.seed, self.seed >= 0, "at least 0")
+        for key in ("seed", "max_skipped_steps"):
+            value = getattr(self, key)
+            require(key, value, value >= 0, "at least 0")
+        timeout_s = self.stall_timeout_s
+        require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
         choose("dtype", self.dtype, DTYPES)
         choose("data_parallel", self.data_parallel, _PARALLEL)
         choose("trainable", self.trainable, _TRAINABLE)
@@ -260,6 +270,7 @@ def build(config: Any, devices: Devices | None = None) -> Run:
             augment=augment,
             ema=ema,
             trainable=trainable,
+            skips=options.max_skipped_steps > 0,
             **shared,
         ),
         eval_step=make_eval_step(**shared),
@@ -321,7 +332,7 @@ def _check_shapes(run: Run) -> None:
         ) from error
 
 
-# What may change when a run is resumed: none of it is seen by the weights.
+# What may change when a run is resumed: none of it is seen by the weights so far.
 _HARMLESS = (
     "log.",
     "pipeline.",
@@ -329,6 +340,8 @@ _HARMLESS = (
     "data.on_bad_image",
     "steps_per_dispatch",
     "data_parallel",
+    "max_skipped_steps",
+    "stall_timeout_s",
 )
 
 

@@ -37,6 +37,7 @@ def make_train_step(
     ema: Ema,
     label_smoothing: float,
     trainable: Collection[TreePath] | None = None,
+    skips: bool = False,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns one step of training, `(state, batch) -> (state, metrics)`.
@@ -44,7 +45,8 @@ def make_train_step(
     The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Metrics are
     scalars over the global batch: `loss`, `accuracy` (of a mixed image, its two labels'
     weighted), `gradient_norm` (before clipping) and `learning_rate`. `trainable` are
-    the paths of the parameters that change and have gradients; None: all.
+    the paths of the parameters that change and have gradients; None: all. `skips`
+    leaves the state as it is, but for its step, where loss or gradient are not finite.
     """
 
     def train_step(
@@ -89,7 +91,7 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        state = dataclasses.replace(
+        new = dataclasses.replace(
             state,
             step=state.step + 1,
             params=params,
@@ -98,7 +100,11 @@ def make_train_step(
             ema_params=ema.update(state.ema_params, params),
             ema_batch_stats=ema.update(state.ema_batch_stats, batch_stats),
         )
-        return state, metrics
+        if skips:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+            old = dataclasses.replace(state, step=new.step)
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        return new, metrics
 
     return train_step
 

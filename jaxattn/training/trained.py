@@ -1,17 +1,19 @@
 """A trained network, as a workdir holds it."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxattn.data.archives import reason
 from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError, choose
 from jaxattn.models.registry import create_model
@@ -68,21 +70,19 @@ def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> T
     kind, metric = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
         raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
-    class_names = tuple(config["dataset"]["class_names"])
-    image_shape = tuple(config["dataset"]["image_shape"])
-    dtype = DTYPES[config.get("dtype", "float32")]
-    make_model = bind(create_model, config["model"], "model")
-    model = make_model(num_classes=len(class_names), dtype=dtype)
-    target = _target(model, image_shape, kind, config)
+    with _naming(workdir):
+        model, class_names, image_shape = _make_model(config)
+        target = _target(model, image_shape, kind, config)
+        sources = _sources(kind, config)
+        normalize_fn = bind(normalize, config["normalize"], "normalize")
     restored = _restore(workdir, target, metric)
     if restored is None:
         raise UserError(f"workdir {workdir}: holds no checkpoint yet")
     state, step = jax.device_get(restored)
-    sources = _sources(kind, config)
     return Trained(
         model=model,
         variables={name: state[source] for name, source in sources.items()},
-        normalize=bind(normalize, config["normalize"], "normalize"),
+        normalize=normalize_fn,
         class_names=class_names,
         image_shape=image_shape,
         config=config,
@@ -90,19 +90,57 @@ def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> T
     )
 
 
+def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns shapes of the weights that every checkpoint of a workdir holds.
+
+    Raises:
+        UserError: If the folder's `config.json` does not say.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    config = _read_config(workdir)
+    with _naming(workdir):
+        model, _, image_shape = _make_model(config)
+        return _target(model, image_shape, "raw", config)
+
+
+def _make_model(
+    config: dict[str, Any],
+) -> tuple[nn.Module, tuple[str, ...], tuple[int, int, int]]:
+    """The network of a config, the names of its classes and the shape of its images."""
+    class_names = tuple(config["dataset"]["class_names"])
+    image_shape = tuple(config["dataset"]["image_shape"])
+    dtype = config.get("dtype", "float32")
+    choose("dtype", dtype, DTYPES)
+    make_model = bind(create_model, config["model"], "model")
+    model = make_model(num_classes=len(class_names), dtype=DTYPES[dtype])
+    return model, class_names, image_shape
+
+
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     try:
         config = json.loads(path.read_text())
         for key in ("model", "normalize"):
-            config[key]
+            dict(config[key])
+        config.get("ema", {}).get("decay")
     except FileNotFoundError:
         raise UserError(f"workdir {workdir}: holds no run (no config.json)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a run's config ({error!r})") from error
     if "dataset" not in config:
         raise UserError(f"{path}: of an earlier version; resume the run once")
     return config
+
+
+@contextlib.contextmanager
+def _naming(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a damaged config leads to into one line."""
+    try:
+        yield
+    except Exception as error:  # Flax, JAX and our own, on values of any type
+        raise UserError(
+            f"{workdir / 'config.json'}: not a run's config ({reason(error)})"
+        ) from error
 
 
 def _sources(kind: str, config: dict[str, Any]) -> dict[str, str]:
@@ -119,7 +157,8 @@ def _target(
 ) -> dict[str, Any]:
     """The part of the train state to restore."""
     init = functools.partial(model.init, jax.random.key(0), train=False)
-    variables = jax.eval_shape(init, jnp.zeros((1, *image_shape)))
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(init, image)
     sources = _sources(kind, config)
     return {sources[name]: variables.get(name, {}) for name in sources}
 

@@ -141,7 +141,8 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         One dict per line, with `step` and the scalars; a NaN or infinity is None. A
-        line cut short by a kill is left out. Empty if there is no file.
+        line that is damaged, or cut short by a kill, is left out. Empty if there is no
+        file.
     """
     path = pathlib.Path(workdir) / _METRICS
     lines = path.read_bytes().splitlines() if path.exists() else []
@@ -227,7 +228,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "step" in record else None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    is_whole = all(type(v) in (int, float, type(None)) for v in record.values())
+    return record if is_whole else None
 
 
 def _to_json(value: float) -> float | int | None:
