@@ -3,4 +3,6 @@
 from jaxattn.errors import UserError
 from jaxattn.models import create_model, from_torch, list_models, to_torch
 
+__version__ = "0.1.0"
+
 __all__ = ["UserError", "create_model", "from_torch", "list_models", "to_torch"]
