@@ -54,7 +54,7 @@ def read_examples(
     if paths is None:
         source = load_data_of(trained, {}).test
         chosen = spread(len(source), max_images)
-        names = [f"test image {i}" for i in chosen]
+        names = [f"test_{i}" for i in chosen]
         labels = [int(label) for label in read_labels(source)[chosen]]
     else:
         source, ids = read_inputs(_expanded(paths), trained.image_shape)

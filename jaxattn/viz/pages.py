@@ -70,7 +70,7 @@ def plot_page(
         row[i : i + _COLUMNS] for row in rows for i in range(0, len(row), _COLUMNS)
     ]
     count, columns = 1 + len(lines), _COLUMNS if lines else 2
-    figure = plots.new_figure(_SIDE * columns, (_SIDE + 0.3) * count + 0.4, pad=0.04)
+    figure = plots.new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
     figure.suptitle(title, fontsize=10, color=plots.INK, parse_math=False)
     grid = figure.subplots(count, columns, squeeze=False)
     for axes in grid.flat:

@@ -173,7 +173,8 @@ def plot_class_accuracy(
     values = 100 * accuracy[shown]
     bars = axes.barh(np.arange(len(shown)), values, color=BLUE, height=0.75)
     labels = [f"{value:.1f}" for value in values]
-    axes.bar_label(bars, labels, padding=3, fontsize=8, color=INK)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # not the mean
+    axes.bar_label(bars, labels, padding=3, fontsize=8, color=INK, bbox=behind)
     names = [f"{shorten(class_names[int(i)])} ({support[i]:,})" for i in shown]
     axes.set_yticks(np.arange(len(shown)), names, parse_math=False)
     style_axes(axes)
@@ -214,7 +215,8 @@ def plot_filters(kernel: np.ndarray, name: str) -> Figure:
     axes = figure.subplots()
     axes.imshow(picture, interpolation="nearest")
     axes.set_axis_off()
-    title_axes(axes, f"{name}: {O} filters of {K} x {K}, at most {most:.3g}", size=9)
+    text = f"{name}: {O} filters of {K} x {K}, largest weight {most:.3g}"
+    title_axes(axes, text, size=9)
     return figure
 
 
