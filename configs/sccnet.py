@@ -104,4 +104,5 @@ def get_config(variant: str = "18") -> ml_collections.ConfigDict:
     config.log.tensorboard = True  # writes TensorBoard events
     config.log.histograms = True  # of all parameters at every epoch
     config.log.images = True  # a grid of augmented inputs at the start
+    config.log.attention_maps = False  # of four validation images at every evaluation
     return config

@@ -110,6 +110,7 @@ def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
     config.log.tensorboard = True  # writes TensorBoard events
     config.log.histograms = True  # of all parameters at every epoch
     config.log.images = True  # a grid of augmented inputs at the start
+    config.log.attention_maps = False  # of four validation images at every evaluation
 
     if variant == "mobilenet_v2":
         config.num_epochs = 400  # as above

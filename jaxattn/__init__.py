@@ -8,6 +8,8 @@ from jaxattn.errors import UserError
 if TYPE_CHECKING:
     from jaxattn.models import create_model, from_torch, list_models, to_torch
 
+__version__ = "0.1.0"
+
 __all__ = ["UserError", "create_model", "from_torch", "list_models", "to_torch"]
 
 

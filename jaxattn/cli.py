@@ -112,6 +112,21 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"{report}\nreport and figures in {out}")
 
 
+def _attention_maps(args: argparse.Namespace) -> None:
+    from jaxattn.inference import attention
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    examples = attention.read_examples(trained, args.images, args.max_images)
+    out = args.out or pathlib.Path(args.workdir, "attention_maps")
+    files.require_writable(out / "page.png")
+    pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
+    if not has_gates:
+        name = trained.config["model"]["name"]
+        print(f"{name} has no attention layers: Grad-CAM alone", file=sys.stderr)
+    of = f" of {examples.total}" if examples.total > len(pages) else ""
+    print(f"pages of {len(pages)}{of} images in {out}")
+
+
 def _import_torch(args: argparse.Namespace) -> None:
     from jaxattn.inference import torch_files
 
@@ -353,6 +368,9 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_evaluate(
         command("evaluate", _evaluate, "Reports accuracy and calibration on a split.")
     )
+    _add_attention_maps(
+        command("attention-maps", _attention_maps, "Draws what a network attends to.")
+    )
     _add_import(
         command("import-torch", _import_torch, "Makes a workdir of PyTorch weights.")
     )
@@ -413,6 +431,26 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--data-path", help="where the data are; default as in the run")
     add("--out", type=pathlib.Path, help="folder; default in the workdir")
     _add_method(parser, _METHODS)
+
+
+def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    add(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="image files, folders of them, a CIFAR-like pickle, or an .npz (default: "
+        "the run's test images)",
+    )
+    add("--max-images", type=_count, default=16, help="default %(default)s")
+    add(
+        "--layers",
+        metavar="PATTERN",
+        help="such as 'layer3.*' (default: the last block of every stage)",
+    )
+    add("--out", type=pathlib.Path, help="folder; default in the workdir")
+    _add_weights(parser)
 
 
 def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:

@@ -14,7 +14,10 @@ from PIL import Image
 
 from jaxattn.cli import main
 from jaxattn.data.source import load_data
+from jaxattn.inference.attention import read_examples
+from jaxattn.inference.evaluate import load_data_of
 from jaxattn.training.loop import train_and_evaluate
+from jaxattn.training.trained import load_trained
 
 THRESHOLDS = "0.9,0.9,0.9,0.9,0.9"
 METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
@@ -338,3 +341,46 @@ def test_models_refuses(capsys, arguments, message):
     code, text, error = run(capsys, "models", *arguments)
     assert (code, text) == (2, "")
     assert message in error
+
+
+def test_attention_maps_writes_a_page_for_each_image(capsys, workdir, images, tmp_path):
+    folder = tmp_path / "photos" / "3"  # the name of a class
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images[:3]):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    (tmp_path / "one.png").write_bytes((folder / "0.png").read_bytes())
+    out = tmp_path / "pages"
+    code, text, err = run(
+        capsys, "attention-maps", "--workdir", workdir, "--out", out,
+        "--images", tmp_path / "one.png", folder,
+    )  # fmt: skip
+    assert (code, text, err) == (0, f"pages of 4 images in {out}\n", "")
+    pages = sorted(path.name for path in out.iterdir())
+    assert pages == ["00_one.png", "01_0.png", "02_1.png", "03_2.png"]
+
+
+def test_attention_maps_knows_classes_by_folder_and_of_the_test_split(
+    workdir, images, tmp_path
+):
+    (tmp_path / "3").mkdir()
+    for path in (tmp_path / "3" / "a.png", tmp_path / "b.png"):
+        Image.fromarray(images[0]).save(path)
+    trained = load_trained(workdir)
+    given = read_examples(trained, [tmp_path], 16)
+    assert given.names == ["3/a.png", "b.png"]
+    assert given.labels == [3, None]
+    own = read_examples(trained, None, 3)
+    test = load_data_of(trained, {}).test
+    assert own.names == ["test_0", "test_22", "test_44"]
+    assert own.labels == test.labels[[0, 22, 44]].tolist()
+    np.testing.assert_array_equal(own.images, test.images[[0, 22, 44]])
+
+
+def test_attention_maps_complains_of_layers_in_one_line(capsys, workdir, tmp_path):
+    code, _, err = run(
+        capsys, "attention-maps", "--workdir", workdir, "--layers", "layer*",
+        "--max-images", 1, "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 2
+    assert err.startswith("jaxattn: --layers='layer*': must be of res_0/sa, res_0/se, ")
+    assert err.count("\n") == 1

@@ -88,7 +88,10 @@ def test_a_run_leaves_its_files(undisturbed):
         "metrics.jsonl",
         "checkpoints",
         "history.png",
+        "learning_rate.png",
         "confusion_matrix.png",
+        "class_accuracy.png",
+        "filters.png",
         "report.txt",
         "results.json",
     }

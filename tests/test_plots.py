@@ -157,6 +157,54 @@ def test_images_without_a_title_each_are_refused(num_images):
         plots.plot_images(images, ["only one"] * min(num_images, 1))
 
 
+def test_learning_rate_is_drawn_over_steps_without_what_is_not_finite():
+    rates = np.array([0.1, np.nan, 0.05])
+    axes = plots.plot_learning_rate(np.array([10, 20, 30]), rates).axes[0]
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [10, 30]
+    assert list(line.get_ydata()) == [0.1, 0.05]
+    assert axes.get_yscale() == "linear"
+
+
+def test_learning_rate_of_several_magnitudes_is_logarithmic():
+    figure = plots.plot_learning_rate(np.arange(3), np.array([0.1, 1e-5, 0]))
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_class_accuracy_has_the_lowest_class_first_and_none_without_examples():
+    accuracy, support = np.array([0.5, 0.25, 0.0, 1.0]), np.array([8, 4, 0, 2])
+    axes = plots.plot_class_accuracy(accuracy, support, list("abcd")).axes[0]
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["b (4)", "a (8)", "d (2)"]
+    assert [bar.get_width() for bar in axes.patches] == [25, 50, 100]
+    assert axes.get_title(loc="left") == "Accuracy by class (mean 58.3 %)"
+
+
+def test_class_accuracy_of_many_classes_shows_the_lowest():
+    accuracy = np.linspace(1, 0, 101)
+    names = [f"class {i}" for i in range(101)]
+    axes = plots.plot_class_accuracy(accuracy, np.ones(101, int), names).axes[0]
+    assert len(axes.patches) == 30
+    assert axes.get_yticklabels()[0].get_text() == "class 100 (1)"
+    assert "lowest 30 of 101" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize("channels", [3, 1, 4])
+def test_filters_share_one_scale_on_which_zero_is_grey(channels):
+    kernel = np.zeros((3, 3, channels, 18), np.float32)
+    kernel[0, 1, :, 17] = -2.0  # in the second row of tiles, the second tile
+    kernel[2, 2, :, 0] = 1.0
+    axes = plots.plot_filters(kernel, "conv1").axes[0]
+    picture = np.asarray(axes.images[0].get_array())
+    assert picture.shape == (7, 63, 3)
+    assert picture[4, 5].tolist() == [0, 0, 0]
+    assert picture[2, 2].tolist() == [0.75] * 3
+    assert picture[0, 0].tolist() == [0.5] * 3
+    assert axes.get_title(loc="left") == (
+        "conv1: 18 filters of 3 x 3, largest weight 2"
+    )
+
+
 def test_reliability_title_is_the_expected_calibration_error():
     nan = float("nan")
     figure = plots.plot_reliability(

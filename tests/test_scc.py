@@ -202,7 +202,7 @@ def test_winners_are_the_authors(call):
     # Recorded for the plain convolutions alone.
     assert ("branch" in arrays) == isinstance(module, SCC)
     if "branch" in arrays:
-        (branch,) = updated["intermediates"]["branch"]
+        (branch,) = updated["intermediates"]["winner"]
         chex.assert_type(branch, jnp.uint8)
         np.testing.assert_array_equal(branch, nhwc(arrays["branch"]))
 
@@ -302,7 +302,7 @@ def branches_of(module, variables, x, *, train=False, seed=0):
             variables, x, train=train, rngs=rngs, mutable=["intermediates"]
         )[1]
 
-    return np.asarray(call(variables, x)["intermediates"]["branch"][0])
+    return np.asarray(call(variables, x)["intermediates"]["winner"][0])
 
 
 @pytest.mark.parametrize("favourite", ["first", "last"])

@@ -1,4 +1,17 @@
-"""Attention blocks: modules from `[N, H, W, C]` to `[N, H, W, C]`, one paper a file."""
+"""Attention blocks: modules from `[N, H, W, C]` to `[N, H, W, C]`, one paper a file.
+
+What a block attends to comes out with `apply(..., mutable=["intermediates"])`, and
+costs nothing without. Every block sows the arrays that it multiplies with, in a shape
+that broadcasts against the map they multiply, under one of these names:
+
+  - `spatial_gate` `[N, H, W, 1]`, `channel_gate` `[N, 1, 1, C]`;
+  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: SCSA's strips;
+  - `spatial_unit_gate`, `channel_unit_gate` `[N, H, W, C]`: u1 and u2 of CANet, with
+    which its two branches compete;
+  - `winner` `[N, H, W, C]` uint8: the branch i, of kernel size 2i + 1, that SCC took.
+
+`jaxattn.viz.attention_maps` draws them, and any other that is sown as `..._gate`.
+"""
 
 from jaxattn.attention.canet import (
     AttResBlock,

@@ -74,7 +74,9 @@ class MultiKernelECA(nn.Module):
         # Shift and add: libraries have no fast 1-D convolution of one channel.
         pooled = jnp.pad(jnp.mean(x, (1, 2)), ((0, 0), (K // 2, K // 2)))
         gate = nn.sigmoid(sum(kernel[i] * pooled[:, i : i + C] for i in range(K)))
-        return x * gate[:, None, None, :]
+        gate = gate[:, None, None, :]
+        self.sow("intermediates", "channel_gate", gate)
+        return x * gate
 
     def _combined_kernel(self) -> jax.Array:
         """Sums the weighted kernels `[K]`: convolution is linear in its kernel."""
@@ -138,7 +140,10 @@ class CompetitiveAttention(nn.Module):
         sa = SpatialGate(self.spatial_kernel_size, name="SAlayer")
         eca = MultiKernelECA(self.eca_kernel_sizes, name="SELayer")
         transform = UnitTransform(hidden, name="unit_transform")
-        return x * transform(sa(x, train=train)) + x * transform(eca(x, train=train))
+        u1, u2 = transform(sa(x, train=train)), transform(eca(x, train=train))
+        self.sow("intermediates", "spatial_unit_gate", u1)
+        self.sow("intermediates", "channel_unit_gate", u2)
+        return x * u1 + x * u2
 
 
 class AttResBlock(nn.Module):
@@ -192,6 +197,8 @@ class AttResBlock(nn.Module):
         transform = UnitTransform(self.features // 2, name="unit_transform")
         u1 = transform(sa(out1, train=train))
         u2 = transform(eca(out2, train=train))
+        self.sow("intermediates", "spatial_unit_gate", u1)
+        self.sow("intermediates", "channel_unit_gate", u2)
         out = u1 * out1 + u2 * out2 + self._shortcut(x, train)
         return nn.relu(self._norm("bn3")(out, train=train))
 

@@ -67,7 +67,9 @@ class SpatialAttention(nn.Module):
         kernel = ConvKernel(shape, self.kernel_init, name=self.conv_name)()
         maps = jnp.concatenate([jnp.mean(x, -1, keepdims=True), max_along(x, -1)], -1)
         padding = self.kernel_size // 2
-        return x * nn.sigmoid(conv2d(maps, kernel.astype(x.dtype), padding=padding))
+        gate = nn.sigmoid(conv2d(maps, kernel.astype(x.dtype), padding=padding))
+        self.sow("intermediates", "spatial_gate", gate)
+        return x * gate
 
 
 class PooledMLP(nn.Module):
@@ -149,7 +151,9 @@ class ChannelAttention(nn.Module):
         if hidden is None:
             hidden = reference_hidden(x.shape[-1], self.reduction)
         mean, largest = PooledMLP(hidden, self.kernel_init, name="shared_mlp")(x)
-        return x * nn.sigmoid(mean + largest)
+        gate = nn.sigmoid(mean + largest)
+        self.sow("intermediates", "channel_gate", gate)
+        return x * gate
 
 
 class CBAM(nn.Module):
@@ -240,7 +244,9 @@ class AttentionResidualBlock(nn.Module):
         y = self._norm("bn2")(y, train=train)
         hidden, init = reference_hidden(self.features), self.kernel_init
         responses = PooledMLP(hidden, init, name=self.channel_attention_name)(y)
-        y = y * jnp.sum(nn.sigmoid(responses), 0)
+        gate = jnp.sum(nn.sigmoid(responses), 0)
+        self.sow("intermediates", "channel_gate", gate)
+        y = y * gate
         if self.spatial_kernel_size is not None:
             size = self.spatial_kernel_size
             gate = SpatialAttention(size, kernel_init=init, name="spatial_attention")

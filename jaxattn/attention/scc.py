@@ -56,7 +56,7 @@ class SCC(nn.Module):
     that no branch starves. The maps s_i are compared in float32; at a lower computation
     dtype each is first rounded to it, by the convolution.
 
-    `branch`, sown in `intermediates`, is b: uint8, the shape of the output.
+    `winner`, sown in `intermediates`, is b: uint8, the shape of the output.
 
     Attributes:
         features: Output channels, a multiple of `groups`.
@@ -122,7 +122,7 @@ class SCC(nn.Module):
         window = _Window(self.stride, self.dilation, self.groups)
         result = _compete(x, kernel, bias, alpha, beta, forced, window)
         out, winner = result  # pyright: ignore[reportGeneralTypeIssues]
-        self.sow("intermediates", "branch", winner)
+        self.sow("intermediates", "winner", winner)
         return out
 
     def _check(self, channels: int) -> None:

@@ -146,6 +146,7 @@ class SCSA(nn.Module):
         x = x if self.dtype is None else x.astype(self.dtype)
         spatial = self._spatial_gate(x)
         channel = self._channel_gate(x * spatial, train)
+        self.sow("intermediates", "channel_gate", channel)
         # Small gates first: the map is multiplied once, and is all that the gradient
         # keeps at full size.
         return x * (spatial * channel)
@@ -166,7 +167,10 @@ class SCSA(nn.Module):
         gate, dtype = _GATES[self.gate_layer], x.dtype
         a_h = gate(GroupNorm(4, name="norm_h")(y[:, :H]), axis=1).astype(dtype)
         a_w = gate(GroupNorm(4, name="norm_w")(y[:, -W:]), axis=1).astype(dtype)
-        return a_h[:, :, None, :] * a_w[:, None, :, :]
+        a_h, a_w = a_h[:, :, None, :], a_w[:, None, :, :]
+        self.sow("intermediates", "height_gate", a_h)
+        self.sow("intermediates", "width_gate", a_w)
+        return a_h * a_w
 
     def _strip_taps(self, C: int) -> tuple[jax.Array, jax.Array]:
         """Returns the four groups' taps `[K, C]` and biases `[C]` side by side."""

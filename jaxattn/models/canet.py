@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.canet import AttResBlock
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool
@@ -67,7 +68,7 @@ class CANet(nn.Module):
                 axis_name=self.axis_name,
                 name=f"res_{i}",
             )(x, train=train)
-        x = adaptive_avg_pool(x, 2)
+        x = adaptive_avg_pool(mark_features(self, x), 2)
         x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
         # Channel-major, so that the weights of fc1 are the published ones.
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from jaxattn.attention.cbam import AttentionResidualBlock, ChannelAttentionBlock
 from jaxattn.ops.conv import Conv
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
@@ -68,6 +69,7 @@ class EnhancedEfficientResNet(nn.Module):
 
         x = _stages(x, block, _ENHANCED_STAGES, self.base_width, train)
         x = self._conv_norm_relu(x, x.shape[-1], 1, "extra_conv", "extra_bn", train)
+        x = mark_features(self, x)
         return _classify(x, self.num_classes, self.dropout_rate, train)
 
     def _conv_norm_relu(
@@ -118,6 +120,7 @@ class EfficientResNet(nn.Module):
             )
 
         x = _stages(x, block, _EFFICIENT_STAGES, self.base_width, train)
+        x = mark_features(self, x)
         return _classify(x, self.num_classes, self.dropout_rate, train)
 
 

@@ -29,6 +29,7 @@ from jax.typing import DTypeLike
 from jaxattn.errors import choose
 from jaxattn.models.resnet import STEMS, AttentionFactory, classify, make_attention
 from jaxattn.ops.conv import Conv
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal, torch_kernel
 from jaxattn.ops.norm import BatchNorm
 
@@ -206,7 +207,7 @@ class MobileNetV2(nn.Module):
         width = round_width(_LAST_WIDTH * max(1.0, multiplier))
         name = f"features.{1 + sum(group[2] for group in _GROUPS)}"
         x = ConvNorm(width, axis_name=axis_name, name=name)(x, train=train)
-        x = jnp.mean(x, (1, 2))
+        x = jnp.mean(mark_features(self, x), (1, 2))
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return classify(x, self.num_classes, "classifier.1", small_init=not replaced)
 

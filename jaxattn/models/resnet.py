@@ -32,6 +32,7 @@ from jaxattn.attention.cbam import CBAM
 from jaxattn.attention.scsa import SCSA
 from jaxattn.errors import UserError, choose, suggest
 from jaxattn.ops.conv import Conv
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal, torch_bias, torch_kernel
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
@@ -289,8 +290,8 @@ class ResNet(nn.Module):
         maps = self._stages(self._stem(x, train), train)
         if return_features:
             return maps
-        pooled, is_small = jnp.mean(maps[-1], (1, 2)), self._has_scsa
-        return classify(pooled, self.num_classes, "fc", small_init=is_small)
+        pooled = jnp.mean(mark_features(self, maps[-1]), (1, 2))
+        return classify(pooled, self.num_classes, "fc", small_init=self._has_scsa)
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         is_imagenet = self.stem == "imagenet"

@@ -21,6 +21,7 @@ from jaxattn.attention.scc import SCC, uniform_within
 from jaxattn.errors import choose
 from jaxattn.models.resnet import STEMS
 from jaxattn.ops.conv import Conv
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
@@ -167,7 +168,7 @@ class SCCNet(nn.Module):
             maps.append(x)
         if return_features:
             return tuple(maps)
-        x = jnp.mean(x, (1, 2))
+        x = jnp.mean(mark_features(self, x), (1, 2))
         return Linear(self.num_classes, name="head")(x).astype(jnp.float32)
 
     def _check(self) -> None:

@@ -30,7 +30,7 @@ _REQUIRED = ("jax", "jaxlib", "flax", "optax", "numpy")
 _OPTIONAL = {
     "orbax-checkpoint": ("orbax.checkpoint", "training and trained networks"),
     "ml-collections": ("ml_collections", "training by main.py"),
-    "matplotlib": ("matplotlib", "training and its figures"),
+    "matplotlib": ("matplotlib", "all figures"),
     "tqdm": ("tqdm", "progress bars on terminals"),
     "scikit-learn": ("sklearn", "the data set digits"),
     "pillow": ("PIL", "image files, and the data set digits"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Batch, Slice
@@ -47,13 +48,15 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """Returns the figures of `summarize`, or None if it was stopped midway.
 
+        Among them is `predictions`: those for the examples of the split, in its order.
+
         Args:
             variables: As the parallel runner holds them.
             split: "train", "val" or "test".
             key: PRNG key of this evaluation, for a run that transforms its validation
                 images.
         """
-        run, total = self._run, None
+        run, total, parts = self._run, None, []
         fetch, store = self._fetch[split], self.stores[split]
         feeds = run.loaders[split].evaluation_feeds(run.options.batch_size)
         for number, feed in enumerate(feeds):
@@ -64,12 +67,15 @@ class Evaluator:
                 drawn = self._draw(jax.random.fold_in(key, number))
                 feed = {**feed, "drawn": self._own_part(drawn)}
             batch = fetch(store, run.parallel.place(feed))
-            sums = self._evaluate(variables, batch)
+            sums, predictions = self._evaluate(variables, batch)
+            parts.append(predictions)
             # One batch runs and one is ready; more would pile up on the device.
             jax.block_until_ready(total)
             total = sums if total is None else total + sums
         assert total is not None  # no split is empty
-        return summarize(total)
+        parts = jax.device_get(parts)
+        predictions = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        return {**summarize(total), "predictions": predictions}
 
     @staticmethod
     def _own_part(drawn: Any) -> Any:

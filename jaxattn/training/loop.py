@@ -27,7 +27,7 @@ from jaxattn.errors import (
     UserError,
     describe_fault,
 )
-from jaxattn.training import report
+from jaxattn.training import figures, report
 from jaxattn.training.checkpoint import Checkpoints, workdir_lock
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.interrupt import Interrupt
@@ -157,6 +157,7 @@ class _Attempt:
         )
         self.watchdog = Watchdog(run.options.stall_timeout_s, self._describe_stall)
         self._evaluator = Evaluator(run, self._is_stopping)
+        self._attention_maps = figures.make_attention_maps(run) if writer else None
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
 
@@ -295,6 +296,9 @@ class _Attempt:
                     self.writer.write_histograms(
                         step, report.histograms(self.run.parallel.collect(state.params))
                     )
+                if self._attention_maps:
+                    variables = self.run.parallel.collect(state.variables)
+                    self.writer.write_images(step, self._attention_maps(variables))
             self._save(state, step, row)
         self.progress.epoch_line(row)
 
@@ -332,14 +336,17 @@ class _Attempt:
         """Tests the last and the best weights and writes the run's report."""
         run, best_steps = self.run, {}
         tested = {"last": self._test(_weights(state)[""])}
+        best_params = state.params
         for suffix, variables in _weights(state).items():
             metric = f"val_accuracy{suffix}"
             best = self.checkpoints.restore_best(run.abstract_state, metric)
             if best is None:  # without a validation split the last weights are it
                 summary = self._test(variables) if suffix else tested["last"]
             else:
-                summary = self._test(_weights(run.parallel.replicate(best[0]))[suffix])
+                variables = _weights(run.parallel.replicate(best[0]))[suffix]
+                summary = self._test(variables)
                 best_steps[suffix] = best[1]
+                best_params = best_params if suffix else variables["params"]
             tested[f"best{suffix}"] = summary
         best_step = best_steps.get("")
         saved = {} if best_step is None else self.checkpoints.metrics(best_step)
@@ -348,6 +355,7 @@ class _Attempt:
             self.workdir,
             self.writer,
             tested=tested,
+            best_params=run.parallel.collect(best_params),
             best_step=best_step,
             best_val_accuracy=saved.get("val_accuracy"),
             wall_time_s=self.wall_time_s,

@@ -39,6 +39,34 @@ class EvalSums:
         return jax.tree.map(jnp.add, self, other)
 
 
+@struct.dataclass
+class Predictions:
+    """What was predicted for each example of a batch.
+
+    Attributes:
+        label: int32 `[N]`.
+        confidence: Its probability, float32 `[N]`.
+        is_wrong: bool `[N]`; False for padding.
+    """
+
+    label: jax.Array
+    confidence: jax.Array
+    is_wrong: jax.Array
+
+
+def predict(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Predictions:
+    """Returns the predictions for a batch.
+
+    Args:
+        logits: float32 `[N, C]`.
+        labels: The true ones, int32 `[N]`.
+        mask: bool `[N]`, False for padding.
+    """
+    label = jnp.argmax(logits, -1).astype(jnp.int32)
+    confidence = jnp.max(jax.nn.softmax(logits), -1)
+    return Predictions(label, confidence, mask & (label != labels))
+
+
 def evaluation_sums(
     logits: jax.Array,
     labels: jax.Array,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxattn.data.pipeline import Batch, Feed
-from jaxattn.training.metrics import EvalSums
+from jaxattn.training.metrics import EvalSums, Predictions
 from jaxattn.training.state import TrainState
 from jaxattn.training.steps import EvalStep, TrainStep
 
@@ -21,7 +21,7 @@ Devices = Sequence[Any]
 Fetch = Callable[[Batch, Batch], Batch]
 Metrics = dict[str, jax.Array]
 Dispatch = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
-Evaluate = Callable[[Any, Batch], EvalSums]
+Evaluate = Callable[[Any, Batch], tuple[EvalSums, Predictions]]
 
 
 class Parallel(Protocol):
@@ -67,7 +67,7 @@ class Parallel(Protocol):
         ...
 
     def compile_evaluate(self, step: EvalStep) -> Evaluate:
-        """`(variables, batch) -> sums`."""
+        """`(variables, batch) -> (sums, predictions)`, the same on every device."""
         ...
 
 

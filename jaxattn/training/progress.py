@@ -135,8 +135,10 @@ class Progress:
 
 
 def _make_bar(stream: TextIO, total_steps: int, start_step: int) -> Any:
-    import tqdm
-
+    try:
+        import tqdm
+    except ModuleNotFoundError:  # plain lines then, as without a terminal
+        return None
     # Our own speed and ETA: tqdm's would count compilation and evaluations.
     return tqdm.tqdm(
         total=total_steps,

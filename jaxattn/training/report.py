@@ -11,23 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+import jaxattn
 from jaxattn import host
 from jaxattn.atomic import write_atomically
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import onednn
+from jaxattn.training import figures
 from jaxattn.training.run import Run, flatten
 from jaxattn.training.state import stream
 from jaxattn.training.writer import RunWriter, read_metrics
-from jaxattn.viz import plots
 
-_PACKAGES = ("jaxattn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NUM_EXAMPLES = 32
 # Names of submodules that hold attention, for the histograms' tags.
 _ATTENTION = {
     *("sa", "se", "unit_transform", "SAlayer", "SELayer"),  # CANet
+    # CBAM's residual blocks; and `attn`, whatever a ResNet or MobileNetV2 has there.
     *("channel_attention", "spatial_attention", "attention", "attn"),
 }
+_SCC_AFFINE = ("alpha", "beta")  # parameters that only SCC has
 
 
 def write_description(
@@ -49,7 +52,7 @@ def write_description(
     )
     writer.write_texts(0, {"config": _as_code(text), "model": _as_code(summary)})
     writer.write_hparams(flatten(run.config))
-    if run.log.images:
+    if run.log.images and (plots := figures.load_plots()):
         images, titles = augmented_examples(run, key)
         figure = plots.plot_images(images, titles)
         writer.write_images(0, {"augmented_inputs": plots.figure_to_array(figure)})
@@ -95,7 +98,8 @@ def histograms(params: Any) -> dict[str, np.ndarray]:
     """Returns all parameters by their tag: `attention/...` or `params/...`."""
     tagged = {}
     for path, leaf in traverse_util.flatten_dict(jax.device_get(params)).items():
-        group = "attention" if _ATTENTION & set(path) else "params"
+        is_attention = _ATTENTION & set(path) or path[-1] in _SCC_AFFINE
+        group = "attention" if is_attention else "params"
         tagged[f"{group}/{'.'.join(path)}"] = np.asarray(leaf)
     return tagged
 
@@ -106,6 +110,7 @@ def write_results(
     writer: RunWriter | None,
     *,
     tested: dict[str, dict[str, Any]],
+    best_params: Any,
     best_step: int | None,
     best_val_accuracy: float | None,
     wall_time_s: float,
@@ -121,7 +126,8 @@ def write_results(
         writer: Its writer; None writes nothing (not the first process).
         tested: Test figures of `summarize` for the weights "last", "best" (by raw
             validation accuracy) and, if the run keeps an average, "best_ema".
-        best_step: Of the weights "best"; None without a validation split.
+        best_params: Of the weights "best".
+        best_step: Theirs; None without a validation split.
         best_val_accuracy: Theirs.
         wall_time_s: Of the run.
         images_per_s: Training speed; None if the run was too short to tell.
@@ -164,34 +170,18 @@ def write_results(
         return results
     _write_json(workdir / "results.json", results)
     write_atomically(workdir / "report.txt", format_report(results, best, run))
-    names = run.data.class_names
-    figures = {
-        "history": plots.plot_history(history(workdir)),
-        "confusion_matrix": plots.plot_confusion_matrix(best["confusion"], names),
-    }
-    for name, figure in figures.items():
-        plots.save_figure(figure, workdir / f"{name}.png")
-    figures["reliability"] = plots.plot_reliability(
-        best["bin_confidence"], best["bin_accuracy"], best["bin_count"]
-    )
-    if has_trained:  # and so TensorBoard does not have them yet
-        arrays = {k: plots.figure_to_array(figure) for k, figure in figures.items()}
-        writer.write_images(run.total_steps, arrays)
+    if plots := figures.load_plots():
+        drawn = figures.draw_results(run, read_metrics(workdir), best_params, best)
+        for name, figure in drawn.items():
+            plots.save_figure(figure, workdir / f"{name}.png")
+        if has_trained:  # and so TensorBoard does not have them yet
+            arrays = {k: plots.figure_to_array(figure) for k, figure in drawn.items()}
+            writer.write_images(run.total_steps, arrays)
     say(
         f"test accuracy {100 * results['test_accuracy']:.2f}% of"
         f" {best['count']} images ({_chosen(results)}); report in {workdir}"
     )
     return results
-
-
-def history(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """Returns one row for each epoch of a run, from its `metrics.jsonl`."""
-    # The last one counts: an epoch is written again if a kill came before its save.
-    rows = {row["step"]: row for row in read_metrics(workdir) if "epoch/epoch" in row}
-    return [
-        {key.removeprefix("epoch/"): value for key, value in row.items()}
-        for row in rows.values()
-    ]
 
 
 def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> str:
@@ -237,6 +227,7 @@ def _chosen(results: dict[str, Any]) -> str:
 def versions() -> dict[str, str]:
     """Returns the versions of what decides a run's numbers."""
     own = {name: metadata.version(name) for name in _PACKAGES}
+    own = {"jaxattn": jaxattn.__version__, **own}  # which need not be installed
     return own | ({"convolutions": "oneDNN"} if onednn.is_enabled() else {})
 
 

@@ -102,12 +102,16 @@ class Log:
         tensorboard: Writes TensorBoard events.
         histograms: With TensorBoard: histograms of all parameters at every epoch.
         images: With TensorBoard: a grid of augmented inputs at the start.
+        attention_maps: With TensorBoard: what the network attends to in four
+            validation images (without a validation split test images), the same at
+            every evaluation.
     """
 
     every_steps: int = 10
     tensorboard: bool = True
     histograms: bool = True
     images: bool = True
+    attention_maps: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -18,12 +18,12 @@ from flax import traverse_util
 from jaxattn.data.augment import Augment, mix
 from jaxattn.data.pipeline import Batch
 from jaxattn.training import losses
-from jaxattn.training.metrics import EvalSums, evaluation_sums
+from jaxattn.training.metrics import EvalSums, Predictions, evaluation_sums, predict
 from jaxattn.training.optim import Schedule
 from jaxattn.training.state import Ema, TrainState, TreePath
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-EvalStep = Callable[[Any, Batch], EvalSums]
+EvalStep = Callable[[Any, Batch], tuple[EvalSums, Predictions]]
 Normalize = Callable[[jax.Array], jax.Array]
 
 
@@ -116,20 +116,20 @@ def make_eval_step(
     label_smoothing: float,
     axis_name: str | None = None,
 ) -> EvalStep:
-    """Returns the evaluation of one masked batch, `(variables, batch) -> EvalSums`.
+    """Returns the evaluation of one masked batch.
 
-    The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N], "mask": bool [N]}`.
+    It is `(variables, batch) -> (sums, predictions)`, both of the global batch. The
+    batch is `{"image": uint8 [N, H, W, C], "label": int32 [N], "mask": bool [N]}`.
     """
 
-    def eval_step(variables: Any, batch: Batch) -> EvalSums:
-        logits = model.apply(variables, normalize(batch["image"]), train=False)
-        sums = evaluation_sums(
-            logits,  # pyright: ignore[reportArgumentType]
-            batch["label"],
-            batch["mask"],
-            label_smoothing=label_smoothing,
-        )
-        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+    def eval_step(variables: Any, batch: Batch) -> tuple[EvalSums, Predictions]:
+        logits: Any = model.apply(variables, normalize(batch["image"]), train=False)
+        labels, mask = batch["label"], batch["mask"]
+        sums = evaluation_sums(logits, labels, mask, label_smoothing=label_smoothing)
+        predicted = predict(logits, labels, mask)
+        if axis_name is not None:
+            sums = jax.lax.psum(sums, axis_name)
+        return sums, jax.tree.map(lambda leaf: _global(leaf, axis_name), predicted)
 
     return eval_step
 

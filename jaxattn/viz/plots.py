@@ -24,15 +24,15 @@ from PIL import Image
 
 from jaxattn.atomic import write_atomically
 
-_INK = "#333333"
+INK = "#333333"
 _PALE = "#9a9a9a"
-_BLUE = "#4477aa"
+BLUE = "#4477aa"
 _RED = "#cc5544"
 _GREEN = "#228866"
 
 # Of a history: label, suffix of the key, colour. EMA shares the validation's data.
 _CURVES = (
-    ("train", "train_{}", _BLUE),
+    ("train", "train_{}", BLUE),
     ("validation", "val_{}", _RED),
     ("validation, EMA", "val_{}_ema", _GREEN),
 )
@@ -42,6 +42,8 @@ _SERIES = ("#4477aa", "#cc5544", "#228866", "#ccaa33", "#66bbdd", "#aa3377", "#7
 
 _MAX_LABELS = 25  # tick labels along one side that remain legible
 _MAX_CELLS = 20  # classes up to which every cell carries its count
+_MAX_BARS = 30  # classes
+_MAX_FILTERS = 256
 _MAX_BYTES = 200_000
 
 
@@ -57,7 +59,7 @@ def plot_history(history: Sequence[Mapping[str, Any]]) -> Figure:
     Returns:
         A figure of two panels; the epoch best by `val_accuracy` is marked.
     """
-    figure = _figure(9.6, 3.6)
+    figure = new_figure(9.6, 3.6)
     loss, accuracy = figure.subplots(1, 2)
     for axes, metric, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for label, key, colour in _CURVES:
@@ -67,18 +69,18 @@ def plot_history(history: Sequence[Mapping[str, Any]]) -> Figure:
                 marker = "o" if len(epochs) <= 15 else ""
                 style = {"color": colour, "marker": marker, "markersize": 3.5}
                 axes.plot(epochs, scale * values, label=label, linewidth=1.5, **style)
-        _style(axes)
+        style_axes(axes)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
         if len({row["epoch"] for row in history}) == 1:
             axes.set_xticks([history[0]["epoch"]])
-    _title(loss, "Loss")
-    _title(accuracy, "Accuracy (%)")
+    title_axes(loss, "Loss")
+    title_axes(accuracy, "Accuracy (%)")
     _log_scale_if_spiked(loss)
     _mark_best(loss, accuracy, *_series(history, "val_accuracy"))
     if accuracy.lines:
-        loss.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        loss.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -104,7 +106,7 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> 
         )
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(0.45 * C, 4.0, 7.5))
-    figure = _figure(side + 1.6, side + 0.9)
+    figure = new_figure(side + 1.6, side + 0.9)
     axes = figure.subplots()
     norm = PowerNorm(0.5 if C > _MAX_CELLS else 1.0, vmin=0, vmax=1)
     mesh = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
@@ -112,13 +114,112 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> 
         _write_counts(axes, confusion, share)
     _label_classes(axes, class_names)
     total = int(confusion.sum())
-    _title(axes, f"{np.trace(confusion) / max(total, 1):.2%} of {total:,} correct")
+    title_axes(axes, f"{np.trace(confusion) / max(total, 1):.2%} of {total:,} correct")
     bar = figure.colorbar(mesh, ax=axes, shrink=0.6, aspect=25, pad=0.02)
-    bar.set_label("share of the true class", color=_INK, fontsize=9)
+    bar.set_label("share of the true class", color=INK, fontsize=9)
     bar.set_ticks([0, 0.1, 0.5, 1] if C > _MAX_CELLS else [0, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    bar.ax.tick_params(length=0, labelsize=8, colors=_INK)
+    bar.ax.tick_params(length=0, labelsize=8, colors=INK)
     bar.outline.set_visible(False)
+    return figure
+
+
+def plot_learning_rate(steps: np.ndarray, rates: np.ndarray) -> Figure:
+    """Draws the learning rate over the training steps.
+
+    Args:
+        steps: int [M].
+        rates: float [M]; what is not finite is left out.
+
+    Returns:
+        A figure; on a logarithmic scale if the rate changes more than a hundredfold.
+    """
+    figure = new_figure(5.4, 3.2)
+    axes = figure.subplots()
+    steps, rates = np.asarray(steps), np.asarray(rates, float)
+    finite = np.isfinite(rates)
+    marker = "o" if finite.sum() <= 15 else ""
+    axes.plot(
+        steps[finite], rates[finite], color=BLUE, marker=marker, markersize=3.5, lw=1.5
+    )
+    positive = rates[finite & (rates > 0)]
+    if len(positive) and positive.max() > 100 * positive.min():
+        axes.set_yscale("log")
+    style_axes(axes)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    title_axes(axes, "Learning rate")
+    return figure
+
+
+def plot_class_accuracy(
+    accuracy: np.ndarray, support: np.ndarray, class_names: Sequence[str]
+) -> Figure:
+    """Draws the accuracy of every class as bars, the lowest at the bottom.
+
+    Args:
+        accuracy: float [C], of the examples of each true class, in [0, 1].
+        support: int [C], those examples; a class without any is left out.
+        class_names: C names.
+
+    Returns:
+        A figure of at most 30 classes, those of lowest accuracy; its title says so.
+    """
+    accuracy, support = np.asarray(accuracy), np.asarray(support)
+    order = np.argsort(accuracy, kind="stable")
+    order = order[support[order] > 0]
+    shown = order[:_MAX_BARS]
+    figure = new_figure(5.4, 0.9 + 0.2 * len(shown))
+    axes = figure.subplots()
+    values = 100 * accuracy[shown]
+    bars = axes.barh(np.arange(len(shown)), values, color=BLUE, height=0.75)
+    labels = [f"{value:.1f}" for value in values]
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # not the mean
+    axes.bar_label(bars, labels, padding=3, fontsize=8, color=INK, bbox=behind)
+    names = [f"{shorten(class_names[int(i)])} ({support[i]:,})" for i in shown]
+    axes.set_yticks(np.arange(len(shown)), names, parse_math=False)
+    style_axes(axes)
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.set_xlim(0, 108)  # room for the label of a full bar
+    axes.set_xticks([0, 25, 50, 75, 100])
+    mean = 100 * float(accuracy[order].mean()) if len(order) else 0.0
+    axes.axvline(mean, color=_RED, linewidth=1, dashes=(4, 3))
+    axes.set_xlabel("accuracy (%), examples in brackets")
+    least = f", lowest {len(shown)} of {len(order)}" if len(shown) < len(order) else ""
+    title_axes(axes, f"Accuracy by class (mean {mean:.1f} %{least})")
+    return figure
+
+
+def plot_filters(kernel: np.ndarray, name: str) -> Figure:
+    """Draws the filters of a convolution as a grid of small images.
+
+    Args:
+        kernel: float [K, K, C, O]; as colours if C is 3, else the mean over C in grey.
+        name: Of the layer.
+
+    Returns:
+        A figure of the first 256 filters. All share one scale, on which 0 is grey.
+    """
+    kernel = np.asarray(kernel, np.float32)[..., :_MAX_FILTERS]
+    K, _, C, O = kernel.shape  # noqa: E741
+    kernel = kernel if C == 3 else np.repeat(kernel.mean(2, keepdims=True), 3, 2)
+    most = np.abs(kernel).max()
+    tiles = 0.5 + kernel.transpose(3, 0, 1, 2) / (2 * most or 1)
+    columns = min(O, 16)
+    rows = -(-O // columns)
+    # One image, not one axes a filter: these take a second for 30.
+    grid = np.ones((rows * columns, K + 1, K + 1, 3), np.float32)
+    grid[:O, :K, :K] = tiles
+    grid = grid.reshape(rows, columns, K + 1, K + 1, 3).swapaxes(1, 2)
+    picture = grid.reshape(rows * (K + 1), columns * (K + 1), 3)[:-1, :-1]
+    figure = new_figure(0.4 * max(columns, 10), 0.4 * rows + 0.4)
+    axes = figure.subplots()
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_axis_off()
+    text = f"{name}: {O} filters of {K} x {K}, largest weight {most:.3g}"
+    title_axes(axes, text, size=9)
     return figure
 
 
@@ -145,7 +246,7 @@ def plot_images(
     rows = -(-N // columns)
     labels = [_wrap(title) for title in titles]
     lines = max(label.count("\n") + 1 for label in labels)
-    figure = _figure(
+    figure = new_figure(
         1.2 * columns, rows * (1.2 * H / W + 0.13 * lines + 0.14), pad=0.04
     )
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -161,7 +262,7 @@ def plot_images(
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        axes.set_xlabel(label, fontsize=7, color=_INK, labelpad=3, parse_math=False)
+        axes.set_xlabel(label, fontsize=7, color=INK, labelpad=3, parse_math=False)
     return figure
 
 
@@ -187,26 +288,26 @@ def plot_reliability(
     weight = count[filled] / max(count.sum(), 1)
     error = float(np.sum(weight * np.abs(accuracy - confidence)))
 
-    figure = _figure(4.4, 5.0)
+    figure = new_figure(4.4, 5.0)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bar = {"width": 1 / B, "align": "edge", "edgecolor": "white", "linewidth": 0.8}
-    top.bar(left, accuracy, color=_BLUE, label="accuracy", **bar)
+    top.bar(left, accuracy, color=BLUE, label="accuracy", **bar)
     top.plot([0, 1], [0, 1], color=_PALE, linewidth=1, dashes=(4, 3), zorder=2)
     # A segment from each bin's accuracy to where its confidence says it should be.
     top.vlines(confidence, accuracy, confidence, color=_RED, linewidth=1.2, zorder=3)
     dots = {"color": _RED, "markersize": 4, "linestyle": "", "zorder": 4}
     top.plot(confidence, confidence, marker="o", label="confidence", **dots)
     top.set_ylim(0, 1)
-    top.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=_INK)
+    top.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
     bottom.bar(left, count[filled], color=_PALE, **bar)
     bottom.set_xlim(0, 1)
     bottom.set_xlabel("confidence")
     bottom.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     bottom.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    _title(top, f"Reliability   (ECE {error:.1%})")
-    _title(bottom, f"Examples   ({count.sum():,})", size=9)
-    _style(top)
-    _style(bottom)
+    title_axes(top, f"Reliability   (ECE {error:.1%})")
+    title_axes(bottom, f"Examples   ({count.sum():,})", size=9)
+    style_axes(top)
+    style_axes(bottom)
     return figure
 
 
@@ -229,7 +330,7 @@ def plot_comparison(
         A figure of two panels: a dot for every seed and a bar at the mean; and the mean
         over the seeds in a band from the lowest to the highest.
     """
-    figure = _figure(9.6, 4.2)
+    figure = new_figure(9.6, 4.2)
     cost, epochs = figure.subplots(1, 2)
     groups = zip(labels, costs, accuracies, histories, strict=True)
     for i, (label, x, shares, runs) in enumerate(groups):
@@ -255,16 +356,16 @@ def plot_comparison(
     epochs.set_xlabel("epoch")
     epochs.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
     for axes in (cost, epochs):
-        _style(axes)
+        style_axes(axes)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
-    _title(cost, "Test accuracy (%)")
-    _title(epochs, "Validation accuracy (%)")
+    title_axes(cost, "Test accuracy (%)")
+    title_axes(epochs, "Validation accuracy (%)")
     legend = figure.legend(
         loc="outside lower center",
         ncols=min(3, len(labels)),
         frameon=False,
         fontsize=9,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -335,7 +436,7 @@ def _no_glyph_warnings() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float, pad: float = 0.08) -> Figure:
+def new_figure(width: float, height: float, pad: float = 0.08) -> Figure:
     """A figure of inches `width` and `height`, laid out when it is drawn."""
     layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad)
     figure = Figure(figsize=(width, height), dpi=150, layout=layout)
@@ -343,21 +444,23 @@ def _figure(width: float, height: float, pad: float = 0.08) -> Figure:
     return figure
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """Gives axes the look of all figures."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_PALE)
-    axes.tick_params(colors=_INK, labelsize=9, length=3, color=_PALE)
-    axes.xaxis.label.set_color(_INK)
+    axes.tick_params(colors=INK, labelsize=9, length=3, color=_PALE)
+    axes.xaxis.label.set_color(INK)
     axes.set_axisbelow(True)
 
 
-def _shorten(name: str, limit: int = 22) -> str:
+def shorten(name: str, limit: int = 22) -> str:
     """Cuts the middle out of a long name: names often differ only at their ends."""
     return name if len(name) <= limit else f"{name[: limit - 9]}…{name[-8:]}"
 
 
-def _title(axes: Axes, text: str, size: float = 11) -> None:
-    axes.set_title(text, loc="left", fontsize=size, color=_INK)
+def title_axes(axes: Axes, text: str, size: float = 11) -> None:
+    """Writes a title at the left; not for names, which may hold a `$`."""
+    axes.set_title(text, loc="left", fontsize=size, color=INK)
 
 
 def _series(
@@ -416,7 +519,7 @@ def _write_counts(axes: Axes, confusion: np.ndarray, share: np.ndarray) -> None:
     digits = len(str(confusion.max()))
     size = 8.5 if digits <= 4 else 6.5
     for row, column in np.argwhere(confusion):
-        colour = "white" if share[row, column] > 0.55 else _INK
+        colour = "white" if share[row, column] > 0.55 else INK
         axes.text(
             column,
             row,
@@ -432,13 +535,13 @@ def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
     C = len(class_names)
     every = -(-C // _MAX_LABELS)
     ticks = np.arange(0, C, every)
-    names = [_shorten(class_names[int(t)]) for t in ticks]
+    names = [shorten(class_names[int(t)]) for t in ticks]
     size = 9 if C <= _MAX_CELLS else 7.5
-    text = {"fontsize": size, "parse_math": False, "color": _INK}
+    text = {"fontsize": size, "parse_math": False, "color": INK}
     axes.set_yticks(ticks, names, **text)
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(ticks, names, **slanted, **text)
     axes.tick_params(length=0 if every == 1 else 3, color=_PALE)
     axes.spines[:].set_color(_PALE)
-    axes.set_ylabel("true", color=_INK)
-    axes.set_xlabel("predicted", color=_INK)
+    axes.set_ylabel("true", color=INK)
+    axes.set_xlabel("predicted", color=INK)

@@ -1,0 +1,129 @@
+"""Pages of what a trained network attends to, for the command `attention-maps`."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn.data.images import find_images
+from jaxattn.data.source import Source, read_labels
+from jaxattn.inference.evaluate import load_data_of
+from jaxattn.inference.files import FilePath, read_inputs
+from jaxattn.training.figures import spread
+from jaxattn.training.trained import Trained
+from jaxattn.viz import plots
+from jaxattn.viz.attention_maps import make_attend
+from jaxattn.viz.pages import plot_pages
+
+_BATCH_SIZE = 8  # bounds the memory for gates of large images
+
+
+class Examples(NamedTuple):
+    """Images to look at.
+
+    Attributes:
+        images: uint8 `[N, H, W, C]`.
+        names: What each is called.
+        labels: The class of each; None if it is not known.
+        total: Images that there were to choose from.
+    """
+
+    images: np.ndarray
+    names: list[str]
+    labels: list[int | None]
+    total: int
+
+
+def read_examples(
+    trained: Trained, paths: Sequence[FilePath] | None, max_images: int
+) -> Examples:
+    """Reads images from paths, or without any from the test split of the run's data.
+
+    Args:
+        trained: The network.
+        paths: As of `read_inputs`; folders and image files may also be mixed. The class
+            of an image is known if its folder has the name of one.
+        max_images: Images at most; of more some from all over.
+
+    Raises:
+        UserError: A path is not there, or does not hold what it should.
+    """
+    if paths is None:
+        source = load_data_of(trained, {}).test
+        chosen = spread(len(source), max_images)
+        names = [f"test_{i}" for i in chosen]
+        labels = [int(label) for label in read_labels(source)[chosen]]
+    else:
+        source, ids = read_inputs(_expanded(paths), trained.image_shape)
+        chosen = spread(len(source), max_images)
+        names = [str(ids[i]) for i in chosen]
+        files = getattr(source, "paths", None)
+        labels = [files and _label(files[i], trained.class_names) for i in chosen]
+    return Examples(_read(source, chosen), names, labels, len(source))
+
+
+def write_pages(
+    trained: Trained,
+    examples: Examples,
+    folder: FilePath,
+    pattern: str | None = None,
+) -> tuple[list[pathlib.Path], bool]:
+    """Writes a page for each image.
+
+    Args:
+        trained: The network.
+        examples: The images.
+        folder: Where to; made if it is missing.
+        pattern: Of layers; see `jaxattn.viz.attention_maps.select_blocks`.
+
+    Returns:
+        The files, and whether the network has attention layers: without any a page has
+        Grad-CAM alone.
+
+    Raises:
+        UserError: If the pattern fits no layer, or too many.
+    """
+    folder = pathlib.Path(folder)
+    attend, written, has_gates = make_attend(trained.model), [], False
+    for start in range(0, len(examples.names), _BATCH_SIZE):
+        part = slice(start, start + _BATCH_SIZE)
+        images, names = examples.images[part], examples.names[part]
+        attention = attend(trained.variables, trained.normalize(jnp.asarray(images)))
+        has_gates = bool(attention.gates)
+        pages = plot_pages(
+            attention,
+            images,
+            names,
+            examples.labels[part],
+            trained.class_names,
+            pattern,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (page, name) in enumerate(zip(pages, names, strict=True), start):
+            # The number keeps names apart that differ in their folders alone.
+            path = folder / f"{number:02d}_{pathlib.Path(name).stem}.png"
+            plots.save_figure(page, path)
+            written.append(path)
+    return written, has_gates
+
+
+def _expanded(paths: Sequence[FilePath]) -> list[FilePath]:
+    """Puts the images of folders in their place, where there are several paths."""
+    if len(paths) == 1:
+        return list(paths)
+    expanded: list[FilePath] = []
+    for path in paths:
+        expanded += find_images(path) if os.path.isdir(path) else [path]
+    return expanded
+
+
+def _label(file: pathlib.Path, class_names: Sequence[str]) -> int | None:
+    folder = file.resolve().parent.name
+    return class_names.index(folder) if folder in class_names else None
+
+
+def _read(source: Source, chosen: Sequence[int]) -> np.ndarray:
+    return np.stack([source[i]["image"] for i in chosen])

@@ -1,0 +1,196 @@
+"""Pages of what a network attends to: arrays of `attention_maps` to figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxattn.viz import plots
+from jaxattn.viz.attention_maps import Attention, Panel, panels, select_blocks
+
+_COLUMNS = 4
+_SIDE = 1.9  # inches of a panel
+_LABEL_SIZE = 7.5
+_AXIS_LABEL: Mapping[str, Any] = {"fontsize": 6.5, "labelpad": 1, "color": plots.INK}
+_HEAT = "inferno"
+
+
+def plot_pages(
+    attention: Attention,
+    images: np.ndarray,
+    names: Sequence[str],
+    labels: Sequence[int | None],
+    class_names: Sequence[str],
+    pattern: str | None = None,
+) -> list[Figure]:
+    """Draws a page for each image: the image, Grad-CAM, then a row or more per block.
+
+    Args:
+        attention: Of the images.
+        images: uint8 `[N, H, W, C]`, C = 1 or 3, before normalisation.
+        names: What each image is called.
+        labels: The class of each, None if it is not known.
+        class_names: The name of each logit.
+        pattern: Of layers; see `select_blocks`.
+
+    Returns:
+        N figures.
+
+    Raises:
+        UserError: If the pattern fits no layer, or too many.
+    """
+    blocks = select_blocks(attention.gates, pattern)
+    figures = []
+    for i, image in enumerate(images):
+        rows = [
+            [panel for layer in layers for panel in panels(attention.gates, layer, i)]
+            for layers in blocks.values()
+        ]
+        title = _title(attention.probabilities[i], names[i], labels[i], class_names)
+        figures.append(plot_page(image, attention.grad_cam[i], rows, title))
+    return figures
+
+
+def plot_page(
+    image: np.ndarray, cam: np.ndarray, rows: Sequence[Sequence[Panel]], title: str
+) -> Figure:
+    """Draws one page.
+
+    Args:
+        image: uint8 `[H, W, C]`, C = 1 or 3.
+        cam: Grad-CAM `[h, w]`, at least 0.
+        rows: Panels, each sequence on a row of its own, continued on the next beyond
+            four.
+        title: Up to two lines.
+    """
+    image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
+    lines = [
+        row[i : i + _COLUMNS] for row in rows for i in range(0, len(row), _COLUMNS)
+    ]
+    count, columns = 1 + len(lines), _COLUMNS if lines else 2
+    figure = plots.new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
+    figure.suptitle(title, fontsize=10, color=plots.INK, parse_math=False)
+    grid = figure.subplots(count, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    _show(grid[0, 0], image, "image")
+    _overlay(grid[0, 1], image, cam, "Grad-CAM\nof the class predicted", smooth=True)
+    for line, row in zip(lines, grid[1:], strict=True):
+        for panel, axes in zip(line, row, strict=False):
+            axes.set_axis_on()
+            _DRAW[panel.kind](axes, image, panel)
+            _label(axes, panel.label)
+    return figure
+
+
+def _title(
+    probabilities: np.ndarray,
+    name: str,
+    label: int | None,
+    class_names: Sequence[str],
+) -> str:
+    predicted = int(np.argmax(probabilities))
+    text = f"{class_names[predicted]}, {probabilities[predicted]:.1%}"
+    name = plots.shorten(name, 40)
+    if label is None:
+        return f"{name}\npredicted {text}"
+    verdict = "right" if predicted == label else f"wrong, true: {class_names[label]}"
+    return f"{name}\npredicted {text}: {verdict}"
+
+
+def _show(axes: Axes, image: np.ndarray, label: str) -> None:
+    # Photographs are reduced, and nearest-neighbour would alias them.
+    interpolation = "nearest" if max(image.shape) <= 128 else "antialiased"
+    axes.set_axis_on()
+    axes.imshow(image, interpolation=interpolation)
+    _label(axes, label)
+
+
+def _overlay(
+    axes: Axes,
+    image: np.ndarray,
+    values: np.ndarray,
+    label: str = "",
+    *,
+    limits: tuple[float | None, float | None] = (None, None),
+    smooth: bool = False,
+) -> None:
+    """Draws values over a grey and pale image, stretched to its size."""
+    H, W = image.shape[:2]
+    axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(
+        values,
+        cmap=_HEAT,
+        alpha=0.6,
+        extent=(-0.5, W - 0.5, H - 0.5, -0.5),
+        # Cells as they are: what is drawn is what multiplied.
+        interpolation="bilinear" if smooth else "nearest",
+        vmin=limits[0],
+        vmax=limits[1],
+    )
+    axes.set_axis_on()
+    _label(axes, label)
+
+
+def _map(axes: Axes, image: np.ndarray, panel: Panel) -> None:
+    _overlay(axes, image, panel.values)
+
+
+def _share(axes: Axes, image: np.ndarray, panel: Panel) -> None:
+    _overlay(axes, image, panel.values, limits=(0, 1))
+
+
+def _bars(axes: Axes, image: np.ndarray, panel: Panel) -> None:
+    del image
+    axes.stairs(panel.values, fill=True, color=plots.BLUE)
+    low, high = float(panel.values.min()), float(panel.values.max())
+    # At least this much, so that a gate that is all but constant looks it.
+    margin = max(0.05 * (high - low), 0.005)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlim(0, len(panel.values))
+    axes.set_box_aspect(1)
+    plots.style_axes(axes)
+    axes.tick_params(labelsize=6)
+    axes.ticklabel_format(useOffset=False)
+    axes.set_xlabel("channel", **_AXIS_LABEL)
+
+
+def _matrix(axes: Axes, image: np.ndarray, panel: Panel) -> None:
+    """Draws positions by channel; positions as they lie in the image."""
+    del image
+    most = float(np.abs(panel.values).max()) or 1.0
+    axes.imshow(
+        panel.values,
+        cmap="RdBu_r",
+        vmin=-most,
+        vmax=most,
+        aspect="auto",
+        interpolation="antialiased",
+    )
+    axes.set_box_aspect(1)
+    is_rows = panel.kind == "rows"
+    axes.set_xlabel("channel" if is_rows else "column", **_AXIS_LABEL)
+    axes.set_ylabel("row" if is_rows else "channel", **_AXIS_LABEL)
+
+
+_DRAW: Mapping[str, Callable[[Axes, np.ndarray, Panel], None]] = {
+    "map": _map,
+    "share": _share,
+    "bars": _bars,
+    "rows": _matrix,
+    "columns": _matrix,
+}
+
+
+def _label(axes: Axes, text: str) -> None:
+    if not text:
+        return
+    axes.set_title(
+        text, loc="left", fontsize=_LABEL_SIZE, color=plots.INK, parse_math=False
+    )
+    if axes.images:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
