@@ -33,7 +33,7 @@ from jaxattn.errors import UserError, choose, require
 from jaxattn.studies import compare, trials
 from jaxattn.studies.trials import Outcome, Trial
 from jaxattn.training.config_file import load_config
-from jaxattn.training.report import history
+from jaxattn.training.writer import history, read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
@@ -308,7 +308,7 @@ def make_record(run: Run, *, ran_here: bool = True) -> Record:
         **results,
     }
     config["data"]["path"] = None  # of this machine
-    return {**record, "config": config, "history": history(workdir)}
+    return {**record, "config": config, "history": history(read_metrics(workdir))}
 
 
 def _commit() -> str | None:

@@ -13,8 +13,8 @@ from typing import Any
 from jaxattn.atomic import write_atomically
 from jaxattn.errors import UserError
 from jaxattn.studies.trials import progress_of
-from jaxattn.training.report import history
 from jaxattn.training.run import flatten, is_harmless
+from jaxattn.training.writer import history, read_metrics
 from jaxattn.viz import plots
 
 _ACCURACIES = {
@@ -87,7 +87,7 @@ def read_run(workdir: pathlib.Path) -> FinishedRun:
                 f"workdir {workdir}: not finished, epoch {done} of {of}"
             )
         results = json.loads((workdir / "results.json").read_text())
-        return as_run(config, results, history(workdir))
+        return as_run(config, results, history(read_metrics(workdir)))
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"workdir {workdir}: not a run's ({error!r})") from error
 

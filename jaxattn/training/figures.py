@@ -17,6 +17,7 @@ from jaxattn.data.source import Source
 from jaxattn.training.config import bind
 from jaxattn.training.metrics import Predictions
 from jaxattn.training.run import Run
+from jaxattn.training.writer import history
 from jaxattn.viz.attention_maps import make_attend
 
 _NUM_MISTAKES = 24
@@ -78,16 +79,6 @@ def draw_results(
     if titles:
         drawn["mistakes"] = plots.plot_images(images, titles)
     return drawn
-
-
-def history(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Returns one row for each epoch of a run, from the rows of its metrics."""
-    # The last one counts: an epoch is written again if a kill came before its save.
-    rows = {row["step"]: row for row in metrics if "epoch/epoch" in row}
-    return [
-        {key.removeprefix("epoch/"): value for key, value in row.items()}
-        for row in rows.values()
-    ]
 
 
 def worst_mistakes(

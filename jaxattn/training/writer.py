@@ -150,6 +150,16 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [record for record in records if record is not None]
 
 
+def history(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Returns one row for each epoch of a run, from the rows of its metrics."""
+    # The last one counts: an epoch is written again if a kill came before its save.
+    rows = {row["step"]: row for row in metrics if "epoch/epoch" in row}
+    return [
+        {key.removeprefix("epoch/"): value for key, value in row.items()}
+        for row in rows.values()
+    ]
+
+
 def truncate_run(workdir: str | os.PathLike[str], step: int) -> None:
     """Removes what a run has recorded after a step, and torn tails.
 
