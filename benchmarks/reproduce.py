@@ -76,12 +76,8 @@ FIGURES = {
 }
 """What a row's figure is called in the table."""
 
-GROUPS = {
-    "cifar10": "Full recipes on CIFAR-10, as published where there is a figure",
-    "cpu": "Shorter ones, for two CPU cores",
-    "attention_cpu": "Which attention helps a small ResNet: 5,000 images, 15 epochs",
-}
-"""The tables."""
+GROUPS = ("cifar10", "cpu", "attention_cpu")
+"""The tables: whole recipes, shorter ones for CPUs, and a study of attention."""
 
 
 def _canet(variant: str, published: float) -> Row:
