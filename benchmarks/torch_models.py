@@ -6,7 +6,8 @@ Restated from the published projects, with their parameter names:
   - CANet: tyyyyy333/Fdu_DS_DL24spring_collection, pj2/cifar10;
   - the blocks with CBAM-like gates:
     prathamssaraf/Attention-Enhanced-ResNet-for-CIFAR-10-Classification;
-  - ResNet: torchvision.
+  - VGG-A: tyyyyy333/Fdu_DS_DL24spring_collection, pj2/codes/VGG_BatchNorm;
+  - ResNet, MobileNetV2, ShuffleNetV2, VGG-11: torchvision.
 They compute what ours compute (tests/test_torch_models.py) in the way those projects
 do, so that their speed is what a user of PyTorch has. They are for timing alone: of the
 blocks' options the networks' are here, and weights start from PyTorch's defaults.
@@ -25,6 +26,16 @@ from torch import Tensor, nn
 
 _STEMS = {"imagenet": (7, 2), "cifar": (3, 1)}  # side and stride of the convolution
 _WIDTHS = (64, 128, 256, 512)
+# Of MobileNetV2's groups of blocks: expansion, channels, blocks, stride of the first.
+_MOBILE_GROUPS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 def create_torch_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
@@ -688,7 +699,212 @@ class SCCNet(nn.Module):
         return self.head(_pooled(x))
 
 
+class ShuffleUnit(nn.Module):
+    """ShuffleNetV2's unit of two branches, the first empty at stride 1.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Step along H and W.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.stride = stride
+        self.branch1 = nn.Sequential()
+        if stride > 1:
+            self.branch1 = nn.Sequential(*_separable(in_channels, half, stride))
+        self.branch2 = nn.Sequential(
+            *_conv_norm(in_channels if stride > 1 else half, half, 1),
+            nn.ReLU(inplace=True),
+            *_separable(half, half, stride),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the unit to `x` `[N, C, H, W]`."""
+        past, x = x.chunk(2, 1) if self.stride == 1 else (self.branch1(x), x)
+        x = torch.cat((past, self.branch2(x)), 1)
+        N, C, H, W = x.shape
+        return x.view(N, 2, C // 2, H, W).transpose(1, 2).reshape(N, C, H, W)
+
+
+class ShuffleNetV2(nn.Module):
+    """ShuffleNetV2, half as wide.
+
+    Args:
+        num_classes: Number of logits.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(*_conv_norm(3, 24, 3, 2), nn.ReLU(inplace=True))
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.stage2 = _stage(ShuffleUnit, 4, 24, 48, 2)
+        self.stage3 = _stage(ShuffleUnit, 8, 48, 96, 2)
+        self.stage4 = _stage(ShuffleUnit, 4, 96, 192, 2)
+        self.conv5 = nn.Sequential(*_conv_norm(192, 1024, 1), nn.ReLU(inplace=True))
+        self.fc = nn.Linear(1024, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits of images `[N, 3, H, W]`."""
+        x = self.stage2(self.maxpool(self.conv1(x)))
+        return self.fc(_pooled(self.conv5(self.stage4(self.stage3(x)))))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Step along H and W.
+        ratio: Channels in between, in units of the input's.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, ratio: int
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * ratio
+        widen = [_conv_norm6(in_channels, hidden, 1)] if ratio > 1 else []
+        self.conv = nn.Sequential(
+            *widen,
+            _conv_norm6(hidden, hidden, 3, stride, groups=hidden),
+            *_conv_norm(hidden, out_channels, 1),
+        )
+        self.adds = (stride, in_channels) == (1, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the block to `x` `[N, C, H, W]`."""
+        return x + self.conv(x) if self.adds else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2.
+
+    Args:
+        num_classes: Number of logits.
+        stem: "imagenet" or "cifar".
+        dropout_rate: Share of the pooled features that training sets to 0.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, stem: str = "imagenet", dropout_rate: float = 0.2
+    ) -> None:
+        super().__init__()
+        blocks, C = [_conv_norm6(3, 32, 3, 2 if stem == "imagenet" else 1)], 32
+        for ratio, width, size, stride in _MOBILE_GROUPS:
+            for i in range(size):
+                step = stride if i == 0 else 1
+                blocks.append(InvertedResidual(C, width, step, ratio))
+                C = width
+        self.features = nn.Sequential(*blocks, _conv_norm6(C, 1280, 1))
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout_rate), nn.Linear(1280, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits of images `[N, 3, H, W]`."""
+        return self.classifier(_pooled(self.features(x)))
+
+
+class VGG(nn.Module):
+    """VGG-A, with batch normalisation or dropout if wanted; and VGG-11.
+
+    Args:
+        num_classes: Number of logits.
+        width: Channels of the first convolution.
+        batch_norm: Normalises between convolution and ReLU.
+        hidden: Outputs of the classifier's hidden layers; None: 8 * width.
+        pooled: Side of the map before the classifier.
+        dropout_rate: Of VGG-11's classifier; 0 leaves the layers out.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        width: int = 64,
+        batch_norm: bool = False,
+        hidden: int | None = None,
+        pooled: int = 1,
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        stages = _vgg_stages(width, batch_norm)
+        self.features = nn.Sequential(*(m for stage in stages for m in stage))
+        self.avgpool = nn.AdaptiveAvgPool2d(pooled)
+        C = 8 * width
+        hidden = hidden or C
+        drop = [nn.Dropout(dropout_rate)] if dropout_rate else []
+        relu = nn.ReLU(inplace=True)
+        first = nn.Linear(C * pooled * pooled, hidden)
+        second, last = nn.Linear(hidden, hidden), nn.Linear(hidden, num_classes)
+        layers = first, relu, *drop, second, relu, *drop, last
+        self.classifier = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits of images `[N, 3, H, W]`."""
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+class VGGADropout(nn.Module):
+    """VGG-A with dropout, whose five stages are modules of their own.
+
+    Args:
+        num_classes: Number of logits.
+        width: Channels of the first convolution.
+    """
+
+    def __init__(self, num_classes: int = 10, width: int = 64) -> None:
+        super().__init__()
+        self.stage1, self.stage2, self.stage3, self.stage4, self.stage5 = (
+            nn.Sequential(*stage) for stage in _vgg_stages(width, batch_norm=False)
+        )
+        C = 8 * width
+        relu, drop = nn.ReLU(inplace=True), nn.Dropout(0.5)
+        layers = drop, nn.Linear(C, C), relu, drop, nn.Linear(C, C), relu
+        self.classifier = nn.Sequential(*layers, nn.Linear(C, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits of images `[N, 3, H, W]`."""
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.classifier(self.stage5(self.stage4(x)).flatten(1))
+
+
 # What they share -------------------------------------------------------------------
+
+
+def _vgg_stages(width: int, batch_norm: bool) -> list[list[nn.Module]]:
+    stages, C = [], 3
+    for multiples in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
+        stage: list[nn.Module] = []
+        for multiple in multiples:
+            stage.append(nn.Conv2d(C, multiple * width, 3, padding=1))
+            C = multiple * width
+            stage += [nn.BatchNorm2d(C)] if batch_norm else []
+            stage.append(nn.ReLU(inplace=True))
+        stages.append([*stage, nn.MaxPool2d(2)])
+    return stages
+
+
+def _separable(
+    in_channels: int, out_channels: int, stride: int
+) -> tuple[nn.Module, ...]:
+    depthwise = nn.Conv2d(
+        in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False
+    )
+    pointwise = _conv_norm(in_channels, out_channels, 1)
+    return depthwise, nn.BatchNorm2d(in_channels), *pointwise, nn.ReLU(inplace=True)
+
+
+def _conv_norm6(
+    in_channels: int, out_channels: int, size: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    conv = nn.Conv2d(
+        in_channels, out_channels, size, stride, size // 2, groups=groups, bias=False
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
 
 
 def _conv(
@@ -749,6 +965,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "canet_tiny": partial(CANet, width=16),
     "efficient_resnet": EfficientResNet,
     "enhanced_efficient_resnet": EnhancedEfficientResNet,
+    "mobilenet_v2": MobileNetV2,
     "resnet18": partial(ResNet, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, (3, 4, 6, 3), bottleneck=True),
@@ -758,6 +975,11 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     ),
     "sccnet18": partial(SCCNet, (2, 2, 2, 2)),
     "sccnet34": partial(SCCNet, (3, 4, 6, 3)),
+    "shufflenet_v2_x0_5": ShuffleNetV2,
+    "vgg11": partial(VGG, hidden=4096, pooled=7, dropout_rate=0.5),
+    "vgg_a": VGG,
+    "vgg_a_bn": partial(VGG, batch_norm=True),
+    "vgg_a_dropout": VGGADropout,
 }
 _BLOCKS: dict[str, Callable[[int], nn.Module]] = {
     "SCSA": SCSA,

@@ -41,6 +41,7 @@ MODULES = {
         "enhanced_efficient_resnet", base_width=8, dropout_rate=0.0
     ),
     "enhanced_resnet_bw31": create_model("enhanced_efficient_resnet", dropout_rate=0.0),
+    "vgg_a_light": create_model("vgg_a_light"),
 }
 
 

@@ -13,6 +13,9 @@ CONFIGS = sorted((smoke.ROOT / "configs").glob("*.py"))
 VARIANTS = ("tiny", "light", "base", "pro")
 SCCNETS = ("18", "34", "18_cifar", "34_cifar")
 SCSAS = ("resnet50", "resnet101", "mobilenet_v2", "resnet18_cifar", "resnet50_cifar")
+BASELINES = (
+    "resnet18", "resnet34", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11",
+)  # fmt: skip
 COMMON = {
     "seed", "num_epochs", "batch_size", "model.name", "data.name", "data.path",
     "data.val_fraction", "dtype", "data_parallel", "steps_per_dispatch",
@@ -85,7 +88,9 @@ def test_attention_keywords_come_from_the_command_line():
     assert kwargs == {"attn_drop_ratio": 0.1, "window_size": 5}
 
 
-@pytest.mark.parametrize("name", ["canet", "sccnet", "scsa", "attention_study"])
+@pytest.mark.parametrize(
+    "name", ["attention_study", "baselines", "canet", "sccnet", "scsa"]
+)
 def test_unknown_variant_names_the_choices(name):
     module = load(smoke.ROOT / "configs" / f"{name}.py")
     with pytest.raises(ValueError, match="config variant 'x': must be one of "):
@@ -193,6 +198,23 @@ def test_canet_follows_the_published_recipe():
         "mixup_probability": 0.3, "mixup_alpha": 0.5,
         "cutmix_probability": 0.3, "cutmix_alpha": 0.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", BASELINES)
+def test_baseline_is_its_network_for_small_images(variant):
+    config = load(smoke.ROOT / "configs" / "baselines.py").get_config(variant)
+    only_one = ("shufflenet_v2_x0_5", "vgg11")
+    assert config.model.name == variant
+    stem = getattr(built(config).model, "stem", None)
+    assert stem == (None if variant in only_one else "cifar")
+
+
+def test_baselines_follow_canets_recipe():
+    def values(name):
+        config = load(smoke.ROOT / "configs" / f"{name}.py").get_config().to_dict()
+        return {key: value for key, value in config.items() if key != "model"}
+
+    assert values("baselines") == values("canet")
 
 
 def test_cbam_resnet_follows_the_published_recipe():

@@ -29,6 +29,19 @@ PARAMETERS = {
     "resnet101_scsa": 44_679_208,
     "sccnet18": 15_849_384,
     "sccnet34": 25_979_816,
+    "shufflenet_v2_x0_5": 352_042,
+    "vgg11": 128_807_306,
+    "vgg_a": 9_750_922,
+    "vgg_a_bn": 9_756_426,
+    "vgg_a_dropout": 9_750_922,
+    "vgg_a_light": 285_162,
+}
+# Of CANet's baselines, at 10 classes.
+CIFAR_PARAMETERS = {
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "resnet50": 23_520_842,
+    "mobilenet_v2": 2_236_682,
 }
 
 
@@ -51,6 +64,12 @@ def test_parameter_count_is_the_published_one(name):
     model = create_model(name, 1000 if large else 10)
     variables = abstract_variables(model, 224 if large else 32)
     assert count(variables["params"]) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", CIFAR_PARAMETERS)
+def test_parameter_count_for_small_images_is_the_published_one(name):
+    variables = abstract_variables(create_model(name, stem="cifar"))
+    assert count(variables["params"]) == CIFAR_PARAMETERS[name]
 
 
 def test_every_model_has_a_published_count():
@@ -123,6 +142,27 @@ def test_other_sizes_are_refused():
         abstract_variables(create_model("canet_tiny"), 30)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "others"),
+    [
+        ("vgg_a", (32, 63), (31, 64)),
+        ("vgg_a_bn", (32, 63), (31, 64)),
+        ("vgg_a_dropout", (32, 63), (31, 64)),
+        ("vgg_a_light", (32, 35), (31, 36)),
+        ("vgg11", (32, 224), (31,)),
+    ],
+)
+def test_vggs_take_the_sizes_of_their_classifier(name, sizes, others):
+    model = create_model(name)
+    for size in sizes:
+        x = jax.ShapeDtypeStruct((2, 40 if "light" not in name else 33, size, 3), "f4")
+        logits = jax.eval_shape(model.apply, abstract_variables(model, size), x)
+        assert logits.shape == (2, 10)
+    for size in others:
+        with pytest.raises(ValueError, match=f"VGG.*width {size} must be .*32.* pixel"):
+            abstract_variables(model, size)
+
+
 def test_unknown_model_names_the_choices():
     with pytest.raises(UserError, match=r"did you mean 'canet_tiny'.*canet_pro"):
         create_model("canet_tin")
@@ -175,6 +215,87 @@ def test_initial_weights_have_torchs_distribution(tiny_state):
     assert np.abs(state["fc1.bias"]).max() <= 1 / np.sqrt(256)
     assert state["fc1.bias"].std() > 0
     assert np.abs(state["res_0.se.conv1.weight"]).max() <= 1 / np.sqrt(3)
+
+
+# Of torchvision's state dicts: name, and shape at 10 classes.
+TORCHVISION = {
+    "resnet18": {
+        "conv1.weight": (64, 3, 7, 7),
+        "bn1.running_var": (64,),
+        "layer1.0.conv1.weight": (64, 64, 3, 3),
+        "layer2.0.downsample.0.weight": (128, 64, 1, 1),
+        "layer2.0.downsample.1.bias": (128,),
+        "layer4.1.bn2.num_batches_tracked": (),
+        "fc.weight": (10, 512),
+    },
+    "shufflenet_v2_x0_5": {
+        "conv1.0.weight": (24, 3, 3, 3),
+        "conv1.1.running_mean": (24,),
+        "stage2.0.branch1.0.weight": (24, 1, 3, 3),
+        "stage2.0.branch1.3.bias": (24,),
+        "stage2.0.branch2.3.weight": (24, 1, 3, 3),
+        "stage3.7.branch2.5.weight": (48, 48, 1, 1),
+        "stage4.3.branch2.6.running_var": (96,),
+        "conv5.0.weight": (1024, 192, 1, 1),
+        "fc.weight": (10, 1024),
+    },
+    "vgg11": {
+        "features.0.weight": (64, 3, 3, 3),
+        "features.11.bias": (512,),
+        "features.18.weight": (512, 512, 3, 3),
+        "classifier.0.weight": (4096, 25088),
+        "classifier.3.weight": (4096, 4096),
+        "classifier.6.bias": (10,),
+    },
+    "vgg_a_bn": {
+        "features.4.weight": (128, 64, 3, 3),
+        "features.26.running_mean": (512,),
+        "classifier.4.weight": (10, 512),
+    },
+    "vgg_a_dropout": {
+        "stage3.2.weight": (256, 256, 3, 3),
+        "classifier.1.weight": (512, 512),
+        "classifier.6.weight": (10, 512),
+    },
+}
+# Entries in all; `num_batches_tracked` of every normalisation is one.
+ENTRIES = {
+    "resnet18": 122,
+    "shufflenet_v2_x0_5": 338,
+    "vgg11": 22,
+    "vgg_a_bn": 62,
+    "vgg_a_dropout": 22,
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_state_dict_has_the_published_names_and_shapes(name):
+    model = create_model(name)
+    zeros = lambda leaf: np.broadcast_to(np.float32(0), leaf.shape)  # noqa: E731
+    state = to_torch(model, jax.tree.map(zeros, abstract_variables(model)))
+    shapes = {key: value.shape for key, value in state.items()}
+    assert shapes.items() >= TORCHVISION[name].items()
+    assert len(shapes) == ENTRIES[name]
+
+
+def test_vgg11_is_initialised_as_torchvisions():
+    model = create_model("vgg11")
+
+    @jax.jit
+    def drawn():  # without the first layer of 103 million, which nothing here reads
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        params = variables["params"]
+        classifier = params["classifier"]
+        return params["features"]["18"], classifier["3"], classifier["6"]
+
+    last_conv, hidden, last = drawn()
+    assert abs(np.std(last_conv["kernel"]) / np.sqrt(2 / (512 * 9)) - 1) < 0.01
+    chex.assert_trees_all_equal(last_conv["bias"], jnp.zeros(512))
+    assert abs(np.std(hidden["kernel"]) / 0.01 - 1) < 0.01
+    chex.assert_trees_all_equal(hidden["bias"], jnp.zeros(4096))
+    bound = 1 / np.sqrt(4096)
+    assert 0.99 * bound < np.abs(last["kernel"]).max() <= bound
+    assert np.abs(last["bias"]).max() > 0
 
 
 @pytest.fixture(scope="module")

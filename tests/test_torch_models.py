@@ -21,6 +21,7 @@ from jaxattn import attention, create_model, from_torch, to_torch  # noqa: E402
 from jaxattn.models import resnet, sccnet  # noqa: E402
 
 WITH_STEMS = [
+    "mobilenet_v2",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -36,6 +37,11 @@ WITHOUT = [
     "canet_tiny",
     "efficient_resnet",
     "enhanced_efficient_resnet",
+    "shufflenet_v2_x0_5",
+    "vgg11",
+    "vgg_a",
+    "vgg_a_bn",
+    "vgg_a_dropout",
 ]
 NARROW = {"base_width": 8}
 THIN = {"widths": (8, 12, 16, 20)}
@@ -57,6 +63,12 @@ NETWORKS = [
         ("sccnet18", {**THIN, "stem": "cifar", "downsample": downsample}, 12, 16)
         for downsample in sccnet.DOWNSAMPLES
     ),
+    ("mobilenet_v2", {"stem": "cifar"}, 16, 24),
+    ("shufflenet_v2_x0_5", {}, 32, 40),
+    ("vgg11", {}, 33, 64),
+    ("vgg_a", {"width": 8, "num_classes": 7}, 32, 40),
+    ("vgg_a_bn", {"width": 8}, 32, 40),
+    ("vgg_a_dropout", {"width": 8}, 32, 40),
 ]
 SCSA_KWARGS = {"window_size": 2}
 # Ours, theirs, and the channels of the input.
@@ -236,7 +248,8 @@ def test_names_and_shapes_are_ours(name, kwargs):
     with torch.device("meta"):
         state = create_torch_model(name, num_classes=100, **kwargs).state_dict()
     state = {k: np.broadcast_to(np.float32(0), v.shape) for k, v in state.items()}
-    example = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    size = 32 if name.startswith("vgg") else 224
+    example = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     from_torch(create_model(name, num_classes=100, **kwargs), state, example)
 
 

@@ -12,6 +12,8 @@ from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
 from jaxattn.models.mobilenet_v2 import MobileNetV2
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
+from jaxattn.models.shufflenet_v2 import ShuffleNetV2
+from jaxattn.models.vgg import VGG11, VGGA, VGGADropout, VGGALight
 
 
 class _Entry(NamedTuple):
@@ -49,6 +51,12 @@ _MODELS = {
     ),
     "sccnet18": _Entry(SCCNet, {"stage_sizes": (2, 2, 2, 2)}),
     "sccnet34": _Entry(SCCNet, {"stage_sizes": (3, 4, 6, 3)}),
+    "shufflenet_v2_x0_5": _Entry(ShuffleNetV2, {"widths": (24, 48, 96, 192, 1024)}),
+    "vgg11": _Entry(VGG11),
+    "vgg_a": _Entry(VGGA, {"batch_norm": False}),
+    "vgg_a_bn": _Entry(VGGA, {"batch_norm": True}),
+    "vgg_a_dropout": _Entry(VGGADropout),
+    "vgg_a_light": _Entry(VGGALight),
 }
 
 

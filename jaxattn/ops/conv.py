@@ -243,6 +243,7 @@ class Conv(nn.Module):
         groups: Groups of channels that do not see each other.
         use_bias: Adds a bias per output channel.
         kernel_init: Initialiser of the kernel.
+        bias_init: Initialiser of the bias; None is torch's default.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
     """
 
@@ -254,6 +255,7 @@ class Conv(nn.Module):
     groups: int = 1
     use_bias: bool = False
     kernel_init: Initializer = torch_kernel
+    bias_init: Initializer | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -273,7 +275,7 @@ class Conv(nn.Module):
             groups=self.groups,
         )
         if self.use_bias:
-            init = torch_bias(k * k * C)
+            init = self.bias_init or torch_bias(k * k * C)
             bias = self.param("bias", init, (self.features,), jnp.float32)
             y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
         return y

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.ops.init import torch_bias, torch_kernel
@@ -13,10 +14,14 @@ class Linear(nn.Module):
 
     Attributes:
         features: Outputs.
+        kernel_init: Initialiser of the kernel.
+        bias_init: Initialiser of the bias; None is torch's default.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
     """
 
     features: int
+    kernel_init: Initializer = torch_kernel
+    bias_init: Initializer | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -24,7 +29,7 @@ class Linear(nn.Module):
         """Returns `[N, features]` of `x` `[N, C]`."""
         x = x if self.dtype is None else x.astype(self.dtype)
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", torch_kernel, shape, jnp.float32)
-        bias_init = torch_bias(x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias_init = self.bias_init or torch_bias(x.shape[-1])
         bias = self.param("bias", bias_init, shape[1:], jnp.float32)
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None]
