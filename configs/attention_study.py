@@ -39,6 +39,8 @@ def get_config(variant: str = "none") -> ml_collections.ConfigDict:
     config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 or 25
     config.init_from = placeholder(str)  # workdir or PyTorch file of the first weights
     config.trainable = "all"  # all, or head: only the layer that makes the logits
+    config.max_skipped_steps = 0  # whose loss is not finite, before the run ends
+    config.stall_timeout_s = 1800.0  # without a step before the run ends; s
 
     config.model = ml_collections.ConfigDict()
     if variant == "scc":
@@ -102,4 +104,5 @@ def get_config(variant: str = "none") -> ml_collections.ConfigDict:
     config.log.tensorboard = False  # writes TensorBoard events
     config.log.histograms = False  # of all parameters at every epoch
     config.log.images = False  # a grid of augmented inputs at the start
+    config.log.attention_maps = False  # of four validation images at every evaluation
     return config

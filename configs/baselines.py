@@ -44,6 +44,8 @@ def get_config(variant: str = "resnet18") -> ml_collections.ConfigDict:
     config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 or 25
     config.init_from = placeholder(str)  # workdir or PyTorch file of the first weights
     config.trainable = "all"  # all, or head: only the layer that makes the logits
+    config.max_skipped_steps = 0  # whose loss is not finite, before the run ends
+    config.stall_timeout_s = 1800.0  # without a step before the run ends; s
 
     config.model = ml_collections.ConfigDict()
     config.model.name = variant  # any of jaxattn.list_models()
@@ -55,6 +57,7 @@ def get_config(variant: str = "resnet18") -> ml_collections.ConfigDict:
     config.data.path = placeholder(str)  # archive, its folder, npz, or a TFDS directory
     config.data.val_fraction = 0.1  # share of the training split for validation
     config.data.split_seed = 0  # of that choice; the same split for every run's seed
+    config.data.max_train_examples = placeholder(int)  # of each class its share
     config.data.image_size = placeholder(int)  # pixels; not of data of a fixed size
     config.data.crop_scale = placeholder(tuple)  # area of a random crop of a photo
     config.data.on_bad_image = placeholder(str)  # error or skip; of photos
@@ -103,4 +106,5 @@ def get_config(variant: str = "resnet18") -> ml_collections.ConfigDict:
     config.log.tensorboard = True  # writes TensorBoard events
     config.log.histograms = True  # of all parameters at every epoch
     config.log.images = True  # a grid of augmented inputs at the start
+    config.log.attention_maps = False  # of four validation images at every evaluation
     return config

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.ops.conv import Conv
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
@@ -153,7 +154,7 @@ class ShuffleNetV2(nn.Module):
                 unit = ShuffleUnit(width, stride, self.axis_name, name=name)
                 x = unit(x, train=train)
         x = self._conv_norm(x, last, 1, 1, "conv5", train)
-        x = jnp.mean(x, (1, 2))
+        x = jnp.mean(mark_features(self, x), (1, 2))
         return Linear(self.num_classes, name="fc")(x).astype(jnp.float32)
 
     def _conv_norm(
