@@ -338,32 +338,32 @@ saved.exists() or time.sleep(60)
 
 
 def test_training_is_asked_to_stop_and_goes_on_in_the_next_call(suite):
-    suite.codes["train.a"] = SAVES.format(saved=str(suite.out / "saved"))
-    item = Item("train.a", 2 / 60)
-    assert suite.run(item) == {"train.a": "unfinished"}
+    suite.codes["train.canet"] = SAVES.format(saved=str(suite.out / "saved"))
+    item = Item("train.canet", 2 / 60)
+    assert suite.run(item) == {"train.canet": "unfinished"}
     assert (suite.out / "saved").exists()
-    assert suite.run(item) == {"train.a": "done"}
+    assert suite.run(item) == {"train.canet": "done"}
 
 
 def test_training_that_does_not_stop_is_killed(suite, monkeypatch):
     monkeypatch.setattr(gpu_suite, "_GRACE_S", 0.3)
-    suite.codes["train.a"] = (
+    suite.codes["train.canet"] = (
         "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
     )
     start_s = time.monotonic()
-    assert suite.run(Item("train.a", 1 / 60)) == {"train.a": "unfinished"}
+    assert suite.run(Item("train.canet", 1 / 60)) == {"train.canet": "unfinished"}
     assert time.monotonic() - start_s < 20
 
 
 def test_the_suite_ends_in_time(suite):
     """What needs more time than is left does not begin; training takes what is left."""
-    suite.codes["train.b"] = SAVES.format(saved=str(suite.out / "saved"))
+    suite.codes["train.canet_tiny"] = SAVES.format(saved=str(suite.out / "saved"))
     suite.codes["fake.c"] = "time.sleep(60)"
-    items = [Item("fake.a", 1.0), Item("train.b", 0.5), Item("fake.c", 2 / 60)]
+    items = [Item("fake.a", 1.0), Item("train.canet_tiny", 0.5), Item("fake.c", 2 / 60)]
     start_s = time.monotonic()
     states = suite.run(*items, seconds=1.6)
     assert states["fake.a"] == states["fake.c"] == "not begun"
-    assert states["train.b"] == "unfinished"
+    assert states["train.canet_tiny"] == "unfinished"
     assert time.monotonic() - start_s < 10
 
 

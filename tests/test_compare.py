@@ -12,7 +12,6 @@ from jaxattn.cli import main
 from jaxattn.errors import UserError
 from jaxattn.studies import compare, trials
 from jaxattn.studies.trials import Trial
-from jaxattn.training.run import flatten
 
 RESULTS = {
     "model": "resnet10",
@@ -295,16 +294,14 @@ def test_mistake_in_a_run_comes_back_as_one_line(tmp_path):
 
 @pytest.mark.usefixtures("at_root")
 def test_compare_trains_once_what_is_not_finished(capsys, tmp_path):
-    flags = ["--config.num_epochs=1", "--config.data.num_train=40"]
-    command = ["compare", "--configs", SMOKE, "--root", str(tmp_path), *flags]
-    command += ["--out", str(tmp_path / "out")]
+    command = ["compare", "--configs", SMOKE, "--root", str(tmp_path)]
+    command += ["--config.num_epochs=1", "--out", str(tmp_path / "out")]
     assert main(command) == 0
     first = capsys.readouterr().out
     assert "smoke, seed 0 (1 of 1): finished" in first
     assert "| `canet_tiny` | synthetic | 1 |" in first
     workdir = tmp_path / "smoke" / "seed0"
-    config = flatten(json.loads((workdir / "config.json").read_text()))
-    assert (config["num_epochs"], config["data.num_train"]) == (1, 40)
+    assert json.loads((workdir / "config.json").read_text())["num_epochs"] == 1
     assert "epoch 1/1" in (workdir / "train.log").read_text()
     assert main(command) == 0
     assert "smoke, seed 0 (1 of 1): done before" in capsys.readouterr().out
