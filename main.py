@@ -5,16 +5,15 @@ or the machine failed, 2 a mistake in the command, the config or the data, 130 a
 stopped by SIGINT and SIGTERM after saving.
 """
 
-import os
-import re
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxattn import host
-from jaxattn.errors import DivergedError, InterruptedRun, UserError, suggest
+from jaxattn.errors import DivergedError, InterruptedRun, UserError
+from jaxattn.training.config_file import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, such as configs/canet.py:tiny.", lock_config=True
@@ -68,45 +67,9 @@ def main(argv: list[str]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake is one line and exit code 2."""
     try:
-        _check_config_file(argv)
-        return flags.FLAGS(argv)
+        return parse_flags(flags.FLAGS, argv)
     except UserError as error:
         _exit(error, 2)
-    except (AttributeError, KeyError) as error:  # an override of an unknown key
-        _exit(_unknown_key(argv) or error, 2)
-    except (flags.Error, ValueError, TypeError, OSError) as error:
-        # An error inside a config file comes with its traceback.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raised = [line for line in lines if re.match(r"(Type|Value)Error: ", line)]
-        _exit(raised[-1].split(": ", 1)[1] if raised else " ".join(lines), 2)
-
-
-def _check_config_file(argv: list[str]) -> None:
-    path = _config_argument(argv)
-    if path and not os.path.isfile(path.split(":")[0]):
-        raise UserError(f"--config={path}: no such file")
-
-
-def _unknown_key(argv: list[str]) -> str | None:
-    """Names the first override whose key the config does not have."""
-    config: Any = flags.FLAGS["config"].parser.parse(_config_argument(argv) or "")
-    for argument in argv:
-        if not (match := re.match(r"--?config\.([\w.]+)", argument)):
-            continue
-        node = config.to_dict()
-        for key in match[1].split("."):
-            keys = list(node) if isinstance(node, dict) else []
-            if key not in keys:
-                return f"--config.{match[1]}: no such key; {suggest(key, keys)}"
-            node = node[key]
-    return None
-
-
-def _config_argument(argv: list[str]) -> str | None:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
-            return match[1] or following
-    return None
 
 
 def _exit(error: object, code: int) -> NoReturn:

@@ -1,18 +1,25 @@
 """The `jaxattn` command: what to do with a trained network.
 
-Exit codes: 0 done, 1 the machine failed, 2 a mistake in the command or the data, 130
-stopped by Ctrl-C.
+Exit codes: 0 done, 1 the machine failed or a loss diverged, 2 a mistake in the command
+or the data, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import argparse
 import ast
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from jaxattn import host
-from jaxattn.errors import UserError, choose, require
+from jaxattn.errors import (
+    DivergedError,
+    InterruptedRun,
+    UserError,
+    choose,
+    require,
+)
 from jaxattn.inference import files, methods
 from jaxattn.training.trained import SPLITS, WEIGHTS, load_trained
 
@@ -27,14 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None:  # as a program
             host.prepare()
-        args = _make_parser().parse_args(argv)
+        args, rest = _make_parser().parse_known_args(argv)
+        _take_overrides(args, rest)
         args.run(args)
     except UserError as error:
         return _complain(error, 2)
     except ModuleNotFoundError as error:
         return _complain(f"{error}: pip install 'jaxattn[train]'", 2)
-    except OSError as error:
+    except (DivergedError, OSError) as error:
         return _complain(error, 1)
+    except InterruptedRun as stop:
+        return _complain(stop, stop.exit_code)
     except KeyboardInterrupt:
         return _complain("stopped", 130)
     return 0
@@ -198,6 +208,23 @@ def _measured(
     return (name, stem, str(size), str(num_classes), *counts)
 
 
+def _bn_landscape(args: argparse.Namespace) -> None:
+    from jaxattn.studies.bn_landscape import run_study
+    from jaxattn.training.config_file import load_config
+
+    run_study(load_config(args.config, args.overrides), args.workdir)
+
+
+def _take_overrides(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Gives `--config.key=value` to the subcommand that takes them."""
+    takes = hasattr(args, "overrides")
+    for flag in rest:
+        if not (takes and re.match(r"--config\.[\w.]+=", flag)):
+            raise UserError(f"unrecognized arguments: {' '.join(rest)}")
+    if takes:
+        args.overrides = list(rest)
+
+
 _METHOD_OPTIONS = (
     "num_views",
     "view_weights",
@@ -282,6 +309,13 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     _add_export(
         command("export-torch", _export_torch, "Writes weights as a state dict.")
+    )
+    _add_bn_landscape(
+        command(
+            "bn-landscape",
+            _bn_landscape,
+            "Trains VGG-A with and without batch normalisation, and measures both.",
+        )
     )
     _add_models(command("models", _models, "Lists networks and what they cost."))
     command("build-cpu-kernels", _build_cpu_kernels, "Makes CPUs train faster.")
@@ -390,6 +424,17 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     add("--workdir", required=True, help="folder of the trained network")
     add("--out", type=pathlib.Path, required=True, help="the .pth file")
     _add_weights(parser)
+
+
+def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        help="configs/vgg_bn.py; --config.key=value overrides a value of it",
+    )
+    add("--workdir", required=True, help="folder of the study's outputs")
+    parser.set_defaults(overrides=[])
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

@@ -348,19 +348,36 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
     """
     # A workdir of an earlier version does not say what its data were.
     record = run.record if "dataset" in saved else run.config
-    before, now = flatten(saved), flatten(json.loads(json.dumps(record, default=str)))
-    changed = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith("versions.")
-    ]
-    lines = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed}
-    if refused := [lines[key] for key in changed if not key.startswith(_HARMLESS)]:
+    lines = differences(saved, record)
+    if refused := [line for key, line in lines.items() if not is_harmless(key)]:
         raise UserError(
             f"the workdir was begun with another config ({'; '.join(refused)}); use"
             " that one, or another workdir"
         )
     return list(lines.values())
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Compares two configs.
+
+    Args:
+        before: Content of a `config.json`; its versions are not compared.
+        now: Another, or a config that none has been written of yet.
+
+    Returns:
+        By the keys that differ, sorted: "key: before -> now".
+    """
+    old, new = flatten(before), flatten(json.loads(json.dumps(now, default=str)))
+    return {
+        key: f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith("versions.")
+    }
+
+
+def is_harmless(key: str) -> bool:
+    """Returns whether a run's weights are the same whatever a key's value is."""
+    return key.startswith(_HARMLESS)
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,14 +37,16 @@ def make_train_step(
     ema: Ema,
     label_smoothing: float,
     trainable: Collection[TreePath] | None = None,
+    gradient_metrics: Callable[[Any], dict[str, Any]] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns one step of training, `(state, batch) -> (state, metrics)`.
 
     The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Metrics are
     scalars over the global batch: `loss`, `accuracy` (of a mixed image, its two labels'
-    weighted), `gradient_norm` (before clipping) and `learning_rate`. `trainable` are
-    the paths of the parameters that change and have gradients; None: all.
+    weighted), `gradient_norm` (before clipping) and `learning_rate`, and what
+    `gradient_metrics` makes of the gradients. `trainable` are the paths of the
+    parameters that change and have gradients; None: all.
     """
 
     def train_step(
@@ -89,6 +91,8 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
+        if gradient_metrics is not None:
+            metrics |= gradient_metrics(grads)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
