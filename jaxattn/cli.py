@@ -1,7 +1,7 @@
 """The `jaxattn` command: what to do with a trained network.
 
-Exit codes: 0 done, 1 the machine or a check failed, 2 a mistake in the command or the
-data, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 the machine or a check failed or a loss diverged, 2 a mistake in
+the command or the data, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import argparse
@@ -279,6 +279,13 @@ def _train_all(args: argparse.Namespace) -> list[pathlib.Path]:
     return [trial.workdir for trial in planned]
 
 
+def _bn_landscape(args: argparse.Namespace) -> None:
+    from jaxattn.studies.bn_landscape import run_study
+    from jaxattn.training.config_file import load_config
+
+    run_study(load_config(args.config, args.overrides), args.workdir)
+
+
 def _take_overrides(args: argparse.Namespace, rest: Sequence[str]) -> None:
     """Gives `--config.key=value` to the subcommand that takes them."""
     takes = hasattr(args, "overrides")
@@ -379,6 +386,13 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     _add_compare(
         command("compare", _compare, "Tables and plots runs, by config and seed.")
+    )
+    _add_bn_landscape(
+        command(
+            "bn-landscape",
+            _bn_landscape,
+            "Trains VGG-A with and without batch normalisation, and measures both.",
+        )
     )
     _add_models(command("models", _models, "Lists networks and what they cost."))
     command("build-cpu-kernels", _build_cpu_kernels, "Makes CPUs train faster.")
@@ -544,6 +558,17 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="folder of the table, as Markdown and CSV, and the figure"
         " (default %(default)s)",
     )
+    parser.set_defaults(overrides=[])
+
+
+def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        help="configs/vgg_bn.py; --config.key=value overrides a value of it",
+    )
+    add("--workdir", required=True, help="folder of the study's outputs")
     parser.set_defaults(overrides=[])
 
 

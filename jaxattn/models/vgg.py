@@ -19,6 +19,7 @@ Deviations from the code:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -107,7 +108,7 @@ class Classifier(nn.Module):
             if i in self.dropped:
                 drop = nn.Dropout(self.dropout_rate, name=f"dropout{i}")
                 x = drop(x, deterministic=not train)
-            init: dict[str, Initializer] = {}
+            init: dict[str, Any] = {}
             if self.small_init and i < 2:
                 init["kernel_init"] = nn.initializers.normal(0.01)
                 init["bias_init"] = nn.initializers.zeros

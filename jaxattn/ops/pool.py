@@ -48,10 +48,24 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int) -> jax.Array
     Returns:
         `[N, H', W', C]` with `H' = (H + 2 * padding - size) // stride + 1`.
     """
+    if stride == size and padding == 0:
+        return _max_of_patches(x, size)
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return jax.lax.reduce_window(
         x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
     )
+
+
+def _max_of_patches(x: jax.Array, size: int) -> jax.Array:
+    """Maxima of windows that do not overlap.
+
+    The gradient of `lax.reduce_window` is a scatter, which takes XLA's CPU backend 12
+    times as long as the comparisons that do here.
+    """
+    N, H, W, C = x.shape
+    h, w = H // size, W // size  # torch drops what does not fill a window
+    x = x[:, : h * size, : w * size].reshape(N, h, size, w, size, C).swapaxes(2, 3)
+    return max_along(x.reshape(N, h, w, size * size, C), 3)[:, :, :, 0]
 
 
 def adaptive_avg_pool(x: jax.Array, output_size: int) -> jax.Array:

@@ -38,15 +38,17 @@ def make_train_step(
     label_smoothing: float,
     trainable: Collection[TreePath] | None = None,
     skips: bool = False,
+    gradient_metrics: Callable[[Any], dict[str, Any]] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns one step of training, `(state, batch) -> (state, metrics)`.
 
     The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Metrics are
     scalars over the global batch: `loss`, `accuracy` (of a mixed image, its two labels'
-    weighted), `gradient_norm` (before clipping) and `learning_rate`. `trainable` are
-    the paths of the parameters that change and have gradients; None: all. `skips`
-    leaves the state as it is, but for its step, where loss or gradient are not finite.
+    weighted), `gradient_norm` (before clipping) and `learning_rate`, and what
+    `gradient_metrics` makes of the gradients. `trainable` are the paths of the
+    parameters that change and have gradients; None: all. `skips` leaves the state as
+    it is, but for its step, where loss or gradient are not finite.
     """
 
     def train_step(
@@ -91,6 +93,8 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
+        if gradient_metrics is not None:
+            metrics |= gradient_metrics(grads)
         new = dataclasses.replace(
             state,
             step=state.step + 1,

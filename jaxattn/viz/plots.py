@@ -6,7 +6,9 @@ state and could open a display. Names of classes are drawn literally
 """
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import os
 import textwrap
 import warnings
@@ -385,6 +387,88 @@ def _draw_band(
     if len(curves) > 1:
         band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
         axes.fill_between(common, percent.min(axis=0), percent.max(axis=0), **band)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Band:
+    """What lies between two curves, or one curve if they are the same.
+
+    Attributes:
+        label: For the legend; "" leaves it out of it.
+        x: float [M].
+        low: float [M], the lower curve.
+        high: float [M], the upper curve.
+        colour: Of curves and area.
+        alpha: Opacity of the curves, in [0, 1].
+        line: Style of the curves, as matplotlib names it.
+    """
+
+    label: str
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    colour: str
+    alpha: float = 0.9
+    line: str = "-"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Panel:
+    """Bands in one pair of axes.
+
+    Attributes:
+        title: Above it.
+        bands: The first ones are drawn first.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical axis.
+        x_limits: Of the horizontal axis; None fits the data.
+        log: Draws values above 0 on a logarithmic scale.
+    """
+
+    title: str
+    bands: Sequence[Band]
+    x_label: str
+    y_label: str
+    x_limits: tuple[float, float] | None = None
+    log: bool = False
+
+
+def plot_bands(
+    panels: Sequence[Sequence[Panel]], *, width: float, height: float
+) -> Figure:
+    """Draws bands, in rows of panels.
+
+    Args:
+        panels: Rows of equally many panels.
+        width: Of the figure, inches.
+        height: Of the figure, inches.
+
+    Returns:
+        The figure; its first panel has the legend.
+    """
+    figure = new_figure(width, height)
+    grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
+    flat = itertools.chain.from_iterable(panels)
+    for axes, panel in zip(grid.flat, flat, strict=True):
+        for band in panel.bands:
+            style = {"color": band.colour, "linestyle": band.line, "linewidth": 1}
+            axes.plot(band.x, band.high, label=band.label, alpha=band.alpha, **style)
+            if band.low is not band.high:
+                axes.plot(band.x, band.low, alpha=band.alpha, **style)
+                axes.fill_between(
+                    band.x, band.low, band.high, color=band.colour, alpha=0.3, lw=0
+                )
+        if panel.log:
+            axes.set_yscale("log")
+        if panel.x_limits is not None:
+            axes.set_xlim(*panel.x_limits)
+        axes.set_xlabel(panel.x_label)
+        axes.set_ylabel(panel.y_label, color=INK)
+        title_axes(axes, panel.title, size=10)
+        style_axes(axes)
+    if any(band.label for band in panels[0][0].bands):
+        grid[0, 0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
 
 
 def figure_to_array(figure: Figure) -> np.ndarray:
