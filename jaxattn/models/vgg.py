@@ -28,6 +28,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.ops.conv import Conv
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal, torch_kernel
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
@@ -39,7 +40,9 @@ _POOLED = 7  # side of the map before VGG-11's classifier
 
 
 class Convolutions(nn.Module):
-    """3x3 convolutions with ReLUs and max-pools, named as in torch's `Sequential`.
+    """3x3 convolutions with ReLUs, and max-pools between the stages.
+
+    They are named as in torch's `Sequential`, which ends with a max-pool, too.
 
     Attributes:
         stages: Output channels of the convolutions of each stage.
@@ -57,9 +60,12 @@ class Convolutions(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Applies them to `x` `[N, H, W, C]`; H and W are halved by every stage."""
+        """Applies them to `x` `[N, H, W, C]`; H and W are halved between stages."""
         place = 0  # in the sequence
-        for widths in self.stages:
+        for i, widths in enumerate(self.stages):
+            if i > 0:
+                x = _halve(x)
+                place += 1
             for width in widths:
                 x = Conv(
                     width,
@@ -76,8 +82,6 @@ class Convolutions(nn.Module):
                     x = norm(x, train=train)
                 x = nn.relu(x)
                 place += 2
-            x = max_pool(x, 2, stride=2, padding=0)
-            place += 1
         return x
 
 
@@ -157,7 +161,7 @@ class VGGA(nn.Module):
             axis_name=self.axis_name,
             name="features",
         )
-        x = convolutions(x, train=train)
+        x = _halve(mark_features(self, convolutions(x, train=train)))
         hidden = x.shape[-1]
         return Classifier((hidden, hidden, self.num_classes), name="classifier")(x)
 
@@ -198,7 +202,9 @@ class VGGADropout(nn.Module):
         _check_size("VGG-A with dropout", x, 32, 63)
         x = x if self.dtype is None else x.astype(self.dtype)
         for i, widths in enumerate(_widths(self.width), 1):
+            x = x if i == 1 else _halve(x)
             x = Convolutions((widths,), name=f"stage{i}")(x)
+        x = _halve(mark_features(self, x))
         classifier = Classifier(
             (x.shape[-1], x.shape[-1], self.num_classes),
             places=(1, 4, 6),
@@ -240,7 +246,9 @@ class VGGALight(nn.Module):
         _check_size("VGG-A light", x, 32, 35)
         x = x if self.dtype is None else x.astype(self.dtype)
         for i, width in enumerate((16, 32), 1):
+            x = x if i == 1 else _halve(x)
             x = Convolutions(((width,),), name=f"stage{i}")(x)
+        x = _halve(mark_features(self, x))
         return Classifier((128, 128, self.num_classes), name="classifier")(x)
 
 
@@ -282,6 +290,7 @@ class VGG11(nn.Module):
             bias_init=nn.initializers.zeros,
             name="features",
         )(x)
+        x = _halve(mark_features(self, x))
         classifier = Classifier(
             (4096, 4096, self.num_classes),
             places=(0, 3, 6),
@@ -291,6 +300,10 @@ class VGG11(nn.Module):
             name="classifier",
         )
         return classifier(adaptive_avg_pool(x, _POOLED), train=train)
+
+
+def _halve(x: jax.Array) -> jax.Array:
+    return max_pool(x, 2, stride=2, padding=0)
 
 
 def _widths(width: int) -> tuple[tuple[int, ...], ...]:
