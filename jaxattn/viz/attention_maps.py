@@ -52,9 +52,8 @@ class Panel(NamedTuple):
     """One picture of a layer's attention to one image.
 
     Attributes:
-        kind: "map" over positions `[H, W]`; "share", the same in [0, 1]; "bars" by
-            channel `[C]`; or "rows" `[H, C]` and "columns" `[C, W]` by channel,
-            about 0.
+        kind: "map" over positions `[H, W]`; "bars" by channel `[C]`; or "rows"
+            `[H, C]` and "columns" `[C, W]`, positions by channel, about 0.
         values: float.
         label: The layer and what is shown of it.
     """
@@ -193,7 +192,7 @@ def _winner_panels(winner: np.ndarray, layer: str, image: int) -> Iterator[Panel
         side = 2 * i + 1
         text = f"{layer}\n{side}x{side} wins {share.mean():.0%}"
         spread = f"{share.min():.0%} to {share.max():.0%}"
-        yield Panel("share", share, f"{text}\n{spread}")
+        yield Panel("map", share, f"{text}\n{spread}")
 
 
 def _panel(kind: str, values: np.ndarray, layer: str, label: str) -> Panel:

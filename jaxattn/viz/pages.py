@@ -69,7 +69,7 @@ def plot_page(
     lines = [
         row[i : i + _COLUMNS] for row in rows for i in range(0, len(row), _COLUMNS)
     ]
-    count, columns = 1 + len(lines), _COLUMNS if lines else 2
+    count, columns = 1 + len(lines), max([2, *map(len, lines)])
     figure = plots.new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
     figure.suptitle(title, fontsize=10, color=plots.INK, parse_math=False)
     grid = figure.subplots(count, columns, squeeze=False)
@@ -114,7 +114,6 @@ def _overlay(
     values: np.ndarray,
     label: str = "",
     *,
-    limits: tuple[float | None, float | None] = (None, None),
     smooth: bool = False,
 ) -> None:
     """Draws values over a grey and pale image, stretched to its size."""
@@ -127,8 +126,6 @@ def _overlay(
         extent=(-0.5, W - 0.5, H - 0.5, -0.5),
         # Cells as they are: what is drawn is what multiplied.
         interpolation="bilinear" if smooth else "nearest",
-        vmin=limits[0],
-        vmax=limits[1],
     )
     axes.set_axis_on()
     _label(axes, label)
@@ -136,10 +133,6 @@ def _overlay(
 
 def _map(axes: Axes, image: np.ndarray, panel: Panel) -> None:
     _overlay(axes, image, panel.values)
-
-
-def _share(axes: Axes, image: np.ndarray, panel: Panel) -> None:
-    _overlay(axes, image, panel.values, limits=(0, 1))
 
 
 def _bars(axes: Axes, image: np.ndarray, panel: Panel) -> None:
@@ -177,7 +170,6 @@ def _matrix(axes: Axes, image: np.ndarray, panel: Panel) -> None:
 
 _DRAW: Mapping[str, Callable[[Axes, np.ndarray, Panel], None]] = {
     "map": _map,
-    "share": _share,
     "bars": _bars,
     "rows": _matrix,
     "columns": _matrix,
