@@ -99,7 +99,7 @@ def _check_opcodes(data: bytes) -> None:
     one, and for as many bytes as a length says, before it looks for them.
     """
     for opcode, argument, _ in pickletools.genops(data):  # checks the lengths
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(data):
+        if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > len(data):
             raise pickle.UnpicklingError(f"remembers a value as number {argument}")
 
 
