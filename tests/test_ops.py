@@ -36,7 +36,8 @@ def has_avx512(request, monkeypatch):
 
 @pytest.mark.parametrize("height", [2, 8, 9])
 @pytest.mark.parametrize(
-    ("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (1, 1, 0), (3, 1, 1)]
+    ("size", "stride", "padding"),
+    [(3, 2, 1), (5, 2, 2), (2, 2, 0), (1, 1, 0), (3, 1, 1), (5, 1, 2)],
 )
 @pytest.mark.parametrize(("inputs", "outputs"), [(5, 6), (5, 20), (20, 6)])
 @pytest.mark.parametrize("mode", [jax.jit, lambda f: f])
@@ -58,10 +59,12 @@ def test_every_formulation_is_the_convolution(
     chex.assert_trees_all_close(gradients(ours), gradients(plain), atol=1e-4)
 
 
-def test_stride_2_gradient_is_not_dilated_on_cpu():
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_stride_2_gradient_is_not_dilated_on_cpu(size):
     """XLA's CPU backend runs a dilated convolution on a slow path."""
-    x, kernel = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 4, 4)
-    loss = lambda x: jnp.sum(conv.conv2d(x, kernel, stride=2, padding=1) ** 2)  # noqa: E731
+    x, kernel = normal(0, 2, 8, 8, 4), normal(1, size, size, 4, 4)
+    padding = (size - 1) // 2
+    loss = lambda x: jnp.sum(conv.conv2d(x, kernel, stride=2, padding=padding) ** 2)  # noqa: E731
     text = jax.jit(jax.grad(loss)).lower(x).compile().as_text()
     assert "lhs_dilate" not in text
 

@@ -30,8 +30,8 @@ def conv2d(
 ) -> jax.Array:
     """Convolves `x` with `kernel` (cross-correlation, as in PyTorch).
 
-    The 3x3 convolutions with padding 1 have gradients of their own, for reverse mode
-    alone: `jax.jvp` and `jax.hessian` do not go through them.
+    Those of size 3 and 5 that keep the map's size, or halve it, have gradients of their
+    own, for reverse mode alone: `jax.jvp` and `jax.hessian` do not go through them.
 
     Args:
         x: `[N, H, W, C]`.
@@ -56,8 +56,8 @@ def conv2d(
             return _patch_product(x, kernel)
         if size == (3, 3) and (padding, stride) == (1, 1) and min(x.shape[1:3]) <= 2:
             return _shifts_product(x, kernel)
-        if size == (3, 3) and padding == 1 and stride in (1, 2):
-            return (_conv3x3 if stride == 1 else _conv3x3_stride2)(x, kernel)
+        if size in ((3, 3), (5, 5)) and padding == size[0] // 2 and stride in (1, 2):
+            return _conv(x, kernel, stride)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -90,12 +90,13 @@ def _shifts_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.concatenate(taps, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _plain_conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _plain_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    padding = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        ((1, 1), (1, 1)),
+        ((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -103,40 +104,48 @@ def _plain_conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _plain_input_gradient(
     x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int
 ) -> jax.Array:
-    return jax.vjp(lambda x: _plain_conv3x3(x, kernel, stride), x)[1](g)[0]
+    return jax.vjp(lambda x: _plain_conv(x, kernel, stride), x)[1](g)[0]
 
 
 def _plain_kernel_gradient(
     x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int
 ) -> jax.Array:
-    return jax.vjp(lambda kernel: _plain_conv3x3(x, kernel, stride), kernel)[1](g)[0]
+    return jax.vjp(lambda kernel: _plain_conv(x, kernel, stride), kernel)[1](g)[0]
 
 
-@jax.custom_vjp
-def _conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3, stride 1, padding 1, with a fast kernel gradient on CPUs."""
-    return _plain_conv3x3(x, kernel, 1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """K x K, padding K // 2, with fast gradients on CPUs for strides of 1 and 2."""
+    return _plain_conv(x, kernel, stride)
 
 
-def _conv3x3_fwd(
-    x: jax.Array, kernel: jax.Array
+def _conv_fwd(
+    x: jax.Array, kernel: jax.Array, stride: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv3x3(x, kernel), (x, kernel)
+    return _conv(x, kernel, stride), (x, kernel)
 
 
-def _conv3x3_bwd(
-    residuals: tuple[jax.Array, jax.Array], g: jax.Array
+def _conv_bwd(
+    stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    dx = _plain_input_gradient(x, kernel, g, 1)
-    plain = functools.partial(_plain_kernel_gradient, stride=1)
+    of_input = functools.partial(_plain_input_gradient, stride=stride)
+    of_kernel = functools.partial(_plain_kernel_gradient, stride=stride)
     # Where XLA's own is the slower one.
     is_wide = max(x.shape[-1], g.shape[-1]) > 16
-    on_cpu = _row_kernel_gradient if is_wide and not _has_avx512() else plain
-    return dx, jax.lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=plain)
+    has_rows = stride == 1 and is_wide and not _has_avx512()
+    on_cpu = (
+        _phase_input_gradient if stride == 2 else of_input,
+        _row_kernel_gradient if has_rows else of_kernel,
+    )
+    dx, dkernel = (
+        jax.lax.platform_dependent(x, kernel, g, cpu=fast, default=plain)
+        for fast, plain in zip(on_cpu, (of_input, of_kernel), strict=True)
+    )
+    return dx, dkernel
 
 
-_conv3x3.defvjp(_conv3x3_fwd, _conv3x3_bwd)
+_conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 @functools.cache
@@ -146,24 +155,24 @@ def _has_avx512() -> bool:
     return cpuinfo.exists() and " avx512f " in cpuinfo.read_text()
 
 
-def _row_kernel_gradient(x: jax.Array, _: jax.Array, g: jax.Array) -> jax.Array:
-    """The kernel gradient as three matrix products, one for each row of the kernel.
+def _row_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    """The kernel gradient as K matrix products, one for each row of the kernel.
 
     XLA's own is a convolution with a window as large as the image, which the CPU
     backend runs up to seven times slower with AVX2 (and up to 2.5 times faster with
-    AVX-512). The three columns of a row are one product: whichever of `x` and `g` has
-    fewer channels is copied in three shifts.
+    AVX-512). The columns of a row are one product: whichever of `x` and `g` has fewer
+    channels is copied in K shifts.
     """
     H, W, C = x.shape[1:]
-    O = g.shape[-1]  # noqa: E741
-    pad = ((0, 0), (1, 1), (1, 1), (0, 0))
+    K, O = kernel.shape[0], g.shape[-1]  # noqa: E741
+    pad = ((0, 0), (K // 2, K // 2), (K // 2, K // 2), (0, 0))
     if C <= O:
-        shifted = _column_shifts(jnp.pad(x, pad), W, (0, 1, 2))
-        rows = [_contract(shifted[:, i : i + H], g) for i in range(3)]
-        return jnp.stack(rows).reshape(3, 3, C, O)
-    shifted = _column_shifts(jnp.pad(g, pad), W, (2, 1, 0))
-    rows = [_contract(x, shifted[:, 2 - i : 2 - i + H]) for i in range(3)]
-    return jnp.stack(rows).reshape(3, C, 3, O).swapaxes(1, 2)
+        shifted = _column_shifts(jnp.pad(x, pad), W, range(K))
+        rows = [_contract(shifted[:, i : i + H], g) for i in range(K)]
+        return jnp.stack(rows).reshape(K, K, C, O)
+    shifted = _column_shifts(jnp.pad(g, pad), W, reversed(range(K)))
+    rows = [_contract(x, shifted[:, i : i + H]) for i in reversed(range(K))]
+    return jnp.stack(rows).reshape(K, C, K, O).swapaxes(1, 2)
 
 
 def _column_shifts(padded: jax.Array, width: int, starts: Iterable[int]) -> jax.Array:
@@ -176,54 +185,39 @@ def _contract(a: jax.Array, b: jax.Array) -> jax.Array:
     return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
-@jax.custom_vjp
-def _conv3x3_stride2(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3, stride 2, padding 1, with a fast input gradient on CPUs."""
-    return _plain_conv3x3(x, kernel, 2)
-
-
-def _conv3x3_stride2_fwd(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv3x3_stride2(x, kernel), (x, kernel)
-
-
-def _conv3x3_stride2_bwd(
-    residuals: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    plain = functools.partial(_plain_input_gradient, stride=2)
-    dx = jax.lax.platform_dependent(
-        x, kernel, g, cpu=_phase_input_gradient, default=plain
-    )
-    return dx, _plain_kernel_gradient(x, kernel, g, 2)
-
-
-_conv3x3_stride2.defvjp(_conv3x3_stride2_fwd, _conv3x3_stride2_bwd)
-
-
 def _phase_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """The input gradient as four convolutions of `g`, one per parity of row and column.
+    """The input gradient at stride 2 as four convolutions of `g`.
 
     XLA's own is a convolution of `g` spread out with zeros, which the CPU backend runs
-    on a slow path. Along an axis an even position 2m receives g[m] through tap 1, an
-    odd one 2m+1 receives g[m] through tap 2 and g[m+1] through tap 0.
+    on a slow path. Along an axis, position 2m + parity receives g[m + d] through tap
+    parity + K // 2 - 2d, for every d that gives a tap.
     """
     N, H, W, C = x.shape
     h, w = g.shape[1:3]
     flipped = kernel.swapaxes(2, 3)  # O in, C out
-    taps = ((1,), (2, 0))
 
     def phase(row: int, column: int) -> jax.Array:
-        k = flipped[jnp.array(taps[row])][:, jnp.array(taps[column])]
+        (rows, above), (columns, beside) = (
+            _taps(parity, len(kernel)) for parity in (row, column)
+        )
         return jax.lax.conv_general_dilated(
-            g, k, (1, 1), ((0, row), (0, column)),
+            g,
+            flipped[jnp.array(rows)][:, jnp.array(columns)],
+            (1, 1),
+            (above, beside),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        )
 
     rows = [jnp.stack([phase(row, 0), phase(row, 1)], 3) for row in (0, 1)]
     dx = jnp.stack(rows, 2).reshape(N, 2 * h, 2 * w, C)
     return dx[:, :H, :W]
+
+
+def _taps(parity: int, K: int) -> tuple[list[int], tuple[int, int]]:
+    """Returns the taps of a parity by rising d, and the padding before and behind."""
+    last = parity + K // 2
+    taps = [t for t in reversed(range(K)) if (last - t) % 2 == 0]
+    return taps, ((taps[0] - last) // 2, (last - taps[-1]) // 2)
 
 
 class ConvKernel(nn.Module):
