@@ -1,5 +1,6 @@
 """What a program does before it uses JAX: its memory and its caches on the host."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -26,6 +27,25 @@ def prepare() -> None:
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def hardware(platform_name: str) -> str:
+    """Returns the name of what programs run on.
+
+    Args:
+        platform_name: "cpu", or another one of JAX.
+    """
+    if platform_name != "cpu":
+        import jax
+
+        return jax.devices()[0].device_kind
+    model, flags = platform.machine(), ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+        stripped = {key.strip(): value.strip() for key, value in fields.items()}
+        model, flags = stripped.get("model name", model), stripped.get("flags", "")
+    widest = next((f" ({f})" for f in ("avx512f", "avx2") if f in flags.split()), "")
+    return f"{os.cpu_count()} x {model}{widest}"
 
 
 def cache_folder() -> pathlib.Path:

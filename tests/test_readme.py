@@ -72,7 +72,9 @@ def test_jaxattn_command_is_accepted(command):
 def test_every_subcommand_and_method_is_shown():
     shown = " ".join(jaxattn_commands())
     for name in ("predict", "evaluate", "import-torch", "export-torch", "models"):
-        assert f"jaxattn {name}" in shown
+        assert f"jaxattn {name} " in shown
+    for name in ("export", "benchmark-latency"):
+        assert f"jaxattn {name} " in shown
     methods = re.search(r"--method \{(.*?)\}", help_of("predict"))
     assert methods is not None
     for name in methods[1].split(","):
