@@ -21,6 +21,8 @@ from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from jaxattn import host
+
 Timings = dict[str, dict[str, Any]]
 
 
@@ -209,18 +211,4 @@ def environment(device: str) -> dict[str, Any]:
     for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {"device": device, "hardware": _hardware(device), "versions": versions}
-
-
-def _hardware(device: str) -> str:
-    import jax
-
-    if device == "gpu":
-        return jax.devices()[0].device_kind
-    model, flags = platform.machine(), ""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        fields = dict(line.split(":", 1) for line in file if ":" in line)
-        stripped = {key.strip(): value.strip() for key, value in fields.items()}
-        model, flags = stripped.get("model name", model), stripped.get("flags", "")
-    widest = next((f" ({f})" for f in ("avx512f", "avx2") if f in flags.split()), "")
-    return f"{multiprocessing.cpu_count()} x {model}{widest}"
+    return {"device": device, "hardware": host.hardware(device), "versions": versions}

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from jaxattn.errors import UserError, choose, explain, require
 from jaxattn.inference import files, methods
+from jaxattn.training.config import DTYPES
 from jaxattn.training.trained import SPLITS, WEIGHTS, load_trained
 
 # What needs more than the base installation is imported where it is used.
@@ -181,6 +182,43 @@ def _print_findings(findings: Iterable[tuple[str, str]]) -> int:
         print(f"{status:8} {text}", flush=True)
         code = code or int(status == "FAIL")
     return code
+
+
+def _export(args: argparse.Namespace) -> None:
+    from jaxattn.inference import export
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    size = export.export_model(
+        trained,
+        args.out,
+        weights=args.weights,
+        dtype=args.dtype,
+        platforms=args.platforms,
+    )
+    print(
+        f"{trained.config['model']['name']} of step {trained.step} for"
+        f" {', '.join(args.platforms)}, {size / 1e6:.1f} MB, in {args.out};"
+        f" described in {args.out.with_suffix('.json')}"
+    )
+
+
+def _benchmark_latency(args: argparse.Namespace) -> None:
+    import jax
+
+    from jaxattn import host
+    from jaxattn.inference.latency import measure_latency
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    name, (H, W, _) = trained.config["model"]["name"], trained.image_shape
+    dtype = trained.config.get("dtype", "float32")
+    hardware = host.hardware(jax.default_backend())
+    print(f"{name}, {H} x {W} pixels, {dtype}, on {hardware}")
+    row = "{:>6}{:>8}{:>10}{:>10}{:>12}".format
+    print(row("batch", "calls", "p50 ms", "p95 ms", "images/s"))
+    for size in args.batch_sizes:
+        measured = measure_latency(trained, size, seconds=args.seconds)
+        figures = (f"{figure:.4g}" for figure in measured[2:])
+        print(row(size, measured.calls, *figures), flush=True)
 
 
 def _build_cpu_kernels(args: argparse.Namespace) -> None:
@@ -381,7 +419,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_import(
         command("import-torch", _import_torch, "Makes a workdir of PyTorch weights.")
     )
-    _add_export(
+    _add_export_torch(
         command("export-torch", _export_torch, "Writes weights as a state dict.")
     )
     _add_compare(
@@ -393,6 +431,12 @@ def _make_parser() -> argparse.ArgumentParser:
             _bn_landscape,
             "Trains VGG-A with and without batch normalisation, and measures both.",
         )
+    )
+    _add_export(
+        command("export", _export, "Writes a network that runs without jaxattn.")
+    )
+    _add_benchmark_latency(
+        command("benchmark-latency", _benchmark_latency, "Times a network's calls.")
     )
     _add_models(command("models", _models, "Lists networks and what they cost."))
     command("build-cpu-kernels", _build_cpu_kernels, "Makes CPUs train faster.")
@@ -530,6 +574,30 @@ def _add_model_arg(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    out = "the file, such as model.jaxattn; model.json beside it describes it"
+    add("--out", type=pathlib.Path, required=True, help=out)
+    _add_weights(parser)
+    add("--dtype", choices=tuple(DTYPES), help="of the computation; default the run's")
+    add(
+        "--platforms",
+        nargs="+",
+        default=("cpu", "cuda", "tpu"),
+        metavar="PLATFORM",
+        help="some of cpu, cuda, tpu and rocm (default the first three)",
+    )
+
+
+def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    _add_weights(parser)
+    add("--batch-sizes", type=_count, nargs="+", default=(1, 256), help="default 1 256")
+    add("--seconds", type=float, default=5.0, help="for each (default %(default)s)")
+
+
+def _add_export_torch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the trained network")
     add("--out", type=pathlib.Path, required=True, help="the .pth file")

@@ -35,6 +35,19 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
+def hardware(platform_name: str) -> str:
+    """Returns the name of what programs run on.
+
+    Args:
+        platform_name: "cpu", or another one of JAX.
+    """
+    if platform_name == "cpu":
+        return describe_cpu()
+    import jax
+
+    return jax.devices()[0].device_kind
+
+
 def describe_cpu() -> str:
     """Returns the number of cores, the processor, and its widest vectors if known."""
     model, flags = platform.machine(), ""

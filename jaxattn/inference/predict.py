@@ -5,11 +5,13 @@ number of images and views.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
@@ -18,6 +20,26 @@ from jaxattn.errors import require
 from jaxattn.inference.methods import Decision, Method
 from jaxattn.training.parallel import Devices, MeshParallel
 from jaxattn.training.trained import Trained
+
+
+def make_classifier(
+    trained: Trained, *, dtype: DTypeLike | None = None
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """Returns a pure function of variables and uint8 images `[N, H, W, C]`.
+
+    It returns probabilities, float32 `[N, classes]`.
+
+    Args:
+        trained: The network; its own variables are not used.
+        dtype: Computation dtype; None keeps the run's.
+    """
+    model = trained.model if dtype is None else trained.model.clone(dtype=dtype)
+
+    def classify(variables: Any, images: jax.Array) -> jax.Array:
+        logits = model.apply(variables, trained.normalize(images), train=False)
+        return jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+
+    return classify
 
 
 class Predictor:

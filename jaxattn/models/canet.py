@@ -70,7 +70,8 @@ class CANet(nn.Module):
             )(x, train=train)
         x = adaptive_avg_pool(mark_features(self, x), 2)
         x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
-        # Channel-major, so that the weights of fc1 are the published ones.
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        # Channel-major, so that the weights of fc1 are the published ones. An exported
+        # batch has a symbol for its length, which `len` refuses.
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.relu(Linear(27 * self.width // 16, name="fc1")(x))
         return Linear(self.num_classes, name="fc2")(x).astype(jnp.float32)

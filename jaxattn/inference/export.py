@@ -1,0 +1,97 @@
+"""Networks as StableHLO files, which run without jaxattn.
+
+JAX promises that a file of today can be read by its releases of the next six months,
+and for three weeks by earlier ones (docs.jax.dev, "Exporting and serialization"); with
+the same release it can always be read. Export anew after that, from the workdir.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from jaxattn.atomic import write_atomically
+from jaxattn.errors import choose, require
+from jaxattn.inference.files import require_writable
+from jaxattn.inference.predict import make_classifier
+from jaxattn.ops import onednn
+from jaxattn.training.config import DTYPES
+from jaxattn.training.report import versions
+from jaxattn.training.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
+_FORMAT = "StableHLO, serialized by jax.export"
+
+
+def export_model(
+    trained: Trained,
+    path: str | os.PathLike[str],
+    *,
+    weights: str,
+    dtype: str | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> int:
+    """Writes a network, its weights inside, and a JSON file that describes it.
+
+    The function in it takes images uint8 `[N, H, W, C]`, N any number from 1, and
+    returns probabilities float32 `[N, classes]`.
+
+    Args:
+        trained: The network.
+        path: The file, whole or not written; its folder is made. The description is
+            beside it, with the suffix `.json`.
+        weights: Their name, for the description.
+        dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
+        platforms: What it can run on, some of `PLATFORMS`.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        UserError: If a value is not one of the choices, or a file cannot be written.
+    """
+    dtype = str(dtype or trained.config.get("dtype", "float32"))
+    choose("dtype", dtype, DTYPES)
+    for platform in platforms:
+        choose("platforms", platform, PLATFORMS)
+    path = pathlib.Path(path)
+    description = path.with_suffix(".json")
+    wanted = "of another suffix than .json, which is the description's"
+    require("out", str(path), path != description, wanted)
+    for file in (path, description):
+        require_writable(file)
+    # Its calls are of a library that other machines do not have.
+    with onednn.disabled():
+        exported = _export(trained, dtype, platforms)
+        made_with = versions()
+    data = bytes(exported.serialize())
+    write_atomically(path, data)
+    content = {
+        "format": _FORMAT,
+        "calling_convention": exported.calling_convention_version,
+        "platforms": list(exported.platforms),
+        "model": trained.config["model"],
+        "dtype": dtype,
+        "weights": weights,
+        "step": trained.step,
+        "class_names": list(trained.class_names),
+        "image_shape": list(trained.image_shape),
+        "input": "uint8 [N, H, W, C] in 0..255, RGB",
+        "output": "float32 [N, classes], probabilities",
+        "normalize": trained.config["normalize"],  # done inside
+        "versions": made_with,
+    }
+    write_atomically(description, json.dumps(content, indent=2) + "\n")
+    return len(data)
+
+
+def _export(trained: Trained, dtype: str, platforms: Sequence[str]) -> export.Exported:
+    classify = make_classifier(trained, dtype=DTYPES[dtype])
+    (N,) = export.symbolic_shape("N")
+    images = jax.ShapeDtypeStruct((N, *trained.image_shape), jnp.uint8)
+    closed = jax.jit(lambda images: classify(trained.variables, images))
+    return export.export(closed, platforms=platforms)(images)

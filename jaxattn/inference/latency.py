@@ -1,0 +1,56 @@
+"""How long a call of a trained network takes."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxattn.inference.predict import make_classifier
+from jaxattn.training.trained import Trained
+
+_MIN_CALLS = 5
+
+
+class Latency(NamedTuple):
+    """What was measured at one batch size.
+
+    Attributes:
+        batch_size: Images of a call.
+        calls: Calls that were timed.
+        p50_ms: Median time of a call, milliseconds.
+        p95_ms: Time that 95 % of the calls stayed below, milliseconds.
+        images_per_s: Images of all calls over the time of all calls.
+    """
+
+    batch_size: int
+    calls: int
+    p50_ms: float
+    p95_ms: float
+    images_per_s: float
+
+
+def measure_latency(trained: Trained, batch_size: int, *, seconds: float) -> Latency:
+    """Times calls, one after the other, on the default device.
+
+    A call is from uint8 images on the host to probabilities on the host: transfers,
+    normalisation, network and softmax. Compilation is done before.
+
+    Args:
+        trained: The network.
+        batch_size: Images of a call.
+        seconds: For how long to measure; at least five calls are.
+    """
+    variables = jax.device_put(trained.variables)
+    classify = jax.jit(make_classifier(trained))
+    shape = (batch_size, *trained.image_shape)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    jax.device_get(classify(variables, images))
+    times: list[float] = []
+    while len(times) < _MIN_CALLS or sum(times) < seconds:
+        start = time.perf_counter()
+        jax.device_get(classify(variables, images))
+        times.append(time.perf_counter() - start)
+    p50, p95 = 1e3 * np.quantile(times, (0.5, 0.95))
+    rate = batch_size * len(times) / sum(times)
+    return Latency(batch_size, len(times), float(p50), float(p95), rate)

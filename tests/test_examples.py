@@ -1,0 +1,38 @@
+"""The example that needs the base installation alone."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+EXTRAS = "tensorflow tensorflow_datasets grain clu ml_collections matplotlib PIL tqdm"
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """What own_model.py prints where the extra `train` is not installed."""
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys('{EXTRAS}'.split()));"
+        f"runpy.run_path({str(EXAMPLES / 'own_model.py')!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("api", ["Linen", "NNX"])
+def test_loss_falls(printed, api):
+    losses = re.search(rf"{api}: +loss (\S+) -> (\S+)", printed)
+    assert losses is not None, printed
+    first, last = map(float, losses.groups())
+    assert last < first / 2
+
+
+def test_linen_and_nnx_are_one_function(printed):
+    """To rounding: weights and running statistics, both trained, are the same."""
+    difference = float(printed.split()[-1])
+    assert difference < 1e-5
