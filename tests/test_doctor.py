@@ -163,9 +163,8 @@ def test_damage_is_named_with_what_is_used_instead(capsys, workdir):
     flip_byte(file)
     code, text, _ = run(capsys, "verify", "--workdir", workdir)
     assert code == 1
-    assert (
-        f"FAIL     step 12: default/ocdbt.process_0/d/{file.name} has changed" in text
-    )
+    name = file.relative_to(workdir / "checkpoints" / "12").as_posix()
+    assert f"FAIL     step 12: {name} has changed" in text
     assert "ok       step 6 is used to resume" in text
 
 
