@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from benchmarks import blocks as blocks_benchmark
 from benchmarks import compare_torch, reproduce
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -95,9 +96,12 @@ def test_python_example_runs(code):
     assert done.returncode == 0, done.stderr
 
 
-def test_speed_table_is_made_from_its_results():
-    text = (ROOT / "benchmarks" / "results" / "torch_cpu.json").read_text()
-    assert compare_torch.format_table(json.loads(text)) in README
+@pytest.mark.parametrize(
+    ("name", "module"), [("torch_cpu", compare_torch), ("blocks_cpu", blocks_benchmark)]
+)
+def test_speed_tables_are_made_from_their_results(name, module):
+    text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text()
+    assert module.format_table(json.loads(text)) in README
 
 
 def test_results_tables_are_made_from_their_records():
