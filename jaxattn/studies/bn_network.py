@@ -64,7 +64,7 @@ def make_steps(
     """
 
     def extremes(gradients: Any) -> dict[str, jax.Array]:
-        g = traverse_util.flatten_dict({"params": gradients})[kernel]
+        g: Any = traverse_util.flatten_dict({"params": gradients})[kernel]
         return {"gradient_max": jnp.max(g), "gradient_min": jnp.min(g)}
 
     def everything(gradients: Any) -> dict[str, Any]:

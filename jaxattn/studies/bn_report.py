@@ -5,6 +5,7 @@ two bands have them swapped) and both networks' names.
 """
 
 import dataclasses
+import io
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -69,13 +70,15 @@ def write_report(
     write_atomically(workdir / "results.json", text)
     report = format_report(results)
     write_atomically(workdir / "report.txt", report)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{network}_{key}": value
         for network, c in curves.items()
         for key, value in dataclasses.asdict(c).items()
         if isinstance(value, np.ndarray)
     }
-    np.savez_compressed(workdir / "curves.npz", **arrays)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_atomically(workdir / "curves.npz", file.getvalue())
     figures = make_figures(curves, factors)
     for name, figure in figures.items():
         save_figure(figure, workdir / f"{name}.png")
