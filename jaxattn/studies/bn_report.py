@@ -295,14 +295,14 @@ def _accuracy(curves: Mapping[str, Curves]) -> Figure:
 def _landscape(curves: Mapping[str, Curves], factors: Sequence[float]) -> Figure:
     """Loss, gradient and smoothness along the steps, a row for each learning rate."""
     quantities = (
-        ("loss along the step", lambda c: c.look_loss),
-        ("change of the gradient", lambda c: c.gradient_change),
-        ("beta-smoothness", lambda c: c.smoothness(factors)[..., None]),
+        ("loss along the step", lambda c: c.look_loss, False),
+        ("change of the gradient", lambda c: c.gradient_change, True),
+        ("beta-smoothness", lambda c: c.smoothness(factors)[..., None], True),
     )
     rows = []
     for i, rate in enumerate(curves["plain"].rates):
         row = []
-        for quantity, values in quantities:
+        for quantity, values, is_log in quantities:
             bands = []
             for network, c in curves.items():
                 y = values(c)[i]
@@ -310,6 +310,6 @@ def _landscape(curves: Mapping[str, Curves], factors: Sequence[float]) -> Figure
                 low = high if y.shape[-1] == 1 else low
                 bands.append(_band(network, c.model, c.look_steps, low, high))
             title = f"{quantity}, rate {rate:g}"
-            row.append(Panel(title, bands, "Step", "", log=True))
+            row.append(Panel(title, bands, "Step", "", log=is_log))
         rows.append(row)
     return plot_bands(rows, width=11, height=2.6 * len(rows))

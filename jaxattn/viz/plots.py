@@ -460,6 +460,8 @@ def plot_bands(
                 )
         if panel.log:
             axes.set_yscale("log")
+        # Steps and epochs are whole numbers.
+        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
         if panel.x_limits is not None:
             axes.set_xlim(*panel.x_limits)
         axes.set_xlabel(panel.x_label)
