@@ -793,7 +793,9 @@ class MobileNetV2(nn.Module):
         self, num_classes: int = 10, stem: str = "imagenet", dropout_rate: float = 0.2
     ) -> None:
         super().__init__()
-        blocks, C = [_conv_norm6(3, 32, 3, 2 if stem == "imagenet" else 1)], 32
+        stride = 2 if stem == "imagenet" else 1
+        blocks: list[Any] = [_conv_norm6(3, 32, 3, stride)]
+        C = 32
         for ratio, width, size, stride in _MOBILE_GROUPS:
             for i in range(size):
                 step = stride if i == 0 else 1

@@ -75,11 +75,10 @@ def test_jaxattn_command_is_accepted(command):
 
 
 def test_every_subcommand_and_method_is_shown():
-    shown = " ".join(jaxattn_commands())
     names = re.findall(r"^ {4}([a-z-]+)", help_of(), re.MULTILINE)
     assert "predict" in names
     for name in names:
-        assert f"jaxattn {name} " in f"{shown} "
+        assert re.search(rf"jaxattn {name}(?![\w-])", README)
     methods = re.search(r"--method \{(.*?)\}", help_of("predict"))
     assert methods is not None
     for name in methods[1].split(","):
