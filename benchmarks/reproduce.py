@@ -164,7 +164,7 @@ def select_rows(names: Sequence[str], groups: Sequence[str]) -> list[str]:
     """
     for name in names:
         choose("--rows", name, ROWS)
-        wanted = "a row with a recipe: this one is of a study of its own"
+        wanted = "a row with a recipe: this one is of `jaxattn bn-landscape`"
         require("--rows", name, ROWS[name].config is not None, wanted)
     for group in groups:
         choose("--group", group, GROUPS)

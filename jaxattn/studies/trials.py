@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from jaxattn import host
-from jaxattn.errors import DivergedError, InterruptedRun, UserError
+from jaxattn.errors import UserError, explain
 from jaxattn.training.run import differences, is_harmless
 from jaxattn.training.writer import read_metrics
 
@@ -26,6 +26,7 @@ from jaxattn.training.writer import read_metrics
 # checkpoint of its last epoch.
 _GRACE_S = 60.0
 _LOG = "train.log"
+_STATES = {0: "finished", 1: "failed", 2: "mistake"}  # by exit code; others: a signal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,12 +167,13 @@ def train(trial: Trial, *, timeout_s: float | None = None) -> Outcome:
             process.kill()
             process.join()
     try:
-        return Outcome(*ours.recv())
+        message, code = ours.recv()
     except EOFError:
         if was_asked:
             return Outcome("stopped", "stopped without saving")
         where = trial.workdir / _LOG
         return Outcome("failed", f"exit code {process.exitcode}, see {where}")
+    return Outcome(_STATES.get(code, "stopped"), message)
 
 
 def _work(
@@ -189,14 +191,12 @@ def _work(
     logging.set_verbosity(logging.WARNING)  # Orbax tells a story at every save
     try:
         train_and_evaluate(config, workdir)
-    except UserError as error:
-        connection.send(("mistake", str(error)))
-    except (InterruptedRun, KeyboardInterrupt) as stop:
-        connection.send(("stopped", str(stop)))
-    except (DivergedError, OSError) as error:
-        connection.send(("failed", str(error)))
+    except (Exception, KeyboardInterrupt) as error:
+        if (explained := explain(error)) is None:
+            raise
+        connection.send(explained)
     else:
-        connection.send(("finished",))
+        connection.send(("", 0))
 
 
 @contextlib.contextmanager
