@@ -69,7 +69,10 @@ def test_jaxattn_command_is_accepted(command):
     if command.startswith("jaxattn models"):
         assert (done.returncode, done.stderr) == (0, "")
         return
-    expected = "holds no run|cannot be read|not a readable CSV|PyTorch is|no such key"
+    expected = (
+        "holds no run|cannot be read|not a readable CSV|PyTorch is|no such key"
+        "|no such file or folder"
+    )
     assert re.fullmatch(rf"jaxattn: .*({expected}).*\n", done.stderr)
     assert done.returncode == 2
 
