@@ -32,7 +32,7 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import blocks, compare_torch, epoch, scaling, timing
+from benchmarks import blocks, compare_torch, epoch, reproduce, scaling, timing
 from benchmarks.steps import Work
 from jaxattn import host
 from jaxattn.atomic import write_atomically
@@ -391,8 +391,6 @@ def _run_epoch(what: str, context: Context) -> dict[str, Any]:
 
 def _run_train(what: str, context: Context) -> dict[str, Any]:
     host.prepare()
-    # Imported here: they need matplotlib, which nothing else does.
-    from benchmarks import reproduce
     from jaxattn.training.loop import train_and_evaluate
 
     run = make_run(what, context)
@@ -401,15 +399,13 @@ def _run_train(what: str, context: Context) -> dict[str, Any]:
     return reproduce.make_record(run)
 
 
-def make_run(what: str, context: Context) -> "reproduce.Run":
+def make_run(what: str, context: Context) -> reproduce.Run:
     """Returns a training run: a row of `reproduce.py`.
 
     Args:
         what: Name of the row.
         context: What all items have in common.
     """
-    from benchmarks import reproduce
-
     # Rounded to bfloat16, other branches of an SCC win.
     keeps_dtype = context.smoke or what.startswith("sccnet")
     dtype = "float32" if keeps_dtype else "bfloat16"
@@ -499,15 +495,11 @@ def _format_accuracy(items: Sequence[Item], out: pathlib.Path) -> list[str]:
     begun = [item for item in items if status(item.name, out) != "not begun"]
     if not begun:
         return []
-    table = ""
-    with contextlib.suppress(ImportError):  # matplotlib
-        from benchmarks import reproduce
-
-        context = Context("", out, smoke=False)
-        names = [item.name.partition(".")[2] for item in begun]
-        runs = {name: make_run(name, context) for name in names}
-        found = {name: [reproduce.make_record(run)] for name, run in runs.items()}
-        table = reproduce.format_table(names, found)
+    context = Context("", out, smoke=False)
+    names = [item.name.partition(".")[2] for item in begun]
+    runs = {name: make_run(name, context) for name in names}
+    found = {name: [reproduce.make_record(run)] for name, run in runs.items()}
+    table = reproduce.format_table(names, found)
     return ["## Accuracy on CIFAR-10", table]
 
 

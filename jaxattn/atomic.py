@@ -1,9 +1,11 @@
 """Files that are whole or not there."""
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -40,3 +42,16 @@ def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON file as `write_atomically` does.
+
+    Args:
+        path: The file; its folder exists.
+        content: What JSON knows; of anything else its text.
+
+    Raises:
+        OSError: If it cannot be written; names the path.
+    """
+    write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -74,3 +74,23 @@ def write_photos(folder):
                 pixels[..., label] += 100
                 image = Image.fromarray(pixels)
                 image.save(folder / split / str(label) / f"{i}.png")
+
+
+class InterruptedAt:
+    """Stands in for `Interrupt`: a signal arrives before the n-th time it is asked."""
+
+    exit_code = 143
+
+    def __init__(self, n):
+        self.left = n
+
+    @property
+    def requested(self):
+        self.left -= 1
+        return self.left < 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass

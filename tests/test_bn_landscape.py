@@ -182,26 +182,6 @@ def test_runs_of_one_network_start_alike_and_those_of_two_do_not(curves):
     assert plain.loss[0, 0] != bn.loss[0, 0]
 
 
-class InterruptedAt:
-    """Stands in for `Interrupt`: a signal arrives before the n-th time it is asked."""
-
-    exit_code = 143
-
-    def __init__(self, n):
-        self.left = n
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-
 @pytest.fixture(scope="module")
 def of_one_rate(undisturbed):
     """What the runs with the first learning rate recorded."""
@@ -221,10 +201,12 @@ def test_interrupted_anywhere_it_records_the_same(of_one_rate, tmp_path, monkeyp
     config = tiny(learning_rates=RATES[:1])
     # In a step, in an evaluation, in the second run; it is asked 8 times an epoch.
     for n in (1, 3, 18):
-        monkeypatch.setattr(bn_landscape, "Interrupt", lambda n=n: InterruptedAt(n))
+        monkeypatch.setattr(
+            bn_landscape, "Interrupt", lambda n=n: smoke.InterruptedAt(n)
+        )
         with pytest.raises(InterruptedRun, match="repeat the command"):
             study(config, tmp_path)
-    monkeypatch.setattr(bn_landscape, "Interrupt", lambda: InterruptedAt(10**9))
+    monkeypatch.setattr(bn_landscape, "Interrupt", lambda: smoke.InterruptedAt(10**9))
     study(config, tmp_path)
     chex.assert_trees_all_equal(records(tmp_path), of_one_rate)
 

@@ -51,26 +51,6 @@ def undisturbed(tmp_path_factory):
     return workdir, results, last_state(config(), workdir)
 
 
-class InterruptedAt:
-    """Stands in for `Interrupt`: a signal arrives before the n-th time it is asked."""
-
-    exit_code = 143
-
-    def __init__(self, n):
-        self.left = n
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-
 def rows_of(workdir):
     """Logged rows without what depends on the clock."""
     timed = ("epoch/images_per_s",)
@@ -143,12 +123,12 @@ def test_interrupted_anywhere_it_resumes_exactly(
     """Attempts are stopped in steps, at epoch ends and in evaluations."""
     reference, reference_results, expected = undisturbed
     for asked in stops:
-        monkeypatch.setattr(loop, "Interrupt", lambda n=asked: InterruptedAt(n))
+        monkeypatch.setattr(loop, "Interrupt", lambda n=asked: smoke.InterruptedAt(n))
         with pytest.raises(
             InterruptedRun, match=r"stopped by signal at step \d+ of 24"
         ):
             train(config(pipeline__loader=loader), tmp_path)
-    monkeypatch.setattr(loop, "Interrupt", lambda: InterruptedAt(10**6))
+    monkeypatch.setattr(loop, "Interrupt", lambda: smoke.InterruptedAt(10**6))
     results = train(config(pipeline__loader=loader), tmp_path)
     chex.assert_trees_all_equal(last_state(config(), tmp_path), expected)
     epochs = [row for row in rows_of(tmp_path) if "epoch/epoch" in row]
@@ -304,7 +284,7 @@ def test_run_on_photos_moves_between_device_counts(photos, tmp_path, monkeypatch
     moved, stayed = tmp_path / "moved", tmp_path / "stayed"
     loop.train_and_evaluate(photos, stayed, devices=ONE)
     for count, asked in ((1, 6), (4, 7), (1, 10**6)):
-        monkeypatch.setattr(loop, "Interrupt", lambda n=asked: InterruptedAt(n))
+        monkeypatch.setattr(loop, "Interrupt", lambda n=asked: smoke.InterruptedAt(n))
         stops = pytest.raises(InterruptedRun)
         with stops if asked < 100 else contextlib.nullcontext():
             loop.train_and_evaluate(photos, moved, devices=jax.devices()[:count])

@@ -1,6 +1,5 @@
 """Figures of a trained network on a labelled split, its calibration among them."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from jaxattn.atomic import write_atomically
+from jaxattn.atomic import write_atomically, write_json
 from jaxattn.data.source import Data, Source, load_data, read_labels
 from jaxattn.errors import UserError, choose
 from jaxattn.inference.methods import Method
@@ -187,7 +186,7 @@ def write_evaluation(
         "ece_calibrated": calibrated["ece"],
     }
     text = format_evaluation(evaluation, class_names, about)
-    write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(folder / "results.json", results)
     write_atomically(folder / "report.txt", text)
     figures = {
         "confusion_matrix": plots.plot_confusion_matrix(

@@ -5,7 +5,6 @@ and for three weeks by earlier ones (docs.jax.dev, "Exporting and serialization"
 the same release it can always be read. Export anew after that, from the workdir.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jaxattn.atomic import write_atomically
+from jaxattn.atomic import write_atomically, write_json
 from jaxattn.errors import choose, require
 from jaxattn.inference.files import require_writable
 from jaxattn.inference.predict import make_classifier
@@ -85,7 +84,7 @@ def export_model(
         "normalize": trained.config["normalize"],  # done inside
         "versions": made_with,
     }
-    write_atomically(description, json.dumps(content, indent=2) + "\n")
+    write_json(description, content)
     return len(data)
 
 

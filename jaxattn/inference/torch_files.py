@@ -1,6 +1,5 @@
 """PyTorch checkpoint files in and out of workdirs. Needs PyTorch."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.atomic import replacing, write_atomically
+from jaxattn.atomic import replacing, write_json
 from jaxattn.data.archives import reason
 from jaxattn.errors import UserError, require
 from jaxattn.models.registry import create_model
@@ -102,7 +101,7 @@ def import_torch(
         state = {"batch_stats": {}, **jax.tree.map(jnp.asarray, variables)}
         checkpoints.save(0, state, None)
         checkpoints.close()
-        write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        write_json(workdir / "config.json", config)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 

@@ -201,9 +201,7 @@ class VGGADropout(nn.Module):
         """
         _check_size("VGG-A with dropout", x, 32, 63)
         x = x if self.dtype is None else x.astype(self.dtype)
-        for i, widths in enumerate(_widths(self.width), 1):
-            x = x if i == 1 else _halve(x)
-            x = Convolutions((widths,), name=f"stage{i}")(x)
+        x = _named_stages(x, _widths(self.width))
         x = _halve(mark_features(self, x))
         classifier = Classifier(
             (x.shape[-1], x.shape[-1], self.num_classes),
@@ -245,9 +243,7 @@ class VGGALight(nn.Module):
         del train
         _check_size("VGG-A light", x, 32, 35)
         x = x if self.dtype is None else x.astype(self.dtype)
-        for i, width in enumerate((16, 32), 1):
-            x = x if i == 1 else _halve(x)
-            x = Convolutions(((width,),), name=f"stage{i}")(x)
+        x = _named_stages(x, ((16,), (32,)))
         x = _halve(mark_features(self, x))
         return Classifier((128, 128, self.num_classes), name="classifier")(x)
 
@@ -300,6 +296,14 @@ class VGG11(nn.Module):
             name="classifier",
         )
         return classifier(adaptive_avg_pool(x, _POOLED), train=train)
+
+
+def _named_stages(x: jax.Array, stages: Sequence[Sequence[int]]) -> jax.Array:
+    """The stages of networks that have a module for each, called in `__call__`."""
+    for i, widths in enumerate(stages, 1):
+        x = x if i == 1 else _halve(x)
+        x = Convolutions((widths,), name=f"stage{i}")(x)
+    return x
 
 
 def _halve(x: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ def hashed_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     pass tests of frequency and independence, which is what a mask needs; it is no
     cryptographic generator, as Threefry's is meant to be.
 
-    The hash is a finaliser of 32 bits found by search for least bias, applied once for
-    each of two words of the key: https://github.com/skeeto/hash-prospector
+    The hash is the finaliser of the splitmix32 generators in wide use, applied once for
+    each of two words of the key.
 
     Args:
         key: A PRNG key.

@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from jaxattn.atomic import write_atomically
+from jaxattn.atomic import write_json
 from jaxattn.errors import DivergedError, InterruptedRun, UserError, choose, require
 from jaxattn.models.registry import list_models
 from jaxattn.studies.bn_curves import NETWORKS, Member, read_curves, tag
@@ -49,7 +49,7 @@ from jaxattn.training.meter import Meter
 from jaxattn.training.parallel import Devices
 from jaxattn.training.progress import Progress
 from jaxattn.training.report import versions
-from jaxattn.training.run import build, differences, is_harmless
+from jaxattn.training.run import build, harmless_changes
 from jaxattn.training.writer import RunWriter, read_metrics
 
 # A GPU trains an epoch in a second; a checkpoint after each would take as long again.
@@ -132,18 +132,12 @@ def make_run_config(
 
 def _take_config(workdir: pathlib.Path, record: dict[str, Any]) -> list[str]:
     """Writes `config.json`, and returns harmless changes since an earlier one."""
-    path, lines = workdir / "config.json", {}
+    path, changes = workdir / "config.json", []
     if path.exists():
-        lines = differences(json.loads(path.read_text()), record)
-        other = [line for key, line in lines.items() if not is_harmless(key)]
-        if other:
-            raise UserError(
-                f"{workdir} was begun with another config ({'; '.join(other)}); use"
-                " that one, or another workdir"
-            )
-    text = json.dumps({**record, "versions": versions()}, indent=2, default=str)
-    write_atomically(path, text + "\n")
-    return list(lines.values())
+        before = json.loads(path.read_text())
+        changes = harmless_changes(before, record, str(workdir))
+    write_json(path, {**record, "versions": versions()})
+    return changes
 
 
 # Training -------------------------------------------------------------------------

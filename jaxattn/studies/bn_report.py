@@ -6,7 +6,6 @@ two bands have them swapped) and both networks' names.
 
 import dataclasses
 import io
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxattn.atomic import write_atomically
+from jaxattn.atomic import write_atomically, write_json
 from jaxattn.studies.bn_curves import Curves, Member, by_epoch, compare_widths
 from jaxattn.training.report import versions
 from jaxattn.training.run import Run
@@ -66,8 +65,7 @@ def write_report(
         "device": f"{run.parallel.num_devices} x {jax.devices()[0].device_kind}",
         "versions": versions(),
     }
-    text = json.dumps(results, indent=2) + "\n"
-    write_atomically(workdir / "results.json", text)
+    write_json(workdir / "results.json", results)
     report = format_report(results)
     write_atomically(workdir / "report.txt", report)
     arrays: dict[str, Any] = {

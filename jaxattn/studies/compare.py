@@ -15,7 +15,6 @@ from jaxattn.errors import UserError
 from jaxattn.studies.trials import progress_of
 from jaxattn.training.run import flatten, is_harmless
 from jaxattn.training.writer import history, read_metrics
-from jaxattn.viz import plots
 
 _ACCURACIES = {
     "test_accuracy": "test accuracy",
@@ -293,6 +292,8 @@ def _csv_row(group: Group) -> dict[str, Any]:
 
 def plot(groups: Sequence[Group]) -> Any:
     """Returns the figure: accuracy against cost, and validation over the epochs."""
+    from jaxattn.viz import plots  # late: runs are read and recorded without pictures
+
     return plots.plot_comparison(
         [group.label for group in groups],
         [group.runs[0].results["num_macs"] for group in groups],
@@ -311,9 +312,11 @@ def write_comparison(out: pathlib.Path, groups: Sequence[Group]) -> str:
     Returns:
         The Markdown.
     """
+    from jaxattn.viz.plots import save_figure
+
     out.mkdir(parents=True, exist_ok=True)
     text = format_markdown(groups)
     write_atomically(out / "comparison.md", text)
     write_atomically(out / "comparison.csv", format_csv(groups))
-    plots.save_figure(plot(groups), out / "comparison.png")
+    save_figure(plot(groups), out / "comparison.png")
     return text

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+import jaxattn
 from jaxattn import host
 from jaxattn.data.source import Data, load_data
 from jaxattn.errors import UserError, describe_fault
@@ -109,7 +110,8 @@ def _guarded(check: Check) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    versions = {name: metadata.version(name) for name in ("jaxattn", *_REQUIRED)}
+    versions = {name: metadata.version(name) for name in _REQUIRED}
+    versions = {"jaxattn": jaxattn.__version__, **versions}  # need not be installed
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield Finding(OK, f"Python {sys.version.split()[0]}, {text}")
 

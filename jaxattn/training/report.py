@@ -13,7 +13,7 @@ from flax import traverse_util
 
 import jaxattn
 from jaxattn import host
-from jaxattn.atomic import write_atomically
+from jaxattn.atomic import write_atomically, write_json
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import onednn
@@ -60,7 +60,7 @@ def write_description(
 
 def write_config(run: Run, workdir: pathlib.Path) -> None:
     """Writes `config.json`: the run's record and the versions it runs with."""
-    _write_json(workdir / "config.json", {**run.record, "versions": versions()})
+    write_json(workdir / "config.json", {**run.record, "versions": versions()})
 
 
 def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -168,7 +168,7 @@ def write_results(
     }
     if writer is None:
         return results
-    _write_json(workdir / "results.json", results)
+    write_json(workdir / "results.json", results)
     write_atomically(workdir / "report.txt", format_report(results, best, run))
     if plots := figures.load_plots():
         drawn = figures.draw_results(run, read_metrics(workdir), best_params, best)
@@ -229,11 +229,6 @@ def versions() -> dict[str, str]:
     own = {name: metadata.version(name) for name in _PACKAGES}
     own = {"jaxattn": jaxattn.__version__, **own}  # which need not be installed
     return own | ({"convolutions": "oneDNN"} if onednn.is_enabled() else {})
-
-
-def _write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def _as_code(text: str) -> str:

@@ -365,11 +365,27 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
     """
     # A workdir of an earlier version does not say what its data were.
     record = run.record if "dataset" in saved else run.config
-    lines = differences(saved, record)
+    return harmless_changes(saved, record, "the workdir")
+
+
+def harmless_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], where: str
+) -> list[str]:
+    """Returns the differences of two configs, as `differences` has them.
+
+    Args:
+        before: Content of a `config.json`.
+        now: What it would become.
+        where: It is, as the message calls it.
+
+    Raises:
+        UserError: If one of them is not harmless.
+    """
+    lines = differences(before, now)
     if refused := [line for key, line in lines.items() if not is_harmless(key)]:
         raise UserError(
-            f"the workdir was begun with another config ({'; '.join(refused)}); use"
-            " that one, or another workdir"
+            f"{where} was begun with another config ({'; '.join(refused)}); use that"
+            " one, or another workdir"
         )
     return list(lines.values())
 
