@@ -292,16 +292,56 @@ def test_mistake_in_a_run_comes_back_as_one_line(tmp_path):
     assert (state, message) == ("mistake", "config.num_epochs: required by Options")
 
 
-@pytest.mark.usefixtures("at_root")
-def test_compare_trains_once_what_is_not_finished(capsys, tmp_path):
+def compare_smoke(tmp_path):
     command = ["compare", "--configs", SMOKE, "--root", str(tmp_path)]
-    command += ["--config.num_epochs=1", "--out", str(tmp_path / "out")]
-    assert main(command) == 0
-    first = capsys.readouterr().out
-    assert "smoke, seed 0 (1 of 1): finished" in first
-    assert "| `canet_tiny` | synthetic | 1 |" in first
-    workdir = tmp_path / "smoke" / "seed0"
-    assert json.loads((workdir / "config.json").read_text())["num_epochs"] == 1
-    assert "epoch 1/1" in (workdir / "train.log").read_text()
-    assert main(command) == 0
+    return main([*command, "--config.num_epochs=1", "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.usefixtures("at_root")
+def test_compare_trains_once_what_is_not_finished(capsys, tmp_path, monkeypatch):
+    trained = []
+
+    def train(trial):
+        trained.append(trial.name)
+        write_run(trial.workdir, 0.5)
+        (trial.workdir / "config.json").write_text(json.dumps(trial.config))
+        return trials.Outcome("finished")
+
+    monkeypatch.setattr(trials, "train", train)
+    assert compare_smoke(tmp_path) == 0
+    assert "smoke, seed 0 (1 of 1): finished" in capsys.readouterr().out
+    assert compare_smoke(tmp_path) == 0
     assert "smoke, seed 0 (1 of 1): done before" in capsys.readouterr().out
+    assert trained == ["smoke, seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (("mistake", "data.path=x: no such file"), 2, "seed 0: data.path=x: no such"),
+        (("stopped", "stopped by signal"), 130, "jaxattn: stopped"),
+        (("failed", "the loss is nan"), 2, "nothing to compare"),
+    ],
+)
+@pytest.mark.usefixtures("at_root")
+def test_run_that_does_not_finish_ends_in_one_line(
+    capsys, tmp_path, monkeypatch, outcome, code, message
+):
+    def train(trial):
+        write_run(trial.workdir, 0.5, finished=False)
+        return trials.Outcome(*outcome)
+
+    monkeypatch.setattr(trials, "train", train)
+    assert compare_smoke(tmp_path) == code
+    captured = capsys.readouterr()
+    assert outcome[1] in captured.out
+    assert message in captured.err.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("at_root")
+def test_compare_trains_in_processes(capsys, tmp_path):
+    assert compare_smoke(tmp_path) == 0
+    assert "| `canet_tiny` | synthetic | 1 |" in capsys.readouterr().out
+    log = tmp_path / "smoke" / "seed0" / "train.log"
+    assert "epoch 1/1" in log.read_text()
