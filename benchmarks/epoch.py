@@ -100,7 +100,7 @@ def compare(
         path: Of the data, as `data.path`.
         variant: Of PyTorch, see `make_torch_side`.
         workers: Of PyTorch's DataLoaders.
-        blocks: Epochs of either side, after three that are not counted.
+        blocks: Epochs of either side, each after one that is not counted.
     """
     sides = {
         "jaxattn": functools.partial(make_jax_side, work, path),

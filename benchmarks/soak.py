@@ -40,7 +40,7 @@ class Start:
     def __init__(self, workdir: pathlib.Path, epochs: int) -> None:
         self._workdir = workdir
         self._first = self._last_step()
-        command = [sys.executable, "main.py", "--config", "tests/smoke.py:small"]
+        command = [sys.executable, "main.py", "--config", "tests/smoke.py"]
         command += ["--workdir", str(workdir), f"--config.num_epochs={epochs}"]
         self._process = subprocess.Popen(
             command,
@@ -100,7 +100,7 @@ class Start:
 
 def last_state(workdir: pathlib.Path, epochs: int) -> tuple[Any, int]:
     """Returns the newest train state of a workdir, and its step."""
-    config = smoke.get_config("small")
+    config = smoke.get_config()
     config.num_epochs = epochs
     checkpoints = Checkpoints(workdir, read_only=True)
     target = build(config, jax.devices()[:1]).abstract_state

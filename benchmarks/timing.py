@@ -133,9 +133,8 @@ def _serve(connection: Connection, make: Callable[[], Side]) -> None:
         while (seconds := connection.recv()) is not None:
             # As long before, not counted: the system may have taken memory back while
             # the others had their turn.
-            calls = round(seconds / call_s)
+            calls = max(1, round(seconds / call_s))
             _seconds(side, calls)
-            calls = max(1, calls)
             connection.send(side.items * calls / _seconds(side, calls))
         connection.send(side.peak_bytes())
 

@@ -122,7 +122,7 @@ def test_data_path_needs_a_name(capsys):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    config = smoke.get_config("small")
+    config = smoke.get_config()
     config.num_epochs = 2
     train_and_evaluate(config, workdir, devices=smoke.one_device())
     return workdir

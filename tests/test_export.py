@@ -21,7 +21,6 @@ from jaxattn.inference.predict import Predictor, make_classifier
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
 from jaxattn.ops import onednn
-from jaxattn.training.loop import train_and_evaluate
 from jaxattn.training.trained import Trained, load_trained
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "run_exported.py"
@@ -29,12 +28,8 @@ NORMALIZE = {"mean": [0.5], "std": [0.2]}
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    config = smoke.get_config()
-    config.num_epochs = 6
-    train_and_evaluate(config, folder, devices=smoke.one_device())
-    return folder
+def workdir(trained_workdir):
+    return trained_workdir
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +70,7 @@ def test_exported_network_needs_jax_and_numpy_alone(workdir, exported, tmp_path)
         "script, model, *files = sys.argv[1:]\n"
         "for file in files: sys.argv[1:] = model, file; runpy.run_path(script)"
     )
-    batches = [random_images(N, 8, 8, 3) for N in (1, 3, 7)]
+    batches = [random_images(N, 16, 16, 3) for N in (1, 3, 7)]
     files = [tmp_path / f"{len(images)}.npy" for images in batches]
     for file, images in zip(files, batches, strict=True):
         np.save(file, images)
@@ -98,12 +93,12 @@ def test_description_says_what_it_takes(workdir, exported):
     config = json.loads((workdir / "config.json").read_text())
     loaded = export.deserialize(bytearray(exported.read_bytes()))
     assert about["class_names"] == list("01234")
-    assert about["image_shape"] == [8, 8, 3]
+    assert about["image_shape"] == [16, 16, 3]
     assert about["model"] == config["model"]
     assert about["normalize"] == config["normalize"]
     assert about["platforms"] == list(loaded.platforms) == ["cpu", "cuda", "tpu"]
     assert about["calling_convention"] == loaded.calling_convention_version
-    assert (about["weights"], about["step"]) == ("last", 36)
+    assert (about["weights"], about["step"]) == ("last", 120)
     assert about["dtype"] == "float32"
     assert about["versions"]["jax"] == jax.__version__
     assert loaded.out_avals[0].dtype == np.float32
@@ -112,7 +107,7 @@ def test_description_says_what_it_takes(workdir, exported):
 def test_bfloat16_computes_less_precisely(workdir, exported, tmp_path):
     trained, path = load_trained(workdir, weights="last"), tmp_path / "a.jaxattn"
     export_model(trained, path, weights="last", dtype="bfloat16", platforms=["cpu"])
-    images = random_images(16, 8, 8, 3)
+    images = random_images(16, 16, 16, 3)
     half, whole = call(path, images), call(exported, images)
     assert half.dtype == np.float32
     # 8 bits a value, some dozen layers: a few hundredths of a probability.
@@ -182,7 +177,7 @@ def test_latency_is_a_row_for_every_batch_size(capsys, workdir):
     arguments = ("--workdir", str(workdir), "--batch-sizes", "1", "4")
     assert main(["benchmark-latency", *arguments, "--seconds", "0.1"]) == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
-    assert title.startswith("canet_tiny, 8 x 8 pixels, float32, on ")
+    assert title.startswith("efficient_resnet, 16 x 16 pixels, float32, on ")
     assert header.split() == ["batch", "calls", "p50", "ms", "p95", "ms", "images/s"]
     figures = [list(map(float, row.split())) for row in rows]
     assert [row[0] for row in figures] == [1, 4]

@@ -20,19 +20,12 @@ from jaxattn.inference.files import read_inputs
 from jaxattn.inference.methods import TTA, VIEWS, Flip, Plain
 from jaxattn.inference.predict import Predictor
 from jaxattn.training.checkpoint import Checkpoints
-from jaxattn.training.loop import train_and_evaluate
 from jaxattn.training.trained import load_trained
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    config = smoke.get_config()
-    config.num_epochs = 6
-    config.data.image_size = 16  # on 8 pixels a rotation by 5 degrees moves none
-    results = train_and_evaluate(config, folder, devices=smoke.one_device())
-    assert results["last_test_accuracy"] > 0.5  # it tells the classes apart
-    return folder
+def workdir(trained_workdir):
+    return trained_workdir
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from jaxattn.training.writer import read_metrics
 ONE = smoke.one_device()
 
 
-def config(**overrides):
-    result = smoke.get_config()
+def config(variant="small", **overrides):
+    result = smoke.get_config(variant)
     result.update_from_flattened_dict(
         {key.replace("__", "."): value for key, value in overrides.items()}
     )
@@ -76,7 +76,7 @@ def test_a_run_leaves_its_files(undisturbed):
         "results.json",
     }
     assert json.loads((workdir / "results.json").read_text()) == results
-    assert results["model"] == "canet_tiny"
+    assert results["model"] == "efficient_resnet"
     assert results["num_examples"] == {"train": 90, "val": 30, "test": 45}
     assert results["epochs"] == 4
     assert results["best_val_accuracy"] == max(
@@ -105,7 +105,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_differ(undisturbed, tmp_path)
     train(config(seed=1), tmp_path / "other")
     other = last_state(config(seed=1), tmp_path / "other")
     assert not np.array_equal(
-        other.params["fc1"]["kernel"], expected.params["fc1"]["kernel"]
+        other.params["fc"]["kernel"], expected.params["fc"]["kernel"]
     )
 
 
@@ -142,7 +142,7 @@ def test_interrupted_anywhere_it_resumes_exactly(
         assert results[key] == reference_results[key]
 
 
-def start(workdir, *flags, variant=""):
+def start(workdir, *flags, variant="small"):
     """Starts main.py as a user would, on one device."""
     command = [sys.executable, "main.py", "--config", f"tests/smoke.py:{variant}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -314,8 +314,8 @@ def test_tensorboard_shows_scalars_histograms_images_and_texts(tmp_path):
         "step/learning_rate",
         "epoch/train_loss",
         "epoch/val_accuracy_ema",
-        "attention/res_0.sa.conv1.kernel",
-        "params/res_0.conv1.kernel",
+        "attention/layer1.0.attention.0.kernel",
+        "params/layer1.0.conv1.kernel",
         "augmented_inputs",
         "history",
         "confusion_matrix",
@@ -390,7 +390,7 @@ def test_harmless_changes_are_said_and_recorded(undisturbed, capsys):
 def test_checkpoint_of_another_model_is_refused(undisturbed):
     workdir, _, _ = undisturbed
     with pytest.raises(UserError, match=r"of another model or optimizer: .*/bias"):
-        train(config(model__name="canet_light"), workdir)
+        train(config(model__base_width=4), workdir)
     assert Checkpoints(workdir, read_only=True).all_steps()
 
 
@@ -405,7 +405,7 @@ def test_checkpoint_of_another_model_is_refused(undisturbed):
         ({"dtype": "float16"}, r"dtype='float16': did you mean 'bfloat16'"),
         ({"data_parallel": "mpi"}, r"data_parallel='mpi': choices: jit, pmap"),
         ({"data__path": "/nowhere"}, r"data.path=/nowhere"),
-        ({"data__image_size": 12}, r"must be multiples of 8"),
+        ({"variant": "canet", "data__image_size": 12}, r"must be multiples of 8"),
         ({"normalize__mean": (0.1, 0.2)}, r"images of 8 x 8 x 3 do not fit"),
         ({"normalize__std": (0.0,)}, r"normalize.std=\(0.0,\): must be above 0"),
         (

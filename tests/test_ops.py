@@ -144,6 +144,37 @@ def test_pools_that_do_not_overlap_have_torchs_values_and_gradients(mode):
     chex.assert_trees_all_close(gradient, dx.astype(np.float32), atol=0)
 
 
+@pytest.mark.parametrize("mode", [jax.jit, lambda f: f])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(3, 2, 1), (3, 2, 0), (3, 1, 1), (2, 1, 0), (5, 3, 2)],
+)
+def test_pools_that_overlap_have_torchs_gradients(size, stride, padding, mode):
+    # Whole numbers, for equals within a window; sides of which windows leave some over.
+    x = jnp.round(2 * normal(0, 2, 8, 11, 3))
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(np.asarray(x), pads, constant_values=-np.inf)
+    pool = functools.partial(max_pool, size=size, stride=stride, padding=padding)
+    g = normal(1, *pool(x).shape)
+    dx = np.zeros(padded.shape, np.float32)
+    for n, i, j, c in np.ndindex(g.shape):
+        top, left = i * stride, j * stride
+        window = padded[n, top : top + size, left : left + size, c]
+        row, column = divmod(int(window.argmax()), size)
+        dx[n, top + row, left + column, c] += g[n, i, j, c]
+    expected = dx[:, padding : padding + 8, padding : padding + 11]
+    gradient = mode(jax.grad(lambda x: jnp.sum(pool(x) * g)))(x)
+    chex.assert_trees_all_close(gradient, expected, atol=1e-6)
+
+
+def test_max_pool_gradient_is_no_scatter():
+    """Which XLA's CPU backend runs on one core, by maps of positions."""
+    x = normal(0, 1, 8, 8, 2)
+    pool = lambda x: jnp.sum(max_pool(x, 3, stride=2, padding=1) ** 2)  # noqa: E731
+    text = jax.jit(jax.grad(pool)).lower(x).as_text()
+    assert "select_and_scatter" not in text
+
+
 def test_narrow_maps_are_no_convolution():
     """XLA's CPU backend takes 100 times as long for one of 2 x 2 positions."""
     x, kernel = normal(0, 2, 2, 2, 8), normal(1, 3, 3, 8, 8)

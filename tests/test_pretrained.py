@@ -12,7 +12,7 @@ from jaxattn.training.run import build
 from jaxattn.training.trained import load_trained
 
 ONE = smoke.one_device()
-HEAD = "fc2"  # CANet's last layer
+HEAD = "fc"
 
 
 def config(**overrides):
@@ -88,7 +88,7 @@ def test_head_alone_trains(other_run, tmp_path):
     for leaf, first in zip(jax.tree.leaves(head), jax.tree.leaves(fresh), strict=True):
         assert np.all(leaf != first)
     stats, old = after["batch_stats"], before["batch_stats"]
-    assert np.any(stats["bn"]["mean"] != old["bn"]["mean"])
+    assert np.any(stats["bn1"]["mean"] != old["bn1"]["mean"])
 
 
 def test_resumed_run_needs_its_origin_no_more(other_run, tmp_path):
@@ -104,8 +104,8 @@ def test_resumed_run_needs_its_origin_no_more(other_run, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model__name": "canet_light"}, "weights of another network: .* differ, such"),
-        ({"trainable": "fc2"}, "trainable='fc2': choices: all, head"),
+        ({"model__base_width": 4}, "weights of another network: .* differ, such"),
+        ({"trainable": "fc"}, "trainable='fc': choices: all, head"),
     ],
 )
 def test_what_does_not_fit_is_refused(other_run, overrides, message):
@@ -125,5 +125,7 @@ def test_origin_that_is_no_run_or_file_is_refused(tmp_path):
 
 
 def test_torch_file_of_another_network_is_refused(torch_file):
-    with pytest.raises(UserError, match=r"init_from=.*state dict does not fit CANet"):
-        first_state(init_from=str(torch_file), model__name="canet_light")
+    with pytest.raises(
+        UserError, match=r"init_from=.*state dict does not fit EfficientResNet"
+    ):
+        first_state(init_from=str(torch_file), model__base_width=4)

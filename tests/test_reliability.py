@@ -27,7 +27,7 @@ import pytest
 import smoke
 from test_loop import last_state, rows_of, start, start_several, train, wait_for_step
 
-from jaxattn.errors import DivergedError, MachineError, UserError
+from jaxattn.errors import DivergedError, InterruptedRun, MachineError, UserError
 from jaxattn.training import loop, steps
 from jaxattn.training.checkpoint import Checkpoints
 from jaxattn.training.evaluate import Evaluator
@@ -42,7 +42,7 @@ RELEASED = sorted(GOLDEN.glob("run_*.zip"))
 
 
 def config(**overrides):
-    result = smoke.get_config("small")
+    result = smoke.get_config()
     result.update_from_flattened_dict(
         {key.replace("__", "."): value for key, value in overrides.items()}
     )
@@ -253,6 +253,41 @@ def test_full_disk_says_what_is_saved_and_the_run_goes_on(
     )
 
 
+FULL_DISK = """
+mount -t tmpfs -o size=1500k tmpfs "$1" || exit 77
+"${@:2}" --workdir "$1/run"; echo "code $?"; ls "$1/run/checkpoints"
+mount -o remount,size=50m "$1"
+"${@:2}" --workdir "$1/run"; echo "code $?"; cp -r "$1/run" "$1.copy"
+"${@:2}" --workdir "$1.whole"; echo "code $?"
+"""
+
+
+@pytest.mark.slow
+def test_run_goes_on_when_a_full_disk_has_room_again(tmp_path):
+    """A file system that one checkpoint fits, in a mount namespace of its own."""
+    disk, flags = tmp_path / "disk", ("--config.num_epochs=4",)
+    disk.mkdir()
+    command = [*(sys.executable, "main.py", "--config", "tests/smoke.py"), *flags]
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", FULL_DISK, "_", str(disk), *command],
+        cwd=smoke.ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode in (1, 77) and "code" not in done.stdout:
+        pytest.skip(f"no mount namespaces: {done.stderr}")
+    assert re.fullmatch(r"code 1\n(\d+\n)+code 0\ncode 0\n", done.stdout), done.stdout
+    said = [line for line in done.stderr.splitlines() if line.startswith("main.py: ")]
+    assert len(said) == 1
+    assert re.search(r"No space left on device; .*step \d+ is saved in", said[0])
+    states = [
+        last_state(config(num_epochs=4), tmp_path / f"disk.{name}")
+        for name in ("copy", "whole")
+    ]
+    chex.assert_trees_all_equal(*states)
+
+
 def out_of_memory(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 B")
 
@@ -265,9 +300,7 @@ def test_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
 
 def test_fault_is_one_line_and_exit_code_1(tmp_path):
     """Through main.py, by the limit of a shell: the log does not fit."""
-    command = (
-        f"ulimit -f 0; exec {sys.executable} main.py --config tests/smoke.py:small"
-    )
+    command = f"ulimit -f 0; exec {sys.executable} main.py --config tests/smoke.py"
     done = subprocess.run(
         ["bash", "-c", f"{command} --workdir {tmp_path}"],
         cwd=smoke.ROOT,
@@ -323,7 +356,7 @@ def read(self, index):  # the file server goes away in the second epoch
         threading.Event().wait()
     return real(self, index)
 ArraySource.__getitem__ = read
-config = smoke.get_config("small")
+config = smoke.get_config()
 config.pipeline.loader, config.stall_timeout_s = "streamed", float(sys.argv[2])
 train_and_evaluate(config, sys.argv[1], devices=smoke.one_device())
 """
@@ -468,6 +501,33 @@ def test_import_takes_less_than_two_seconds():
     assert min(seconds) < 2.0
 
 
+# Signals
+
+
+def test_signal_in_an_evaluation_ends_it_midway_and_costs_nothing(
+    tmp_path, monkeypatch, finished
+):
+    real, found = Evaluator.evaluate, []
+
+    def evaluate(self, *args):
+        if len(found) == 2:  # after the two of the first epoch: weights and averages
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.5)  # a thread hears it
+        found.append(real(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    with pytest.raises(InterruptedRun, match="stopped by signal at step 12 of 12"):
+        train(config(num_epochs=2), tmp_path)
+    assert [figures is None for figures in found] == [False, False, True]
+    monkeypatch.setattr(Evaluator, "evaluate", real)
+    train(config(num_epochs=2), tmp_path)
+    chex.assert_trees_all_equal(
+        last_state(config(num_epochs=2), tmp_path),
+        last_state(config(num_epochs=2), finished),
+    )
+
+
 # Signals, in whole programs
 
 
@@ -487,18 +547,18 @@ def test_signals_at_any_moment_cost_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     flags = ["--config.num_epochs=40"]
     workdir = tmp_path / "run"
-    process = start(workdir, *flags, variant="small")
+    process = start(workdir, *flags)
     wait_for_file(process, workdir / "config.json")  # compiles next
     process.send_signal(signal.SIGINT)
     assert "stopped by signal at step 1 of 240" in stopped(process, 130)
     for seconds in (0.0, 0.13, 0.29):
-        process = start(workdir, *flags, variant="small")
+        process = start(workdir, *flags)
         wait_for_step(process, workdir, next_epoch(workdir))
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
         stopped(process, 143)
     for folder in (workdir, tmp_path / "undisturbed"):
-        stopped(start(folder, *flags, variant="small"), 0)
+        stopped(start(folder, *flags), 0)
     long = config(num_epochs=40)
     chex.assert_trees_all_equal(
         last_state(long, workdir), last_state(long, tmp_path / "undisturbed")
@@ -527,7 +587,7 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_run_resumes(
     victim, tmp_path
 ):
     flags = ["--config.num_epochs=300"]
-    processes = start_several(2, tmp_path, *flags, variant="small")
+    processes = start_several(2, tmp_path, *flags)
     wait_for_step(processes[0], tmp_path, 20)
     processes[victim].kill()
     begin = time.monotonic()
@@ -537,7 +597,7 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_run_resumes(
     saved = Checkpoints(tmp_path, read_only=True).all_steps()
     processes[victim].communicate()
 
-    processes = start_several(2, tmp_path, *flags, variant="small")
+    processes = start_several(2, tmp_path, *flags)
     wait_for_step(processes[0], tmp_path, saved[-1] + 6)
     for process in processes:
         process.send_signal(signal.SIGTERM)
@@ -562,7 +622,7 @@ def kill_readers(process):
 def test_killed_reading_process_ends_the_run(tmp_path):
     flags = ["--config.num_epochs=2000", "--config.pipeline.loader=streamed"]
     flags.append("--config.pipeline.num_workers=1")
-    process = start(tmp_path, *flags, variant="small")
+    process = start(tmp_path, *flags)
     wait_for_step(process, tmp_path, 8)
     assert kill_readers(process)
     said = stopped(process, 1)
