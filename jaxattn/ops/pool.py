@@ -125,7 +125,7 @@ def _phase_gradient(
 def _winners(
     x: jax.Array, shape: tuple[int, ...], size: int, stride: int, padding: int
 ) -> jax.Array:
-    """Returns the place of each window's first maximum, in row-major order, as uint8."""
+    """Returns each window's first maximum as its place in row-major order, uint8."""
     N, h, w, C = shape
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(x, pads, constant_values=-jnp.inf)
