@@ -342,6 +342,123 @@ def test_run_that_does_not_finish_ends_in_one_line(
 @pytest.mark.usefixtures("at_root")
 def test_compare_trains_in_processes(capsys, tmp_path):
     assert compare_smoke(tmp_path) == 0
-    assert "| `canet_tiny` | synthetic | 1 |" in capsys.readouterr().out
+    assert "| `efficient_resnet` | synthetic | 1 |" in capsys.readouterr().out
     log = tmp_path / "smoke" / "seed0" / "train.log"
     assert "epoch 1/1" in log.read_text()
+
+
+# Sweeps ----------------------------------------------------------------------------
+
+GRID = ["--grid", "schedule.learning_rate=0.1,0.01", "--grid", "batch_size=8,16"]
+
+
+def learn(trial):
+    """Stands in for a training: the test accuracy falls where validation rises."""
+    rate, size = trial.config["schedule"]["learning_rate"], trial.config["batch_size"]
+    if (rate, size) == (0.1, 8):
+        return trials.Outcome("mistake", "batch_size=8: must be something else")
+    if (rate, size) == (0.1, 16) and trial.config["seed"] == 1:
+        return trials.Outcome("failed", "the loss is nan")
+    trial.workdir.mkdir(parents=True)
+    config = json.dumps(trial.config)
+    (trial.workdir / "config.json").write_text(config)
+    seed, validation = trial.config["seed"], 0.6 + 0.001 * size - rate
+    accuracies = {
+        "best_val_accuracy": validation,
+        "test_accuracy": 1 - validation,
+        "last_test_accuracy": 0.5,
+    }
+    results = json.dumps({**RESULTS, **accuracies, "seed": seed})
+    (trial.workdir / "results.json").write_text(results)
+    return trials.Outcome("finished")
+
+
+def sweep(capsys, root, *arguments):
+    command = ["sweep", "--config", SMOKE, "--workdir", str(root), *arguments]
+    return main(command), capsys.readouterr()
+
+
+@pytest.mark.usefixtures("at_root")
+def test_sweep_trains_every_combination_and_loses_none_to_a_failure(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trials, "train", learn)
+    code, said = sweep(capsys, tmp_path, *GRID, "--seeds", "0", "1")
+    assert code == 1
+    assert "(8 of 8): finished" in said.out
+    assert said.err.splitlines() == [
+        *(
+            f"failed: schedule.learning_rate=0.1,batch_size=8, seed {seed}:"
+            " batch_size=8: must be something else"
+            for seed in (0, 1)
+        ),
+        "failed: schedule.learning_rate=0.1,batch_size=16, seed 1: the loss is nan",
+    ]
+    folder = tmp_path / "schedule.learning_rate=0.01,batch_size=16" / "seed1"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["schedule"]["learning_rate"] == 0.01
+    assert (config["batch_size"], config["seed"]) == (16, 1)
+
+
+@pytest.mark.usefixtures("at_root")
+def test_sweep_marks_the_best_by_validation(capsys, tmp_path, monkeypatch):
+    """By test accuracy it would be the one of rate 0.1."""
+    monkeypatch.setattr(trials, "train", learn)
+    _, said = sweep(capsys, tmp_path, *GRID)
+    marked = [line for line in said.out.splitlines() if "` **best** |" in line]
+    label = "resnet10, batch_size=16, learning_rate=0.01"
+    assert len(marked) == 1
+    assert marked[0].startswith(f"| `{label}` **best** | cifar10 | 1 | 60.60 % | 39.40")
+    assert marked[0] in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.usefixtures("at_root")
+def test_sweep_goes_on_with_what_is_not_finished(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "train", learn)
+    sweep(capsys, tmp_path, *GRID)
+    asked = []
+    monkeypatch.setattr(
+        trials, "train", lambda t: asked.append(t.name) or trials.Outcome("failed", "x")
+    )
+    code, said = sweep(capsys, tmp_path, *GRID)
+    assert code == 1
+    assert asked == ["schedule.learning_rate=0.1,batch_size=8, seed 0"]
+    assert said.out.count("done before") == 3
+
+
+@pytest.mark.usefixtures("at_root")
+def test_values_of_a_grid_may_be_tuples(capsys, tmp_path, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        trials,
+        "train",
+        lambda t: (
+            rates.append(t.config["normalize"]["mean"]) or trials.Outcome("failed")
+        ),
+    )
+    grid = "normalize.mean=(0.5,0.5,0.5),(0.4,)"
+    assert sweep(capsys, tmp_path, "--grid", grid)[0] == 1
+    assert rates == [(0.5, 0.5, 0.5), (0.4,)]
+
+
+@pytest.mark.usefixtures("at_root")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "learning_rate=0.1"], "--config.learning_rate: no such key"),
+        (["--grid", "batch_size=a"], "--config.batch_size=a: invalid literal"),
+        (["--grid", "batch_size"], "'batch_size' must be KEY=VALUE,VALUE"),
+        (["--grid", "batch_size=8,8"], "batch_size=8, seed 0 once more"),
+        (["--grid", "batch_size=8", "--grid", "batch_size=16"], "each key once"),
+        ([], "--grid"),
+    ],
+)
+def test_mistake_in_a_sweep_is_one_line(
+    capsys, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(trials, "train", None)
+    code, said = sweep(capsys, tmp_path / "root", *arguments)
+    assert code == 2
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -301,6 +301,17 @@ def test_a_finished_run_only_reports_again(undisturbed):
     chex.assert_trees_all_equal(last_state(config(), workdir), expected)
 
 
+def test_trace_is_beside_the_events_and_changes_nothing(undisturbed, tmp_path, capsys):
+    _, _, expected = undisturbed
+    traced = config(log__profile_steps=(3, 4))
+    train(traced, tmp_path)
+    (trace,) = tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size
+    said = capsys.readouterr().err
+    assert f"trace of steps 3 to 4 in {tmp_path / 'tensorboard'}" in said
+    chex.assert_trees_all_equal(last_state(traced, tmp_path), expected)
+
+
 def test_tensorboard_shows_scalars_histograms_images_and_texts(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -414,7 +425,12 @@ def test_checkpoint_of_another_model_is_refused(undisturbed):
         ),
         ({"loss__label_smoothing": 1.0}, r"loss.label_smoothing=1.0"),
         ({"steps_per_dispatch": 0}, r"steps_per_dispatch=0"),
+        (
+            {"accumulate_steps": 4},
+            r"accumulate_steps=4: must divide the 2 images .* choices: 1, 2$",
+        ),
         ({"log__every_steps": 0}, r"log.every_steps=0"),
+        ({"log__profile_steps": (9, 25)}, r"profile_steps=\(9, 25\): must be within t"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_made(overrides, message, tmp_path):

@@ -59,7 +59,7 @@ def test_training_command_is_accepted(command):
 @pytest.mark.parametrize("command", jaxattn_commands())
 def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
-    if "--configs" in command:  # and so it would train
+    if re.search("--configs|sweep", command):  # and so it would train
         command += " --config.model.nme=x"
     done = run(sys.executable, "-m", "jaxattn", *shlex.split(command)[1:])
     if command.startswith("jaxattn doctor"):  # what it finds is the machine's

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.atomic import replacing, write_json
+from jaxattn.atomic import replacing
 from jaxattn.data.archives import reason
 from jaxattn.errors import UserError, require
 from jaxattn.models.registry import create_model
@@ -19,9 +19,8 @@ from jaxattn.models.torch_weights import (
     read_state_dict,
     to_torch,
 )
-from jaxattn.training.checkpoint import Checkpoints, workdir_lock
 from jaxattn.training.report import versions
-from jaxattn.training.trained import Trained
+from jaxattn.training.trained import Trained, require_no_run, write_trained
 
 _RESERVED = {"name", "num_classes", "dtype", "axis_name"}
 _CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -79,9 +78,7 @@ def import_torch(
     for key in _RESERVED & kwargs.keys():
         raise UserError(f"model_kwargs.{key}: is set by other arguments; leave it out")
     module = create_model(model, num_classes=len(class_names), **kwargs)
-    workdir = pathlib.Path(workdir).resolve()
-    if (workdir / "config.json").exists():
-        raise UserError(f"workdir {workdir}: holds a run already; name another one")
+    require_no_run(workdir)
     shape = (image_size, image_size, 3)
     state_dict = read_state_dict(path)
     try:
@@ -96,12 +93,7 @@ def import_torch(
         "imported_from": os.fspath(path),
         "versions": versions(),
     }
-    with workdir_lock(workdir):
-        checkpoints = Checkpoints(workdir)
-        state = {"batch_stats": {}, **jax.tree.map(jnp.asarray, variables)}
-        checkpoints.save(0, state, None)
-        checkpoints.close()
-        write_json(workdir / "config.json", config)
+    write_trained(workdir, config, variables)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 

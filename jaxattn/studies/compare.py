@@ -21,6 +21,8 @@ _ACCURACIES = {
     "last_test_accuracy": "last weights",
     "test_accuracy_ema": "averaged weights",
 }
+_VALIDATION = "best_val_accuracy"
+_SHOWN = {_VALIDATION: "validation", **_ACCURACIES}
 _NEEDED = ("model", "num_params", "num_macs", "seed", "epochs", "versions", "device")
 
 
@@ -206,14 +208,39 @@ def format_time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def format_markdown(groups: Sequence[Group]) -> str:
-    """Returns the comparison as Markdown: table, machines, and what differs."""
-    shown = [key for key in _ACCURACIES if any(group.values(key) for group in groups)]
+def format_range(values: Sequence[float]) -> str:
+    """Returns a number that all values are, or the least and the largest one."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def best_of(groups: Sequence[Group]) -> Group | None:
+    """Returns the group of the highest mean validation accuracy, the first of equals.
+
+    Test accuracies choose nothing: the chosen one's would be too good. None if no group
+    has a validation split.
+    """
+    known = [group for group in groups if group.values(_VALIDATION)]
+    return max(
+        known,
+        key=lambda group: statistics.fmean(group.values(_VALIDATION)),
+        default=None,
+    )
+
+
+def format_markdown(groups: Sequence[Group], best: Group | None = None) -> str:
+    """Returns the comparison as Markdown: table, machines, and what differs.
+
+    Args:
+        groups: At least one.
+        best: That of them which is marked as the best by validation accuracy.
+    """
+    shown = [key for key in _SHOWN if any(group.values(key) for group in groups)]
     header = (
-        *("network", "data", "n", *(_ACCURACIES[key] for key in shown)),
+        *("network", "data", "n", *(_SHOWN[key] for key in shown)),
         *("parameters", "MACs", "images/s", "time", "epochs"),
     )
-    rows = [_cells(group, shown) for group in groups]
+    rows = [_cells(group, shown, is_best=group is best) for group in groups]
     runs = [run for group in groups for run in group.runs]
     seeds = sorted({run.results["seed"] for run in runs})
     parts = [
@@ -221,22 +248,26 @@ def format_markdown(groups: Sequence[Group]) -> str:
         "Test accuracy of the weights best by validation (of the last ones without a"
         " validation split); mean ± sample standard deviation over n seeds, of"
         f" {', '.join(map(str, seeds))}. Time of training a run, evaluations included.",
+        *(["**best**: by the mean of its validation accuracy."] if best else []),
         *(f"- {machine}" for machine in dict.fromkeys(run.machine for run in runs)),
         *_format_differences(groups),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(group: Group, accuracies: Sequence[str]) -> tuple[str, ...]:
+def _cells(
+    group: Group, accuracies: Sequence[str], *, is_best: bool
+) -> tuple[str, ...]:
     first = group.runs[0].results
     speeds, times = group.values("images_per_s"), group.values("wall_time_s")
     return (
-        *(f"`{group.label}`", first.get("data", ""), str(len(group.runs))),
+        f"`{group.label}`" + (" **best**" if is_best else ""),
+        *(first.get("data", ""), str(len(group.runs))),
         *(format_accuracy(group.values(key)) for key in accuracies),
         *(f"{first['num_params']:,}", f"{first['num_macs']:,}"),
         f"{statistics.fmean(speeds):,.0f}" if speeds else "",
         format_time(statistics.fmean(times)) if times else "",
-        str(first["epochs"]),
+        format_range(group.values("epochs")),
     )
 
 
@@ -276,7 +307,7 @@ def _csv_row(group: Group) -> dict[str, Any]:
         "n": len(group.runs),
         "seeds": " ".join(str(run.results["seed"]) for run in group.runs),
     }
-    for key in _ACCURACIES:
+    for key in _SHOWN:
         values = group.values(key)
         mean, std = mean_and_std(values) if values else (None, None)
         row |= {f"{key}_mean": mean, f"{key}_std": std}
@@ -285,7 +316,8 @@ def _csv_row(group: Group) -> dict[str, Any]:
         row[f"{key}_mean"] = statistics.fmean(values) if values else None
     machines = dict.fromkeys(run.machine for run in group.runs)
     return row | {
-        **{key: first[key] for key in ("num_params", "num_macs", "epochs")},
+        **{key: first[key] for key in ("num_params", "num_macs")},
+        "epochs": format_range(group.values("epochs")),
         "machines": " / ".join(machines),
     }
 
@@ -302,12 +334,15 @@ def plot(groups: Sequence[Group]) -> Any:
     )
 
 
-def write_comparison(out: pathlib.Path, groups: Sequence[Group]) -> str:
+def write_comparison(
+    out: pathlib.Path, groups: Sequence[Group], best: Group | None = None
+) -> str:
     """Writes `comparison.md`, `comparison.csv` and `comparison.png`.
 
     Args:
         out: Their folder, made if missing.
         groups: At least one.
+        best: As `format_markdown` takes it.
 
     Returns:
         The Markdown.
@@ -315,7 +350,7 @@ def write_comparison(out: pathlib.Path, groups: Sequence[Group]) -> str:
     from jaxattn.viz.plots import save_figure
 
     out.mkdir(parents=True, exist_ok=True)
-    text = format_markdown(groups)
+    text = format_markdown(groups, best)
     write_atomically(out / "comparison.md", text)
     write_atomically(out / "comparison.csv", format_csv(groups))
     save_figure(plot(groups), out / "comparison.png")

@@ -5,6 +5,7 @@ A process gives all memory of its run back, and what it fails of stays its own.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -110,20 +111,65 @@ def make_trials(
     Raises:
         UserError: If a recipe cannot be had, or two have one name.
     """
-    from jaxattn.training.config_file import load_config
-
     trials = []
     for path in paths:
-        for seed in seeds or (None,):
-            own = [] if seed is None else [f"--config.seed={seed}"]
-            config = load_config(path, [*overrides, *own]).to_dict()
-            name, seed = recipe_name(path), config["seed"]
-            folder = root.resolve() / name / f"seed{seed}"
-            trial = Trial(name=f"{name}, seed {seed}", config=config, workdir=folder)
-            if any(folder == other.workdir for other in trials):
+        for trial in _of_seeds(recipe_name(path), path, seeds, root, overrides):
+            if any(trial.workdir == other.workdir for other in trials):
                 raise UserError(f"--configs: {path} is {trial.name} once more")
             trials.append(trial)
     return trials
+
+
+def make_grid(
+    path: str,
+    grid: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    root: pathlib.Path,
+    overrides: Sequence[str] = (),
+) -> list[Trial]:
+    """Returns the runs of a recipe with every combination of some values.
+
+    Args:
+        path: Config file with its argument, as `configs/canet.py:tiny`.
+        grid: By key of the config its values, as `--config.key=value` takes them.
+        seeds: Of every combination; the recipe's own one if there are none.
+        root: Of the workdirs, which are `<root>/<key>=<value>,.../seed<n>`.
+        overrides: Flags for all of them, as `--config.num_epochs=3`.
+
+    Raises:
+        UserError: If the recipe cannot be had, has no such key or takes no such value,
+            or two combinations are one.
+    """
+    trials: list[Trial] = []
+    for values in itertools.product(*grid.values()):
+        pairs = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
+        flags = [*overrides, *(f"--config.{pair}" for pair in pairs)]
+        for trial in _of_seeds(",".join(pairs), path, seeds, root, flags):
+            for other in trials:
+                if trial.workdir == other.workdir or trial.config == other.config:
+                    raise UserError(f"--grid: {trial.name} is {other.name} once more")
+            trials.append(trial)
+    return trials
+
+
+def _of_seeds(
+    name: str,
+    path: str,
+    seeds: Sequence[int],
+    root: pathlib.Path,
+    overrides: Sequence[str],
+) -> Iterator[Trial]:
+    """Yields the runs of one config, each in a folder of its own."""
+    from jaxattn.training.config_file import load_config
+
+    folder = root.resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
+    for seed in seeds or (None,):
+        own = [] if seed is None else [f"--config.seed={seed}"]
+        config = load_config(path, [*overrides, *own]).to_dict()
+        workdir = folder / f"seed{config['seed']}"
+        yield Trial(
+            name=f"{name}, seed {config['seed']}", config=config, workdir=workdir
+        )
 
 
 def recipe_name(path: str) -> str:

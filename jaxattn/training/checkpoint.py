@@ -48,12 +48,13 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """Saves and restores the train state under `<workdir>/checkpoints`.
 
-    Kept are the newest two steps and, for each of `BEST_METRICS`, the best one (the
+    Kept are the newest steps and, for each of `BEST_METRICS`, the best one (the
     earliest of equals). With several processes every method is called by all of them,
     on one shared file system.
 
     Args:
         workdir: The run's folder, created if it is missing.
+        num_latest: How many of the newest steps are kept.
         read_only: Neither creates nor clears anything, for programs that read a workdir
             in which a run may be going on; `save` is then not allowed.
 
@@ -63,13 +64,18 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], *, read_only: bool = False
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        num_latest: int = NUM_LATEST,
+        read_only: bool = False,
     ) -> None:
         # Imported here: jaxattn works without Orbax until something is saved.
         import orbax.checkpoint as ocp
 
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
         self._tmp = self.directory / ".tmp"
+        self._num_latest = num_latest
         self._read_only = read_only
         self._damaged: set[int] = set()  # found by reading; never kept as a fallback
         self._args = ocp.args
@@ -171,6 +177,20 @@ class Checkpoints:
         ranked = self._rank(metric, self.all_steps())
         return self._restore_first_intact(ranked, target, partial)
 
+    def restore(self, step: int, target: PyTree) -> PyTree:
+        """Restores one checkpoint.
+
+        Args:
+            step: One of `all_steps`.
+            target: As in `restore_latest`.
+
+        Raises:
+            UserError: It is damaged, or does not fit the target.
+        """
+        if (damage := find_damage(self._path(step))) is not None:
+            raise UserError(f"checkpoint {self._path(step)} is damaged: {damage}")
+        return self._restore(step, target, partial=False)
+
     def best_step(self, metric: str) -> int | None:
         """Returns the earliest step with the highest `metric`, unverified, or None."""
         return next(iter(self._rank(metric, self.all_steps())), None)
@@ -267,7 +287,7 @@ class Checkpoints:
     def _prune(self, saved: int) -> None:
         steps = self.all_steps()
         intact = [step for step in steps if step not in self._damaged]
-        kept = {saved, *intact[-NUM_LATEST:]}
+        kept = {saved, *intact[-self._num_latest :]}
         for metric in BEST_METRICS:
             kept.update(self._rank(metric, intact)[:1])
         for step in set(steps) - kept:

@@ -29,15 +29,17 @@ from jaxattn.errors import (
 )
 from jaxattn.training import figures, report
 from jaxattn.training.checkpoint import Checkpoints, workdir_lock
+from jaxattn.training.early_stopping import METRIC, Plateau
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.interrupt import Interrupt
 from jaxattn.training.meter import Meter
 from jaxattn.training.parallel import Devices
+from jaxattn.training.profiler import Profiler
 from jaxattn.training.progress import Progress
 from jaxattn.training.run import Run, build, changed_since
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.watchdog import Watchdog
-from jaxattn.training.writer import RunWriter, read_metrics
+from jaxattn.training.writer import EVENTS, RunWriter, read_metrics
 
 
 def train_and_evaluate(
@@ -69,7 +71,7 @@ def train_and_evaluate(
         if primary:
             stack.enter_context(workdir_lock(workdir))
         interrupt = stack.enter_context(Interrupt())
-        checkpoints = Checkpoints(workdir)
+        checkpoints = Checkpoints(workdir, num_latest=run.options.keep_checkpoints)
         stack.callback(checkpoints.close)
         stack.enter_context(_telling_what_is_saved(checkpoints, workdir))
         restored = checkpoints.restore_latest(run.abstract_state)
@@ -85,12 +87,13 @@ def train_and_evaluate(
             )
         attempt = _Attempt(run, workdir, interrupt, checkpoints, writer, start_step)
         stack.callback(attempt.progress.close)
+        stack.callback(attempt.profiler.close)
         stack.enter_context(attempt.watchdog)
         for change in changes:
             attempt.progress.message(f"config changed: {change}")
         replicate = run.parallel.replicate
         state = run.init_state() if restored is None else replicate(restored[0])
-        return attempt.finish(attempt.train(state))
+        return attempt.finish(*attempt.train(state))
 
 
 @contextlib.contextmanager
@@ -155,11 +158,17 @@ class _Attempt:
             batch_size=run.options.batch_size,
             stream=None if writer else open(os.devnull, "w"),  # noqa: SIM115
         )
+        self.profiler = Profiler(
+            run.log.profile_steps if writer else (),
+            workdir / EVENTS,
+            self.progress.message,
+        )
         self.watchdog = Watchdog(run.options.stall_timeout_s, self._describe_stall)
         self._evaluator = Evaluator(run, self._is_stopping)
         self._attention_maps = figures.make_attention_maps(run) if writer else None
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
+        self._plateau = Plateau.of(self._saved)
 
     @property
     def wall_time_s(self) -> float:
@@ -183,8 +192,8 @@ class _Attempt:
 
     # Training ---------------------------------------------------------------------
 
-    def train(self, state: TrainState) -> TrainState:
-        """Trains what is left and returns the last state."""
+    def train(self, state: TrainState) -> tuple[TrainState, int]:
+        """Trains what is left, and returns the last state and its step."""
         run, step = self.run, self.start_step
         key = self._key(state)
         if step:
@@ -202,15 +211,21 @@ class _Attempt:
         meter.recall(logged, epoch_start)
         if is_due and self._is_epoch_end(step):
             self._end_epoch(state, step, meter.take_epoch())
+        if self._is_over(step):
+            return state, step
 
+        if self.writer:  # of a run that stopped early, and now goes on
+            (self.workdir / "results.json").unlink(missing_ok=True)
         loader, store = run.loaders["train"], self._evaluator.stores["train"]
         dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
         feeds = loader.train_feeds(run.order, step, run.total_steps)
         with contextlib.closing(feeds):  # pyright: ignore[reportArgumentType]
             for chunk in _chunks(feeds, step, run):
+                self.profiler.before(step, state)
                 stacked = run.parallel.place_stacked(chunk)
                 state, metrics = dispatch(state, store, stacked)
                 step += len(chunk)
+                self.profiler.after(step, state)
                 meter.add(metrics)
                 at_end, stopping = self._is_epoch_end(step), self._is_stopping()
                 if at_end or stopping or meter.is_due:
@@ -222,7 +237,24 @@ class _Attempt:
                     if not at_end:
                         self._save(state, step, {})
                     self._stop(step)
-        return state
+                if at_end and self._is_over(step):
+                    break
+        return state, step
+
+    def _is_over(self, step: int) -> bool:
+        """Whether the run ends at this step, before which it may say why."""
+        run, plateau = self.run, self._plateau
+        if step == run.total_steps:
+            return True
+        if not (self._is_epoch_end(step) and run.early_stopping.is_due(plateau)):
+            return False
+        self.progress.message(
+            f"stopped early, after epoch {step // run.steps_per_epoch} of"
+            f" {run.options.num_epochs}: no gain in validation accuracy for"
+            f" {plateau.plateau_epochs} epochs; to go on, repeat the command with"
+            " --config.early_stopping.patience=0"
+        )
+        return True
 
     def _key(self, state: TrainState) -> np.ndarray:
         """Data of the run's root key, on the host."""
@@ -285,6 +317,9 @@ class _Attempt:
                     f"val_loss{suffix}": summary["loss"],
                     f"val_accuracy{suffix}": summary["accuracy"],
                 }
+            if METRIC in row:
+                follow = self.run.early_stopping.follow
+                self._plateau = follow(self._plateau, row[METRIC])
             row["epoch"] = step // self.run.steps_per_epoch
             if speed := self.progress.images_per_s:
                 row["images_per_s"] = speed
@@ -305,6 +340,7 @@ class _Attempt:
     def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:
         kept = ("epoch", "val_accuracy", "val_accuracy_ema")
         metrics = {key: value for key, value in row.items() if key in kept}
+        metrics |= self._plateau._asdict()
         metrics["wall_time_s"] = self.wall_time_s
         if speed := self.images_per_s:
             metrics["images_per_s"] = speed
@@ -332,19 +368,24 @@ class _Attempt:
 
     # Report -----------------------------------------------------------------------
 
-    def finish(self, state: TrainState) -> dict[str, Any]:
-        """Tests the last and the best weights and writes the run's report."""
+    def finish(self, state: TrainState, step: int) -> dict[str, Any]:
+        """Tests the last and the best weights and writes the run's report.
+
+        Args:
+            state: The last one.
+            step: Its step.
+        """
         run, best_steps = self.run, {}
-        tested = {"last": self._test(_weights(state)[""])}
+        tested = {"last": self._test(_weights(state)[""], step)}
         best_params = state.params
         for suffix, variables in _weights(state).items():
             metric = f"val_accuracy{suffix}"
             best = self.checkpoints.restore_best(run.abstract_state, metric)
             if best is None:  # without a validation split the last weights are it
-                summary = self._test(variables) if suffix else tested["last"]
+                summary = self._test(variables, step) if suffix else tested["last"]
             else:
                 variables = _weights(run.parallel.replicate(best[0]))[suffix]
-                summary = self._test(variables)
+                summary = self._test(variables, step)
                 best_steps[suffix] = best[1]
                 best_params = best_params if suffix else variables["params"]
             tested[f"best{suffix}"] = summary
@@ -355,19 +396,20 @@ class _Attempt:
             self.workdir,
             self.writer,
             tested=tested,
+            last_step=step,
             best_params=run.parallel.collect(best_params),
             best_step=best_step,
             best_val_accuracy=saved.get("val_accuracy"),
             wall_time_s=self.wall_time_s,
             images_per_s=self.images_per_s,
-            has_trained=self.start_step < run.total_steps,
+            has_trained=self.start_step < step,
             say=self.progress.message,
         )
 
-    def _test(self, variables: Any) -> dict[str, Any]:
+    def _test(self, variables: Any, step: int) -> dict[str, Any]:
         summary = self._evaluator.evaluate(variables, "test")
         if summary is None:
-            self._stop(self.run.total_steps)
+            self._stop(step)
         return summary
 
 
@@ -385,10 +427,12 @@ def _weights(state: TrainState) -> dict[str, Any]:
 
 
 def _chunks(feeds: Iterator[Feed], step: int, run: Run) -> Iterator[list[Feed]]:
-    """Groups feeds into dispatches that do not cross the end of an epoch."""
+    """Groups feeds into dispatches within an epoch, and within or outside a trace."""
+    first, last = run.log.profile_steps or (0, 0)
     while True:
-        left = run.steps_per_epoch - step % run.steps_per_epoch
-        chunk = list(itertools.islice(feeds, min(run.steps_per_dispatch, left)))
+        end = (step // run.steps_per_epoch + 1) * run.steps_per_epoch
+        stop = min(n for n in (end, first - 1, last) if n > step)
+        chunk = list(itertools.islice(feeds, min(run.steps_per_dispatch, stop - step)))
         if not chunk:
             return
         yield chunk

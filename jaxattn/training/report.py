@@ -110,6 +110,7 @@ def write_results(
     writer: RunWriter | None,
     *,
     tested: dict[str, dict[str, Any]],
+    last_step: int,
     best_params: Any,
     best_step: int | None,
     best_val_accuracy: float | None,
@@ -126,6 +127,7 @@ def write_results(
         writer: Its writer; None writes nothing (not the first process).
         tested: Test figures of `summarize` for the weights "last", "best" (by raw
             validation accuracy) and, if the run keeps an average, "best_ema".
+        last_step: That of the weights "last"; an early one of a run that stopped early.
         best_params: Of the weights "best".
         best_step: Theirs; None without a validation split.
         best_val_accuracy: Theirs.
@@ -151,7 +153,8 @@ def write_results(
             "test": best["count"],
         },
         "seed": run.options.seed,
-        "epochs": run.options.num_epochs,
+        "epochs": last_step // run.steps_per_epoch,
+        "stopped_early": last_step < run.total_steps,
         "best_epoch": best_step and best_step // run.steps_per_epoch,
         "best_val_accuracy": best_val_accuracy,
         "test_accuracy": best["accuracy"],
@@ -176,7 +179,7 @@ def write_results(
             plots.save_figure(figure, workdir / f"{name}.png")
         if has_trained:  # and so TensorBoard does not have them yet
             arrays = {k: plots.figure_to_array(figure) for k, figure in drawn.items()}
-            writer.write_images(run.total_steps, arrays)
+            writer.write_images(last_step, arrays)
     say(
         f"test accuracy {100 * results['test_accuracy']:.2f}% of"
         f" {best['count']} images ({_chosen(results)}); report in {workdir}"
@@ -189,6 +192,7 @@ def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> st
     lines = [
         f"{results['model']} on {results['data']}, seed {results['seed']}:"
         f" {_chosen(results)}",
+        *_early(results, run),
         "",
         f"test accuracy        {best['accuracy']:.4f}",
         f"test top-5 accuracy  {best['top5_accuracy']:.4f}",
@@ -216,6 +220,14 @@ def class_table(summary: dict[str, Any], class_names: Sequence[str]) -> list[str
     means = "".join(f"{np.mean(summary[column]):10.4f}" for column in columns)
     lines.append(f"{'mean':{width}} {means}{summary['count']:10d}")
     return lines
+
+
+def _early(results: dict[str, Any], run: Run) -> list[str]:
+    if not results["stopped_early"]:
+        return []
+    return [
+        f"stopped early, after epoch {results['epochs']} of {run.options.num_epochs}"
+    ]
 
 
 def _chosen(results: dict[str, Any]) -> str:

@@ -18,7 +18,9 @@ from jaxattn.errors import UserError, choose, require
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.models.registry import create_model
 from jaxattn.training import optim
+from jaxattn.training.checkpoint import NUM_LATEST
 from jaxattn.training.config import DTYPES, bind
+from jaxattn.training.early_stopping import EarlyStopping
 from jaxattn.training.parallel import Devices, MeshParallel, Parallel
 from jaxattn.training.pmap import PmapParallel
 from jaxattn.training.pretrained import Pretrained, head_paths
@@ -36,9 +38,17 @@ _SECTIONS = (
     "schedule",
     "optimizer",
     "ema",
+    "early_stopping",
     "log",
 )
 _TRAINABLE = ("all", "head")
+_FROM_1 = (
+    "num_epochs",
+    "batch_size",
+    "steps_per_dispatch",
+    "accumulate_steps",
+    "keep_checkpoints",
+)
 _PARALLEL: dict[str, Callable[..., Parallel]] = {
     "jit": MeshParallel,
     "pmap": PmapParallel,
@@ -57,10 +67,16 @@ class Options:
         data_parallel: "jit" (a mesh) or "pmap".
         steps_per_dispatch: Train steps per call of the device; by default 1 on a CPU
             and 25 elsewhere.
+        accumulate_steps: Micro-batches into which a step splits its batch, for a batch
+            that does not fit into memory; the optimizer steps once, with their mean
+            gradient. Equal to the whole batch where there is no BatchNorm; see
+            `jaxattn.training.steps.make_train_step`.
         init_from: The workdir of another run, or a PyTorch file, whose weights this run
             starts from; the head too if it has as many classes.
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
+        keep_checkpoints: The newest ones, of the ends of epochs, that are kept beside
+            the best.
         max_skipped_steps: Steps of the run whose loss or gradient may be infinite or
             not a number; they change nothing. One more ends the run.
         stall_timeout_s: Seconds after which a run ends in which no step and no
@@ -73,13 +89,15 @@ class Options:
     dtype: str = "float32"
     data_parallel: str = "jit"
     steps_per_dispatch: int | None = None
+    accumulate_steps: int = 1
     init_from: str | None = None
     trainable: str = "all"
+    keep_checkpoints: int = NUM_LATEST
     max_skipped_steps: int = 0
     stall_timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        for key in ("num_epochs", "batch_size", "steps_per_dispatch"):
+        for key in _FROM_1:
             value = getattr(self, key)
             require(key, value, value is None or value >= 1, "at least 1")
         for key in ("seed", "max_skipped_steps"):
@@ -105,6 +123,8 @@ class Log:
         attention_maps: With TensorBoard: what the network attends to in four
             validation images (without a validation split test images), the same at
             every evaluation.
+        profile_steps: First and last step, counted from 1, of which the first process
+            writes a trace for TensorBoard's profile plugin; empty: none.
     """
 
     every_steps: int = 10
@@ -112,11 +132,16 @@ class Log:
     histograms: bool = True
     images: bool = True
     attention_maps: bool = False
+    profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require(
             "log.every_steps", self.every_steps, self.every_steps >= 1, "at least 1"
         )
+        steps = self.profile_steps
+        is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
+        wanted = "(first, last), counted from 1"
+        require("log.profile_steps", steps, not steps or is_range, wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +166,7 @@ class Run:
     config: dict[str, Any]
     options: Options
     log: Log
+    early_stopping: EarlyStopping
     data: Data
     loaders: dict[str, Loader]  # of the splits "train", "val" and "test"
     order: TrainOrder
@@ -222,6 +248,7 @@ def build(config: Any, devices: Devices | None = None) -> Run:
     log = bind(Log, sections["log"], "log")()
     augment = bind(Augment, sections["augment"], "augment")()
     ema = bind(Ema, sections["ema"], "ema")()
+    early_stopping = bind(EarlyStopping, sections["early_stopping"], "early_stopping")()
     loss = bind(Loss, sections["loss"], "loss")()
     make_model = functools.partial(
         bind(create_model, sections["model"], "model"),
@@ -258,6 +285,7 @@ def build(config: Any, devices: Devices | None = None) -> Run:
         config={**values, **sections},
         options=options,
         log=log,
+        early_stopping=early_stopping,
         data=data,
         loaders=loaders,
         order=order,
@@ -275,10 +303,18 @@ def build(config: Any, devices: Devices | None = None) -> Run:
             ema=ema,
             trainable=trainable,
             skips=options.max_skipped_steps > 0,
+            accumulate_steps=options.accumulate_steps,
             **shared,
         ),
         eval_step=make_eval_step(**shared),
     )
+    patience = early_stopping.patience
+    wanted = "0 without a validation split (data.val_fraction)"
+    holds = patience == 0 or data.val is not None
+    require("early_stopping.patience", patience, holds, wanted)
+    steps, total = log.profile_steps, run.total_steps
+    wanted = f"within the {total} steps of the run"
+    require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
     _check_shapes(run)
     return run
 
@@ -295,6 +331,13 @@ def _make_parallel(options: Options, devices: Devices) -> Parallel:
         raise UserError(
             f"batch_size={options.batch_size}: must be divisible by the"
             f" {len(devices)} devices"
+        )
+    per_device, count = options.batch_size // len(devices), options.accumulate_steps
+    if per_device % count:
+        divisors = [n for n in range(1, per_device + 1) if per_device % n == 0]
+        raise UserError(
+            f"accumulate_steps={count}: must divide the {per_device} images of a batch"
+            f" on each device; choices: {', '.join(map(str, divisors))}"
         )
     if options.data_parallel == "pmap" and jax.process_count() > 1:
         raise UserError("data_parallel='pmap': runs in one process only; use 'jit'")
@@ -344,9 +387,13 @@ _HARMLESS = (
     "data.on_bad_image",
     "steps_per_dispatch",
     "data_parallel",
+    "keep_checkpoints",
     "max_skipped_steps",
     "stall_timeout_s",
 )
+
+# How far a run goes may change, too, though not what it is by then.
+_RESUMABLE = (*_HARMLESS, "early_stopping.")
 
 
 def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
@@ -357,7 +404,7 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
         saved: Content of `config.json`.
 
     Returns:
-        The harmless changes, as "key: before -> now".
+        The changes that do no harm, as "key: before -> now".
 
     Raises:
         UserError: If another change would make the resumed run neither one thing nor
@@ -371,7 +418,7 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
 def harmless_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], where: str
 ) -> list[str]:
-    """Returns the differences of two configs, as `differences` has them.
+    """Returns the differences of a resumed run's configs, as `differences` has them.
 
     Args:
         before: Content of a `config.json`.
@@ -379,10 +426,11 @@ def harmless_changes(
         where: It is, as the message calls it.
 
     Raises:
-        UserError: If one of them is not harmless.
+        UserError: If one of them would change what is trained.
     """
     lines = differences(before, now)
-    if refused := [line for key, line in lines.items() if not is_harmless(key)]:
+    refused = [line for key, line in lines.items() if not key.startswith(_RESUMABLE)]
+    if refused:
         raise UserError(
             f"{where} was begun with another config ({'; '.join(refused)}); use that"
             " one, or another workdir"

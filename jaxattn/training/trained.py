@@ -13,11 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxattn.atomic import write_json
 from jaxattn.data.archives import reason
 from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError, choose
 from jaxattn.models.registry import create_model
-from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.checkpoint import Checkpoints, workdir_lock
 from jaxattn.training.config import DTYPES, bind
 
 SPLITS = ("test", "val", "train")
@@ -66,7 +67,7 @@ def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> T
     """
     choose("weights", weights, WEIGHTS)
     workdir = pathlib.Path(workdir).resolve()
-    config = _read_config(workdir)
+    config = read_config(workdir)
     kind, metric = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
         raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
@@ -90,6 +91,38 @@ def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> T
     )
 
 
+def require_no_run(workdir: str | os.PathLike[str]) -> None:
+    """Checks that a folder, which need not exist, holds no run.
+
+    Raises:
+        UserError: If it does.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    if (workdir / "config.json").exists():
+        raise UserError(f"workdir {workdir}: holds a run already; name another one")
+
+
+def write_trained(
+    workdir: str | os.PathLike[str], config: Any, variables: Any, step: int = 0
+) -> None:
+    """Makes a workdir of weights, which `load_trained` loads and nothing resumes.
+
+    Args:
+        workdir: The folder, made if missing; it must not hold a run.
+        config: Content of its `config.json`.
+        variables: `params` and, if there are any, `batch_stats`.
+        step: Training steps done.
+    """
+    require_no_run(workdir)
+    workdir = pathlib.Path(workdir).resolve()
+    with workdir_lock(workdir):
+        checkpoints = Checkpoints(workdir)
+        state = {"batch_stats": {}, **jax.tree.map(jnp.asarray, variables)}
+        checkpoints.save(step, state, None)
+        checkpoints.close()
+        write_json(workdir / "config.json", config)
+
+
 def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns shapes of the weights that every checkpoint of a workdir holds.
 
@@ -97,7 +130,7 @@ def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: If the folder's `config.json` does not say.
     """
     workdir = pathlib.Path(workdir).resolve()
-    config = _read_config(workdir)
+    config = read_config(workdir)
     with _naming(workdir):
         model, _, image_shape = _make_model(config)
         return _target(model, image_shape, "raw", config)
@@ -116,7 +149,12 @@ def _make_model(
     return model, class_names, image_shape
 
 
-def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a run's `config.json`.
+
+    Raises:
+        UserError: If there is none, or it is not a run's.
+    """
     path = workdir / "config.json"
     try:
         config = json.loads(path.read_text())

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _METRICS = "metrics.jsonl"
-_EVENTS = "tensorboard"
+EVENTS = "tensorboard"
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class RunWriter:
         truncate_run(workdir, start_step if start_step > 0 else -1)
         self._resumed = start_step > 0
         self._path = workdir / _METRICS
-        self._events = workdir / _EVENTS
+        self._events = workdir / EVENTS
         with _naming(self._path):
             self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
         self._summary = _summary_writer(self._events) if tensorboard else None
@@ -179,7 +179,7 @@ def truncate_run(workdir: str | os.PathLike[str], step: int) -> None:
         if data != path.read_bytes():
             _replace(path, data)
     # Sorted, since a listing has no order and errors should be the same every time.
-    for events in sorted((pathlib.Path(workdir) / _EVENTS).glob("*.tfevents.*")):
+    for events in sorted((pathlib.Path(workdir) / EVENTS).glob("*.tfevents.*")):
         _truncate_events(events, step)
 
 

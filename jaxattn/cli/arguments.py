@@ -1,0 +1,102 @@
+"""What the subcommands' arguments have in common."""
+
+import argparse
+import ast
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from jaxattn.errors import UserError
+from jaxattn.training.trained import WEIGHTS
+
+
+class Command(NamedTuple):
+    """A subcommand of `jaxattn`.
+
+    Attributes:
+        name: As it is typed.
+        text: What it does, in one line.
+        run: Does it; returns the exit code, or None for 0.
+        add_arguments: Adds its arguments to its parser.
+    """
+
+    name: str
+    text: str
+    run: Callable[[argparse.Namespace], int | None]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it as a mistake of the user."""
+        raise UserError(
+            f"{self.prog.removeprefix('jaxattn').strip()} {message}".strip()
+        )
+
+
+def given(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments that are not None."""
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights`, the name of a checkpoint's weights."""
+    parser.add_argument(
+        "--weights",
+        default="best",
+        choices=tuple(WEIGHTS),
+        help="of which checkpoint, raw or averaged (default %(default)s)",
+    )
+
+
+def add_model_arg(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model-arg`, a keyword of the network."""
+    parser.add_argument(
+        "--model-arg",
+        type=key_and_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the network, such as base_width=8",
+    )
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parses numbers separated by commas."""
+    return _parsed(text, float, "numbers separated by commas")
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Parses integers separated by commas; none of an empty text."""
+    return () if not text else _parsed(text, int, "integers separated by commas")
+
+
+def _parsed(text: str, kind: Callable[[str], Any], wanted: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from None
+
+
+def count(text: str) -> int:
+    """Parses a number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return int(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parses names separated by commas."""
+    return tuple(text.split(","))
+
+
+def key_and_value(text: str) -> tuple[str, Any]:
+    """Parses `KEY=VALUE`, its value as a Python literal, or else as a text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value

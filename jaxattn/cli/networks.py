@@ -1,0 +1,211 @@
+"""Subcommands about networks and their files: weights in and out, cost and speed."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from jaxattn.cli.arguments import (
+    Command,
+    add_model_arg,
+    add_weights,
+    count,
+    names,
+    numbers,
+)
+from jaxattn.errors import UserError, choose
+from jaxattn.training.config import DTYPES
+from jaxattn.training.trained import load_trained
+
+_CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+
+
+def _import_torch(args: argparse.Namespace) -> None:
+    from jaxattn.inference import torch_files
+
+    mean, std = torch_files.published_normalization(args.model)
+    count = torch_files.import_torch(
+        args.checkpoint,
+        args.workdir,
+        model=args.model,
+        class_names=args.class_names,
+        image_size=args.image_size,
+        mean=args.mean or mean,
+        std=args.std or std,
+        model_kwargs=dict(args.model_arg),
+    )
+    print(
+        f"{args.model}, {count:,} parameters, in {args.workdir}; images are normalised"
+        f" by mean {args.mean or mean} and std {args.std or std}"
+    )
+
+
+def _export_torch(args: argparse.Namespace) -> None:
+    from jaxattn.inference import torch_files
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    torch_files.export_torch(trained, args.out)
+    print(f"state dict of step {trained.step} in {args.out}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from jaxattn.inference import export
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    size = export.export_model(
+        trained,
+        args.out,
+        weights=args.weights,
+        dtype=args.dtype,
+        platforms=args.platforms,
+    )
+    print(
+        f"{trained.config['model']['name']} of step {trained.step} for"
+        f" {', '.join(args.platforms)}, {size / 1e6:.1f} MB, in {args.out};"
+        f" described in {args.out.with_suffix('.json')}"
+    )
+
+
+def _benchmark_latency(args: argparse.Namespace) -> None:
+    import jax
+
+    from jaxattn import host
+    from jaxattn.inference.latency import measure_latency
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    name, (H, W, _) = trained.config["model"]["name"], trained.image_shape
+    dtype = trained.config.get("dtype", "float32")
+    hardware = host.hardware(jax.default_backend())
+    print(f"{name}, {H} x {W} pixels, {dtype}, on {hardware}")
+    row = "{:>6}{:>8}{:>10}{:>10}{:>12}".format
+    print(row("batch", "calls", "p50 ms", "p95 ms", "images/s"))
+    for size in args.batch_sizes:
+        measured = measure_latency(trained, size, seconds=args.seconds)
+        figures = (f"{figure:.4g}" for figure in measured[2:])
+        print(row(size, measured.calls, *figures), flush=True)
+
+
+def _models(args: argparse.Namespace) -> None:
+    from jaxattn.models.registry import list_models, model_keywords
+
+    if args.name is not None:
+        choose("model", args.name, list_models())
+    row = "{:26}{:>9}{:>8}{:>9}{:>14}{:>16}{:>18}".format
+    header = ("model", "stem", "pixels", "classes", "parameters", "MACs")
+    for i, name in enumerate([args.name] if args.name else list_models()):
+        kwargs = dict(args.model_arg)
+        # In the whole list the stem is of those that have one.
+        if args.stem and (args.name or "stem" in model_keywords(name)):
+            kwargs["stem"] = args.stem
+        cells = _measured(name, kwargs, args.num_classes, args.image_size)
+        if i == 0:
+            print(row(*header, "theoretical MACs"))
+        print(row(*cells).rstrip(), flush=True)
+    if args.name:
+        print(f"keywords: num_classes, {', '.join(model_keywords(args.name))}")
+
+
+def _measured(
+    name: str, kwargs: dict[str, Any], num_classes: int | None, image_size: int | None
+) -> tuple[str, ...]:
+    """Measures a network; its stem says what it is for, where nothing else does."""
+    from jaxattn.models.cost import measure_cost
+    from jaxattn.models.registry import create_model
+
+    stem = getattr(create_model(name, **kwargs), "stem", "")
+    is_large = stem == "imagenet"
+    size = image_size or (224 if is_large else 32)
+    num_classes = num_classes or (1000 if is_large else 10)
+    module = create_model(name, num_classes, **kwargs)
+    try:
+        cost = measure_cost(module, (size, size, 3))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name} at {size} pixels: {error}") from error
+    macs, theoretical = f"{cost.macs:,}", f"{cost.theoretical_macs:,}"
+    counts = (f"{cost.parameters:,}", macs, "" if theoretical == macs else theoretical)
+    return (name, stem, str(size), str(num_classes), *counts)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", help="a .pth file: a state dict, or a dict that holds one")
+    add("--model", required=True, help="one of jaxattn.list_models()")
+    add("--workdir", required=True, help="folder to make")
+    add(
+        "--class-names",
+        type=names,
+        default=_CIFAR10_CLASSES,
+        help="separated by commas (default CIFAR-10's)",
+    )
+    add("--image-size", type=int, default=32, help="pixels (default %(default)s)")
+    add("--mean", type=numbers, help="of the normalisation (default as published)")
+    add("--std", type=numbers, help="of the normalisation (default as published)")
+    add_model_arg(parser)
+
+
+def _add_export_torch(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    add("--out", type=pathlib.Path, required=True, help="the .pth file")
+    add_weights(parser)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    out = "the file, such as model.jaxattn; model.json beside it describes it"
+    add("--out", type=pathlib.Path, required=True, help=out)
+    add_weights(parser)
+    add("--dtype", choices=tuple(DTYPES), help="of the computation; default the run's")
+    add(
+        "--platforms",
+        nargs="+",
+        default=("cpu", "cuda", "tpu"),
+        metavar="PLATFORM",
+        help="some of cpu, cuda, tpu and rocm (default the first three)",
+    )
+
+
+def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    add_weights(parser)
+    add("--batch-sizes", type=count, nargs="+", default=(1, 256), help="default 1 256")
+    add("--seconds", type=float, default=5.0, help="for each (default %(default)s)")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="one network; default all")
+    add("--num-classes", type=count, help="default 1000, or 10 for small images")
+    add("--stem", help="imagenet or cifar, of networks that have both")
+    add("--image-size", type=count, help="pixels (default 224, or 32)")
+    add_model_arg(parser)
+
+
+COMMANDS = (
+    Command(
+        "import-torch",
+        "Makes a workdir of PyTorch weights.",
+        _import_torch,
+        _add_import,
+    ),
+    Command(
+        "export-torch",
+        "Writes weights as a state dict.",
+        _export_torch,
+        _add_export_torch,
+    ),
+    Command(
+        "export",
+        "Writes a network that runs without jaxattn.",
+        _export,
+        _add_export,
+    ),
+    Command(
+        "benchmark-latency",
+        "Times a network's calls.",
+        _benchmark_latency,
+        _add_benchmark_latency,
+    ),
+    Command("models", "Lists networks and what they cost.", _models, _add_models),
+)

@@ -1,0 +1,254 @@
+"""Subcommands that show a trained network images: predict, evaluate, attention-maps."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jaxattn.cli.arguments import (
+    Command,
+    add_weights,
+    count,
+    given,
+    integers,
+    numbers,
+)
+from jaxattn.errors import require
+from jaxattn.inference import files, methods
+from jaxattn.training.trained import SPLITS, load_trained
+
+_METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
+_CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+
+
+def _predict(args: argparse.Namespace) -> None:
+    name = args.method.removeprefix("class_")  # as the reference code names its files
+    out = args.out or pathlib.Path("submissions", f"{name}_submission.csv")
+    count = (_ensemble if args.method == "ensemble" else _classify)(args, out)
+    print(f"{count} predictions in {out}")
+
+
+def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
+    for flag in ("workdir", "data", "names", "probabilities"):
+        value = getattr(args, flag)
+        require(f"--{flag}", value, not value, "left out: an ensemble votes on files")
+    ids, labels = files.align_predictions(args.ensemble_files or ())
+    files.write_predictions(out, ids, methods.vote(labels))
+    return len(ids)
+
+
+def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
+    from jaxattn.inference.predict import Predictor
+
+    given = args.ensemble_files
+    require("--ensemble-files", given, not given, "used with --method ensemble alone")
+    for flag in ("workdir", "data"):
+        value = getattr(args, flag)
+        require(f"--{flag}", value, value is not None, "given with this method")
+    trained = load_trained(args.workdir, weights=args.weights)
+    method = _make_method(args, trained.class_names)
+    inputs = files.read_inputs(args.data, trained.image_shape)
+    files.require_writable(out)  # before the work, not after it
+    predictor = Predictor(trained, batch_size=args.batch_size)
+    decision = predictor.predict(inputs.source, method, seed=args.seed)
+    files.write_predictions(
+        out,
+        inputs.ids,
+        decision.labels,
+        class_names=trained.class_names if args.names else None,
+        probabilities=decision.probabilities if args.probabilities else None,
+        probability_columns=trained.class_names,
+    )
+    return len(inputs.ids)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from jaxattn.inference import evaluate
+    from jaxattn.inference.predict import Predictor
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    method = _make_method(args, trained.class_names)
+    overrides = {"name": args.data_name, "path": args.data_path}
+    data = evaluate.load_data_of(trained, overrides)
+    folder = f"{args.split}_{args.weights}_{args.method}"
+    if data.name != trained.config.get("data", {}).get("name"):
+        folder = f"{data.name.replace(':', '_')}_{folder}"
+    out = args.out or pathlib.Path(args.workdir, "evaluation", folder)
+    files.require_writable(out / "report.txt")
+    predictor = Predictor(trained, batch_size=args.batch_size)
+    evaluation = evaluate.evaluate(
+        predictor, data, method, split=args.split, seed=args.seed
+    )
+    report = evaluate.write_evaluation(
+        out,
+        evaluation,
+        trained.class_names,
+        model=trained.config["model"]["name"],
+        data=data.name,
+        split=args.split,
+        weights=args.weights,
+        step=trained.step,
+        method=args.method,
+        seed=args.seed,
+        **_method_options(args),
+    )
+    print(f"{report}\nreport and figures in {out}")
+
+
+def _attention_maps(args: argparse.Namespace) -> None:
+    from jaxattn.inference import attention
+
+    trained = load_trained(args.workdir, weights=args.weights)
+    examples = attention.read_examples(trained, args.images, args.max_images)
+    out = args.out or pathlib.Path(args.workdir, "attention_maps")
+    files.require_writable(out / "page.png")
+    pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
+    if not has_gates:
+        name = trained.config["model"]["name"]
+        print(f"{name} has no attention layers: Grad-CAM alone", file=sys.stderr)
+    of = f" of {examples.total}" if examples.total > len(pages) else ""
+    print(f"pages of {len(pages)}{of} images in {out}")
+
+
+_METHOD_OPTIONS = (
+    "num_views",
+    "view_weights",
+    "tta_temperature",
+    "specialized_temperature",
+    "thresholds",
+    "hard_classes",
+    "bonus",
+)
+
+
+def _method_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of methods that were given."""
+    return given(**{key: getattr(args, key) for key in _METHOD_OPTIONS})
+
+
+def _make_method(
+    args: argparse.Namespace, class_names: tuple[str, ...]
+) -> methods.Method:
+    """The method of the arguments; those that were not given keep their defaults."""
+    if class_names != tuple(_CIFAR10_CLASSES.split(",")):
+        # The defaults are made for CIFAR-10's classes and mean nothing for others.
+        if args.method in ("class_specialized", "adaptive"):
+            wanted = (
+                f"given for other classes than CIFAR-10's: {len(class_names)} of it"
+            )
+            value = args.thresholds
+            require("--thresholds", value, value is not None, wanted)
+        args.hard_classes = args.hard_classes or ()
+    V = args.num_views or len(methods.VIEWS)
+    require("--num-views", V, 1 <= V <= len(methods.VIEWS), "1 to 8")
+    views = methods.VIEWS[:V]
+    tta = methods.TTA(
+        views=views,
+        **given(weights=args.view_weights, temperature=args.tta_temperature),
+    )
+    specialized = methods.ClassSpecialized(
+        views=views,
+        **given(thresholds=args.thresholds, temperature=args.specialized_temperature),
+    )
+    choices = {"hard_classes": args.hard_classes, "bonus": args.bonus}
+    adaptive = methods.Adaptive(tta=tta, specialized=specialized, **given(**choices))
+    made = (methods.Plain(), methods.Flip(), tta, specialized, adaptive)
+    return dict(zip(_METHODS, made, strict=True))[args.method]
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", help="folder of the trained network")
+    add(
+        "--data",
+        nargs="+",
+        metavar="PATH",
+        help="a CIFAR-like pickle, an .npz, a folder of images, or image files",
+    )
+    add("--out", type=pathlib.Path, help="default in the folder submissions")
+    add("--ensemble-files", nargs="+", metavar="CSV", help="of --method ensemble")
+    add("--probabilities", action="store_true", help="adds a column per class")
+    add("--names", action="store_true", help="writes class names, not numbers")
+    _add_method(parser, (*_METHODS, "ensemble"))
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    add("--split", default="test", choices=SPLITS, help="default %(default)s")
+    add("--data-name", help="another data set than the run's")
+    add("--data-path", help="where the data are; default as in the run")
+    add("--out", type=pathlib.Path, help="folder; default in the workdir")
+    _add_method(parser, _METHODS)
+
+
+def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the trained network")
+    add(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="image files, folders of them, a CIFAR-like pickle, or an .npz (default: "
+        "the run's test images)",
+    )
+    add("--max-images", type=count, default=16, help="default %(default)s")
+    add(
+        "--layers",
+        metavar="PATTERN",
+        help="such as 'layer3.*' (default: the last block of every stage)",
+    )
+    add("--out", type=pathlib.Path, help="folder; default in the workdir")
+    add_weights(parser)
+
+
+def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:
+    tta, specialized = methods.TTA(), methods.ClassSpecialized()
+    adaptive = methods.Adaptive()
+    add = parser.add_argument
+    add_weights(parser)
+    add("--method", default="plain", choices=choices, help="default %(default)s")
+    add("--seed", type=int, default=0, help="of random views (default %(default)s)")
+    add("--batch-size", type=int, default=256, help="default %(default)s")
+    add("--num-views", type=int, help="of the last three: the first ones (default 8)")
+    add(
+        "--view-weights",
+        type=numbers,
+        help="of tta and adaptive: one per view (default 2 for the first, else 1)",
+    )
+    add("--tta-temperature", type=float, help=f"default {tta.temperature}")
+    add(
+        "--specialized-temperature",
+        type=float,
+        help=f"default {specialized.temperature}",
+    )
+    add(
+        "--thresholds",
+        type=numbers,
+        help="of class_specialized and adaptive: one per class (default CIFAR-10's)",
+    )
+    add(
+        "--hard-classes",
+        type=integers,
+        help="of adaptive: class numbers (default "
+        f"{','.join(map(str, adaptive.hard_classes))})",
+    )
+    add("--bonus", type=float, help=f"of adaptive (default {adaptive.bonus})")
+
+
+COMMANDS = (
+    Command("predict", "Classifies images into a CSV file.", _predict, _add_predict),
+    Command(
+        "evaluate",
+        "Reports accuracy and calibration on a split.",
+        _evaluate,
+        _add_evaluate,
+    ),
+    Command(
+        "attention-maps",
+        "Draws what a network attends to.",
+        _attention_maps,
+        _add_attention_maps,
+    ),
+)

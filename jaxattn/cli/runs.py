@@ -1,0 +1,231 @@
+"""Subcommands about several runs, or several checkpoints of one."""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxattn.cli.arguments import Command, count
+from jaxattn.errors import UserError, require
+from jaxattn.inference import files
+
+if TYPE_CHECKING:  # imported where they are used
+    from jaxattn.studies.compare import FinishedRun
+    from jaxattn.studies.trials import Trial
+
+# Not within brackets: a value may be a tuple.
+_COMMA = re.compile(r",(?![^(\[]*[)\]])")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from jaxattn.studies import compare, trials
+
+    for flag, value in (("--root", args.root), ("--seeds", args.seeds)):
+        only = "used with --configs alone"
+        require(flag, value, bool(args.configs) or value is None, only)
+    if args.configs:
+        require("--root", args.root, args.root is not None, "given with --configs")
+    elif args.overrides:
+        raise UserError(f"{args.overrides[0]}: used with --configs alone")
+    workdirs = args.workdirs
+    if args.configs:
+        planned = trials.make_trials(
+            args.configs, args.seeds or (), args.root, args.overrides
+        )
+        _train_all(planned, args.out, ends_at_mistake=True)
+        workdirs = [trial.workdir for trial in planned]
+    runs = _read_finished(workdirs)
+    print(compare.write_comparison(args.out, compare.group_runs(runs)))
+    print(f"table and figure in {args.out}")
+    if (left := len(workdirs) - len(runs)) and args.configs:
+        raise UserError(f"{left} runs are not finished; repeat the command")
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from jaxattn.studies import compare, trials
+
+    grid = dict(args.grid)
+    keys = [key for key, _ in args.grid]
+    require("--grid", keys, len(grid) == len(keys), "each key once")
+    seeds, out = args.seeds or (), args.workdir
+    planned = trials.make_grid(args.config, grid, seeds, out, args.overrides)
+    failures = _train_all(planned, out, ends_at_mistake=False)
+    done = [trial.workdir for trial in planned if trial.is_finished()]
+    if done:
+        groups = compare.group_runs(map(compare.read_run, done))
+        print(compare.write_comparison(out, groups, compare.best_of(groups)))
+        print(f"table and figure in {out}")
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return int(bool(failures))
+
+
+def _read_finished(workdirs: Sequence[pathlib.Path]) -> "list[FinishedRun]":
+    """Reads the runs that are finished, and names the others."""
+    from jaxattn.studies import compare
+
+    runs = []
+    for workdir in workdirs:
+        try:
+            runs.append(compare.read_run(workdir))
+        except compare.UnfinishedError as error:
+            print(f"{error}; left out", file=sys.stderr)
+    if not runs:
+        raise UserError("nothing to compare: none of the runs is finished")
+    return runs
+
+
+def _train_all(
+    planned: "Sequence[Trial]", out: pathlib.Path, *, ends_at_mistake: bool
+) -> list[str]:
+    """Trains what is not finished, and returns what failed."""
+    from jaxattn.studies import trials
+
+    finished = [trial.is_finished() for trial in planned]  # all, before the first
+    files.require_writable(out / "comparison.md")
+    failures = []
+    for i, (trial, is_done) in enumerate(zip(planned, finished, strict=True), 1):
+        print(f"{trial.name} ({i} of {len(planned)}): ", end="", flush=True)
+        if is_done:
+            print("done before", flush=True)
+            continue
+        outcome = trials.train(trial)
+        print(outcome.message or outcome.state, flush=True)
+        if outcome.state == "mistake" and ends_at_mistake:
+            raise UserError(f"{trial.name}: {outcome.message}")
+        if outcome.state == "stopped":
+            raise KeyboardInterrupt
+        if outcome.state != "finished":
+            failures.append(f"{trial.name}: {outcome.message}")
+    return failures
+
+
+def _average(args: argparse.Namespace) -> None:
+    from jaxattn.training.average import average_checkpoints
+
+    averaged = average_checkpoints(
+        args.workdir,
+        args.out,
+        steps=args.steps,
+        last=args.last,
+        kind=args.weights,
+        data_path=args.data_path,
+    )
+    rows = {
+        f"step {averaged.steps[-1]}": averaged.before,
+        f"mean of {len(averaged.steps)}": averaged.after,
+    }
+    for name, accuracies in rows.items():
+        shares = (f"{split} {100 * v:.2f} %" for split, v in accuracies.items())
+        print(f"{name:16}{', '.join(shares)}")
+    print(f"mean of steps {', '.join(map(str, averaged.steps))} in {args.out}")
+
+
+def _bn_landscape(args: argparse.Namespace) -> None:
+    from jaxattn.studies.bn_landscape import run_study
+    from jaxattn.training.config_file import load_config
+
+    run_study(load_config(args.config, args.overrides), args.workdir)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    runs = parser.add_mutually_exclusive_group(required=True)
+    runs.add_argument(
+        "--workdirs", type=pathlib.Path, nargs="+", help="folders of finished runs"
+    )
+    runs.add_argument(
+        "--configs",
+        nargs="+",
+        metavar="CONFIG",
+        help="recipes, as configs/canet.py:tiny, to train first what is not finished;"
+        " --config.key=value overrides a value of all of them",
+    )
+    add("--seeds", type=int, nargs="+", help="of each recipe (default its own)")
+    add("--root", type=pathlib.Path, help="folder of the workdirs: recipe/seed")
+    add(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("comparison"),
+        help="folder of the table, as Markdown and CSV, and the figure"
+        " (default %(default)s)",
+    )
+    parser.set_defaults(overrides=[])
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        help="a recipe, as configs/canet.py:tiny; --config.key=value overrides a value"
+        " of every run",
+    )
+    add(
+        "--workdir",
+        type=pathlib.Path,
+        required=True,
+        help="folder of the runs' folders, and of the table",
+    )
+    add(
+        "--grid",
+        type=_key_and_values,
+        action="append",
+        required=True,
+        metavar="KEY=VALUE,VALUE",
+        help="a key of the config, such as schedule.learning_rate=0.1,0.01; of several"
+        " every combination is trained",
+    )
+    add("--seeds", type=int, nargs="+", help="of each (default the recipe's)")
+    parser.set_defaults(overrides=[])
+
+
+def _key_and_values(text: str) -> tuple[str, list[str]]:
+    key, _, values = text.partition("=")
+    if not re.fullmatch(r"[\w.]+", key) or not values:
+        raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE,VALUE")
+    return key, _COMMA.split(values)
+
+
+def _add_average(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add("--out", required=True, help="folder to make")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--last", type=count, help="newest checkpoints (default all)")
+    which.add_argument("--steps", type=int, nargs="+", help="of the checkpoints")
+    add(
+        "--weights",
+        default="raw",
+        choices=("raw", "ema"),
+        help="of each, or their moving average (default %(default)s)",
+    )
+    add("--data-path", help="where the data are; default as in the run")
+
+
+def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        help="configs/vgg_bn.py; --config.key=value overrides a value of it",
+    )
+    add("--workdir", required=True, help="folder of the study's outputs")
+    parser.set_defaults(overrides=[])
+
+
+COMMANDS = (
+    Command(
+        "compare", "Tables and plots runs, by config and seed.", _compare, _add_compare
+    ),
+    Command("sweep", "Trains every combination of some values.", _sweep, _add_sweep),
+    Command("average", "Averages a run's checkpoints.", _average, _add_average),
+    Command(
+        "bn-landscape",
+        "Trains VGG-A with and without batch normalisation, and measures both.",
+        _bn_landscape,
+        _add_bn_landscape,
+    ),
+)
