@@ -26,6 +26,11 @@ _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 def main(argv: Sequence[str]) -> int:
     """Runs one subcommand and returns its exit code."""
     try:
+        if argv[:1] == ["train"]:
+            raise UserError(
+                "train: training is `python main.py --config CONFIG --workdir WORKDIR`"
+                " in a clone of the project, where the recipes are"
+            )
         args, rest = _make_parser().parse_known_args(argv)
         _take_overrides(args, rest)
         return args.run(args) or 0
@@ -187,17 +192,18 @@ def _print_findings(findings: Iterable[tuple[str, str]]) -> int:
 def _export(args: argparse.Namespace) -> None:
     from jaxattn.inference import export
 
+    options = _given(dtype=args.dtype, platforms=args.platforms)
+    write = export.export_model
+    if args.out.suffix == ".onnx":
+        write = export.export_onnx
+        for flag, value in options.items():
+            wanted = "left out: an ONNX file is float32, for any runtime"
+            require(f"--{flag}", value, False, wanted)
     trained = load_trained(args.workdir, weights=args.weights)
-    size = export.export_model(
-        trained,
-        args.out,
-        weights=args.weights,
-        dtype=args.dtype,
-        platforms=args.platforms,
-    )
+    size = write(trained, args.out, weights=args.weights, **options)
     print(
-        f"{trained.config['model']['name']} of step {trained.step} for"
-        f" {', '.join(args.platforms)}, {size / 1e6:.1f} MB, in {args.out};"
+        f"{trained.config['model']['name']} of step {trained.step},"
+        f" {size / 1e6:.1f} MB, in {args.out};"
         f" described in {args.out.with_suffix('.json')}"
     )
 
@@ -576,14 +582,16 @@ def _add_model_arg(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the trained network")
-    out = "the file, such as model.jaxattn; model.json beside it describes it"
+    out = (
+        "the file, such as model.jaxattn, or model.onnx for ONNX; model.json beside it"
+        " describes it"
+    )
     add("--out", type=pathlib.Path, required=True, help=out)
     _add_weights(parser)
     add("--dtype", choices=tuple(DTYPES), help="of the computation; default the run's")
     add(
         "--platforms",
         nargs="+",
-        default=("cpu", "cuda", "tpu"),
         metavar="PLATFORM",
         help="some of cpu, cuda, tpu and rocm (default the first three)",
     )
