@@ -12,7 +12,6 @@ much. Variants by argument are the attention in every block: `cbam` (the default
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-
 _VARIANTS = ("cbam", "eca", "none")
 
 

@@ -1,6 +1,6 @@
 """The documentation: pages in Markdown, and the API from the docstrings.
 
-    sphinx-build -W -b html docs docs/build
+sphinx-build -W docs docs/build
 """
 
 import itertools
@@ -12,7 +12,7 @@ import jaxattn
 
 project = "jaxattn"
 version = release = jaxattn.__version__
-copyright = "the authors of jaxattn"  # noqa: A001 - Sphinx names it so
+copyright = "the authors of jaxattn"
 extensions = [
     "myst_parser",
     "sphinx.ext.apidoc",
@@ -20,7 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["build"]
+exclude_patterns = ["api/modules.rst", "build"]
 html_theme = "furo"
 html_title = "jaxattn"
 
@@ -34,7 +34,7 @@ apidoc_modules = [
         "automodule_options": {"members"},
     }
 ]
-autodoc_default_options = {"special-members": "__call__"}
+autodoc_default_options = {"ignore-module-all": True, "special-members": "__call__"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 default_role = "code"  # in the docstrings `this` is code, as in Markdown
@@ -69,7 +69,13 @@ def _process_docstring(
 
 
 def _process_signature(
-    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, *_: Any
+    app: Any,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str | None,
+    *_: Any,
 ) -> tuple[str, None] | None:
     """Leaves out what Flax adds to the arguments of every module."""
     del app, what, name, obj, options

@@ -72,9 +72,7 @@ def export_model(
     return _write(path, data, form | about)
 
 
-def export_onnx(
-    trained: Trained, path: str | os.PathLike[str], *, weights: str
-) -> int:
+def export_onnx(trained: Trained, path: str | os.PathLike[str], *, weights: str) -> int:
     """Writes a network as an ONNX file in float32, and a JSON file that describes it.
 
     Its input `images` is uint8 `[N, H, W, C]`, N any number from 1, its output
