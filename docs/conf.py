@@ -6,6 +6,7 @@ sphinx-build -W docs docs/build
 import itertools
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import jaxattn
@@ -15,31 +16,44 @@ version = release = jaxattn.__version__
 copyright = "the authors of jaxattn"
 extensions = [
     "myst_parser",
-    "sphinx.ext.apidoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["api/modules.rst", "build"]
+exclude_patterns = ["build"]
 html_theme = "furo"
 html_title = "jaxattn"
 
-# A page for every package, written at each build; git ignores them.
-apidoc_modules = [
-    {
-        "path": str(pathlib.Path(jaxattn.__file__).parent),
-        "destination": "api",
-        "exclude_patterns": ["**/__main__.py"],
-        "module_first": True,
-        "automodule_options": {"members"},
-    }
-]
 autodoc_default_options = {"ignore-module-all": True, "special-members": "__call__"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 default_role = "code"  # in the docstrings `this` is code, as in Markdown
 myst_heading_anchors = 3
 napoleon_use_ivar = True  # the attributes of a class are no entries of their own
+
+_PACKAGE = pathlib.Path(jaxattn.__file__).parent
+_MODULE = """{level} {name}
+
+```{{eval-rst}}
+.. automodule:: {name}
+   :members:
+```
+
+"""
+
+
+def _write_api_pages(app: Any) -> None:
+    """Writes a page for every package, with all modules in it; git ignores them."""
+    folder = pathlib.Path(app.srcdir, "api")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for package in sorted(path.parent for path in _PACKAGE.glob("**/__init__.py")):
+        name = ".".join(package.relative_to(_PACKAGE.parent).parts)
+        stems = [p.stem for p in sorted(package.glob("*.py")) if p.stem[0] != "_"]
+        sections = [_MODULE.format(level="#", name=name)]
+        sections += [_MODULE.format(level="##", name=f"{name}.{s}") for s in stems]
+        (folder / f"{name}.md").write_text("".join(sections))
+
 
 _SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 
@@ -94,7 +108,8 @@ def _skip_member(
 
 
 def setup(app: Any) -> None:
-    """Connects the above; the first before napoleon, whose priority is 500."""
+    """Connects the above; docstrings come here before napoleon's priority of 500."""
+    app.connect("builder-inited", _write_api_pages)
     app.connect("autodoc-process-docstring", _process_docstring, priority=400)
     app.connect("autodoc-process-signature", _process_signature)
     app.connect("autodoc-skip-member", _skip_member)

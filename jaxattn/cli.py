@@ -192,18 +192,17 @@ def _print_findings(findings: Iterable[tuple[str, str]]) -> int:
 def _export(args: argparse.Namespace) -> None:
     from jaxattn.inference import export
 
-    options = _given(dtype=args.dtype, platforms=args.platforms)
-    write = export.export_model
-    if args.out.suffix == ".onnx":
-        write = export.export_onnx
-        for flag, value in options.items():
-            wanted = "left out: an ONNX file is float32, for any runtime"
-            require(f"--{flag}", value, False, wanted)
     trained = load_trained(args.workdir, weights=args.weights)
-    size = write(trained, args.out, weights=args.weights, **options)
+    size = export.export_model(
+        trained,
+        args.out,
+        weights=args.weights,
+        dtype=args.dtype,
+        platforms=args.platforms,
+    )
     print(
-        f"{trained.config['model']['name']} of step {trained.step},"
-        f" {size / 1e6:.1f} MB, in {args.out};"
+        f"{trained.config['model']['name']} of step {trained.step} for"
+        f" {', '.join(args.platforms)}, {size / 1e6:.1f} MB, in {args.out};"
         f" described in {args.out.with_suffix('.json')}"
     )
 
@@ -582,16 +581,14 @@ def _add_model_arg(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the trained network")
-    out = (
-        "the file, such as model.jaxattn, or model.onnx for ONNX; model.json beside it"
-        " describes it"
-    )
+    out = "the file, such as model.jaxattn; model.json beside it describes it"
     add("--out", type=pathlib.Path, required=True, help=out)
     _add_weights(parser)
     add("--dtype", choices=tuple(DTYPES), help="of the computation; default the run's")
     add(
         "--platforms",
         nargs="+",
+        default=("cpu", "cuda", "tpu"),
         metavar="PLATFORM",
         help="some of cpu, cuda, tpu and rocm (default the first three)",
     )

@@ -95,8 +95,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return str(error), 2
     if isinstance(error, ModuleNotFoundError):
-        extra = {"jax2onnx": "onnx"}.get(error.name or "", "train")
-        return f"{error}: pip install 'jaxattn[{extra}]'", 2
+        return f"{error}: pip install 'jaxattn[train]'", 2
     if isinstance(error, InterruptedRun):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

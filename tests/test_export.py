@@ -15,7 +15,7 @@ from jax import export
 from jaxattn import UserError, create_model
 from jaxattn.cli import main
 from jaxattn.data.augment import normalize
-from jaxattn.inference.export import export_model, export_onnx
+from jaxattn.inference.export import export_model
 from jaxattn.inference.methods import Plain
 from jaxattn.inference.predict import Predictor, make_classifier
 from jaxattn.models.resnet import ResNet
@@ -121,19 +121,17 @@ def test_bfloat16_computes_less_precisely(workdir, exported, tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["dtype"] == "bfloat16"
 
 
-every_family = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "model",
     [
         create_model("canet_tiny", 3),
         create_model("enhanced_efficient_resnet", 3, base_width=8),
         SCCNet((1, 1), (8, 16), num_classes=3, stem="cifar"),
         ResNet((1, 1, 1, 1), num_classes=3, stem="cifar", attention="scsa"),
+        create_model("vgg_a_light", 3),
     ],
-    ids=["canet", "cbam", "scc", "scsa"],
+    ids=["canet", "cbam", "scc", "scsa", "vgg"],
 )
-
-
-@every_family
 def test_every_family_is_exported(model, tmp_path):
     trained, path = untrained(model, 32), tmp_path / "a.jaxattn"
     export_model(trained, path, weights="best")
@@ -141,33 +139,6 @@ def test_every_family_is_exported(model, tmp_path):
     expected = jax.jit(make_classifier(trained))(trained.variables, images)
     # One program for any batch size rounds otherwise than one for three images.
     np.testing.assert_allclose(call(path, images), expected, rtol=0, atol=1e-5)
-
-
-@every_family
-def test_onnx_file_is_the_network_at_any_batch_size(model, tmp_path):
-    pytest.importorskip("jax2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    trained, path = untrained(model, 32), tmp_path / "a.onnx"
-    size = export_onnx(trained, path, weights="best")
-    assert path.stat().st_size == size
-    session = onnxruntime.InferenceSession(path)
-    predictor = Predictor(trained, devices=smoke.one_device())
-    for N in (1, 5):
-        images = random_images(N, *trained.image_shape)
-        expected = predictor.predict(images, Plain()).probabilities
-        (found,) = session.run(["probabilities"], {"images": images})
-        # Another library's convolutions, some dozen layers of them.
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert np.ptp(expected, axis=0).min() > 1e-3  # the images tell
-    about = json.loads(path.with_suffix(".json").read_text())
-    assert (about["format"], about["dtype"]) == ("ONNX", "float32")
-
-
-def test_option_that_onnx_has_not_is_one_line(capsys, workdir, tmp_path):
-    arguments = ("--workdir", str(workdir), "--out", str(tmp_path / "a.onnx"))
-    assert main(["export", *arguments, "--dtype", "bfloat16"]) == 2
-    error = capsys.readouterr().err
-    assert "--dtype='bfloat16': must be left out: an ONNX file is float32" in error
 
 
 def test_calls_of_onednn_stay_out(monkeypatch, tmp_path):

@@ -1,15 +1,13 @@
-"""Networks as StableHLO or ONNX files, which run without jaxattn.
+"""Networks as StableHLO files, which run without jaxattn.
 
 JAX promises that a file of today can be read by its releases of the next six months,
 and for three weeks by earlier ones (docs.jax.dev, "Exporting and serialization"); with
-the same release it can always be read. Export anew after that, from the workdir. ONNX
-files need no JAX at all.
+the same release it can always be read. Export anew after that, from the workdir.
 """
 
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +23,7 @@ from jaxattn.training.report import versions
 from jaxattn.training.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
+_FORMAT = "StableHLO, serialized by jax.export"
 
 
 def export_model(
@@ -58,66 +57,22 @@ def export_model(
     choose("dtype", dtype, DTYPES)
     for platform in platforms:
         choose("platforms", platform, PLATFORMS)
-    path = _writable(path)
-    # Its calls are of a library that other machines do not have.
-    with onednn.disabled():
-        exported = _export(trained, dtype, platforms)
-        about = _describe(trained, weights, dtype)
-    data = bytes(exported.serialize())
-    form = {
-        "format": "StableHLO, serialized by jax.export",
-        "calling_convention": exported.calling_convention_version,
-        "platforms": list(exported.platforms),
-    }
-    return _write(path, data, form | about)
-
-
-def export_onnx(trained: Trained, path: str | os.PathLike[str], *, weights: str) -> int:
-    """Writes a network as an ONNX file in float32, and a JSON file that describes it.
-
-    Its input `images` is uint8 `[N, H, W, C]`, N any number from 1, its output
-    `probabilities` float32 `[N, classes]`. Needs jax2onnx.
-
-    Args:
-        trained: The network.
-        path: The file, of the suffix `.onnx`; as in `export_model`.
-        weights: Their name, for the description.
-
-    Returns:
-        The size of the file in bytes.
-
-    Raises:
-        UserError: If a file cannot be written.
-    """
-    import jax2onnx
-
-    path = _writable(path)
-    classify = make_classifier(trained, dtype=jnp.float32)
-    with onednn.disabled():
-        model: Any = jax2onnx.to_onnx(
-            lambda images: classify(trained.variables, images),
-            [jax.ShapeDtypeStruct(("N", *trained.image_shape), jnp.uint8)],
-            input_names=["images"],
-            output_names=["probabilities"],
-        )
-        about = _describe(trained, weights, "float32")
-    form = {"format": "ONNX", "opset": model.opset_import[0].version}
-    return _write(path, model.SerializeToString(), form | about)
-
-
-def _writable(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns a path where a network and its description can be written."""
     path = pathlib.Path(path)
     description = path.with_suffix(".json")
     wanted = "of another suffix than .json, which is the description's"
     require("out", str(path), path != description, wanted)
     for file in (path, description):
         require_writable(file)
-    return path
-
-
-def _describe(trained: Trained, weights: str, dtype: str) -> dict[str, Any]:
-    return {
+    # Its calls are of a library that other machines do not have.
+    with onednn.disabled():
+        exported = _export(trained, dtype, platforms)
+        made_with = versions()
+    data = bytes(exported.serialize())
+    write_atomically(path, data)
+    content = {
+        "format": _FORMAT,
+        "calling_convention": exported.calling_convention_version,
+        "platforms": list(exported.platforms),
         "model": trained.config["model"],
         "dtype": dtype,
         "weights": weights,
@@ -127,13 +82,9 @@ def _describe(trained: Trained, weights: str, dtype: str) -> dict[str, Any]:
         "input": "uint8 [N, H, W, C] in 0..255, RGB",
         "output": "float32 [N, classes], probabilities",
         "normalize": trained.config["normalize"],  # done inside
-        "versions": versions(),
+        "versions": made_with,
     }
-
-
-def _write(path: pathlib.Path, data: bytes, about: dict[str, Any]) -> int:
-    write_atomically(path, data)
-    write_json(path.with_suffix(".json"), about)
+    write_json(description, content)
     return len(data)
 
 
