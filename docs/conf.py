@@ -63,12 +63,13 @@ def _markdown_to_rst(lines: list[str]) -> list[str]:
     rewritten, in_section, in_list = [], False, False
     for before, line in itertools.pairwise(["", *lines]):
         indent = len(line) - len(line.lstrip())
+        starts_list = not (in_section or in_list) and line.startswith("  - ")
+        ends_list = in_list and line and not indent
+        if before and (starts_list or ends_list):
+            rewritten.append("")
         if line and not indent:
-            in_section, in_list = line in _SECTIONS, False
-        if not in_section and re.match(r"  - ", line):
-            if not in_list and before:
-                rewritten.append("")
-            in_list = True
+            in_section = line in _SECTIONS
+        in_list = starts_list or (in_list and not ends_list)
         if not (in_section or in_list) and indent >= 4 and not before:
             rewritten += ["::", ""]
         rewritten.append(line[2:] if in_list else line)
