@@ -228,6 +228,7 @@ def test_bad_input_is_one_line(capsys, workdir, tmp_path, make, message):
             "did you mean",
         ),
         (["pedict"], "invalid choice: 'pedict'"),
+        (["train", "--config", "c.py"], "in a clone of the project"),
         ([], "COMMAND"),
     ],
 )

@@ -123,8 +123,9 @@ def test_bfloat16_computes_less_precisely(workdir, exported, tmp_path):
         create_model("enhanced_efficient_resnet", 3, base_width=8),
         SCCNet((1, 1), (8, 16), num_classes=3, stem="cifar"),
         ResNet((1, 1, 1, 1), num_classes=3, stem="cifar", attention="scsa"),
+        create_model("vgg_a_light", 3),
     ],
-    ids=["canet", "cbam", "scc", "scsa"],
+    ids=["canet", "cbam", "scc", "scsa", "vgg"],
 )
 def test_every_family_is_exported(model, tmp_path):
     trained, path = untrained(model, 32), tmp_path / "a.jaxattn"

@@ -1,4 +1,4 @@
-"""What the README and the configs say can be run, can be run."""
+"""What the README, the docs and the configs say can be run, can be run."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -17,23 +18,28 @@ from benchmarks import compare_torch, reproduce
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [README, *(path.read_text() for path in sorted(ROOT.glob("docs/**/*.md")))]
 HEADERS = [path.read_text() for path in sorted(ROOT.glob("configs/*.py"))]
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """All code of a language, in lists too."""
+    fenced = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(m[2]) for page in PAGES for m in fenced.finditer(page)]
+
+
+def commands(start, texts):
+    """Every command that starts so, once; a line continued by a backslash as one."""
+    joined = "\n".join(texts).replace("\\\n", " ")
+    return sorted({" ".join(line.split()) for line in re.findall(start, joined)})
 
 
 def training_commands():
-    """Every `python main.py` command, a line continued by a backslash as one."""
-    texts = ["\n".join(blocks("sh")), *HEADERS]
-    joined = "\n".join(texts).replace("\\\n", " ")
-    return sorted(set(re.findall(r"python main\.py [^\n&`]+", joined)))
+    return commands(r"python main\.py [^\n&`]+", [*blocks("sh"), *HEADERS])
 
 
 def jaxattn_commands():
-    texts = "\n".join(blocks("sh")).replace("\\\n", " ")
-    return re.findall(r"^jaxattn .+", texts, re.MULTILINE)
+    return commands(r"(?m)^jaxattn .+", blocks("sh"))
 
 
 def run(*command):
@@ -81,11 +87,11 @@ def test_every_subcommand_and_method_is_shown():
     names = re.findall(r"^ {4}([a-z-]+)", help_of(), re.MULTILINE)
     assert "predict" in names
     for name in names:
-        assert re.search(rf"jaxattn {name}(?![\w-])", README)
+        assert any(re.search(rf"jaxattn {name}(?![\w-])", page) for page in PAGES)
     methods = re.search(r"--method \{(.*?)\}", help_of("predict"))
     assert methods is not None
     for name in methods[1].split(","):
-        assert f"| `{name}` |" in README
+        assert any(f"| `{name}` |" in page for page in PAGES)
 
 
 def help_of(*subcommand):

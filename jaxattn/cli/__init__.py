@@ -25,6 +25,11 @@ _COMMANDS = (
 def main(argv: Sequence[str]) -> int:
     """Runs one subcommand and returns its exit code."""
     try:
+        if argv[:1] == ["train"]:
+            raise UserError(
+                "train: training is `python main.py --config CONFIG --workdir WORKDIR`"
+                " in a clone of the project, where the recipes are"
+            )
         args, rest = _make_parser().parse_known_args(argv)
         _take_overrides(args, rest)
         return args.run(args) or 0

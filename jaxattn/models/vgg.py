@@ -105,7 +105,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Returns float32 logits of `x` `[N, H, W, C]`, flattened channel-major."""
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for i, (features, place) in enumerate(
             zip(self.features, self.places, strict=True)
         ):

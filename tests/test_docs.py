@@ -1,0 +1,40 @@
+"""The documentation is built from its pages and the docstrings, without a warning."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    for package in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(package)
+    out = tmp_path_factory.mktemp("docs")
+    command = ["sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, str(DOCS), str(out)],
+        cwd=DOCS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_public_block_is_described(built):
+    import jaxattn.attention
+
+    pages = "".join(path.read_text() for path in built.glob("api/*.html"))
+    for name in jaxattn.attention.__all__:
+        module = getattr(jaxattn.attention, name).__module__
+        assert f'id="{module}.{name}"' in pages, name
+
+
+def test_docstrings_lists_are_lists_and_equations_are_code(built):
+    page = (built / "api" / "jaxattn.attention.html").read_text()
+    assert "<li><p>mistakes that the code meets late" in page
+    assert "<pre>s_i = conv(x, centre_i(kernel))" in page.replace("<span></span>", "")
