@@ -32,8 +32,10 @@ def get_config(variant: str = "cbam") -> ml_collections.ConfigDict:
     config.dtype = "float32"  # computation: float32, or bfloat16 for GPU and TPU
     config.data_parallel = "jit"  # jit (over a mesh) or pmap
     config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 or 25
+    config.accumulate_steps = placeholder(int)  # micro-batches of a step; None: 1
     config.init_from = placeholder(str)  # workdir or PyTorch file of the first weights
     config.trainable = "all"  # all, or head: only the layer that makes the logits
+    config.keep_checkpoints = placeholder(int)  # newest ones, beside the best; None: 2
     config.max_skipped_steps = 0  # whose loss is not finite, before the run ends
     config.stall_timeout_s = 1800.0  # without a step before the run ends; s
 
@@ -87,10 +89,15 @@ def get_config(variant: str = "cbam") -> ml_collections.ConfigDict:
     config.ema.decay = 0.0  # share that the average keeps per step; 0: no average
     config.ema.batch_stats = "average"  # average, or live (those of the raw weights)
 
+    config.early_stopping = ml_collections.ConfigDict()
+    config.early_stopping.patience = placeholder(int)  # epochs without gain; None: any
+    config.early_stopping.min_delta = placeholder(float)  # that a gain exceeds; None: 0
+
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 10  # training steps per line of metrics.jsonl
     config.log.tensorboard = True  # writes TensorBoard events
     config.log.histograms = True  # of all parameters at every epoch
     config.log.images = True  # a grid of augmented inputs at the start
     config.log.attention_maps = False  # of four validation images at every evaluation
+    config.log.profile_steps = placeholder(tuple)  # first and last step of a trace
     return config
