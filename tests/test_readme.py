@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import blocks as blocks_benchmark
-from benchmarks import compare_torch, reproduce
+from benchmarks import compare_torch, epoch, reproduce
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -110,6 +110,11 @@ def test_python_example_runs(code):
 def test_speed_tables_are_made_from_their_results(name, module):
     text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text()
     assert module.format_table(json.loads(text)) in README
+
+
+def test_epoch_table_is_made_from_its_result():
+    text = (ROOT / "benchmarks" / "results" / "epoch_cpu.json").read_text()
+    assert epoch.format_table([json.loads(text)]) in README
 
 
 def test_results_tables_are_made_from_their_records():
