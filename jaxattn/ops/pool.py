@@ -55,13 +55,17 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int) -> jax.Array
     return _max_of_windows(x, size, stride, padding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_of_windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """Maxima of windows that may overlap, with a fast gradient on CPUs."""
+def _reduce_window(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return jax.lax.reduce_window(
         x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_of_windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """Maxima of windows that may overlap, with a fast gradient on CPUs."""
+    return _reduce_window(x, size, stride, padding)
 
 
 def _max_of_windows_fwd(
@@ -73,11 +77,12 @@ def _max_of_windows_fwd(
 def _max_of_windows_bwd(
     size: int, stride: int, padding: int, x: jax.Array, g: jax.Array
 ) -> tuple[jax.Array]:
-    forward = functools.partial(
-        _max_of_windows.fun, size=size, stride=stride, padding=padding
-    )
-    fast = functools.partial(_phase_gradient, size=size, stride=stride, padding=padding)
-    plain = lambda x, g: jax.vjp(forward, x)[1](g)[0]  # noqa: E731
+    geometry = {"size": size, "stride": stride, "padding": padding}
+
+    def plain(x: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: _reduce_window(x, **geometry), x)[1](g)[0]
+
+    fast = functools.partial(_phase_gradient, **geometry)
     return (jax.lax.platform_dependent(x, g, cpu=fast, default=plain),)
 
 
