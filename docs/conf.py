@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["build"]
+highlight_language = "none"  # of the equations; other code names its own
 html_theme = "furo"
 html_title = "jaxattn"
 
