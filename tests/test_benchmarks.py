@@ -61,8 +61,8 @@ def test_sides_are_timed_in_turn(tmp_path):
     log = tmp_path / "calls"
     sides = {name: side(name, log) for name in "ab"}
     timings = timing.time_in_turn(sides, blocks=3, seconds=0.0)
-    # Three calls of each before the blocks, of which each is one call.
-    assert log.read_text().split() == [*"aaabbb", *"ababab"]
+    # Three calls of each before the blocks, of which each is one call after another.
+    assert log.read_text().split() == [*"aaabbb", *3 * "aabb"]
     for timed in timings.values():
         assert len(timed["items_per_s"]) == 3
         assert 0 < max(timed["items_per_s"]) < 10 / 0.05
