@@ -19,7 +19,7 @@ def one_device():
 
 
 def get_config(variant="small"):
-    """Variants by argument: small, canet, and of these `steady` and `folder`."""
+    """Variants: small and its `steady` one; canet and its `folder` of photos."""
     config = canet.get_config("tiny")
     config.seed = 0
     config.num_epochs = 4
