@@ -29,8 +29,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxattn import host
 from jaxattn.atomic import write_atomically
-from jaxattn.errors import UserError, choose, require
+from jaxattn.errors import UserError, choose
 from jaxattn.studies import compare, trials
+from jaxattn.studies.bn_landscape import make_run_config
 from jaxattn.studies.trials import Outcome, Trial
 from jaxattn.training.config_file import load_config
 from jaxattn.training.writer import history, read_metrics
@@ -43,6 +44,7 @@ Record = dict[str, Any]
 _LEAST_S = 60.0
 # Before the budget's end, so that the run can save in it.
 _SAVE_S = 15.0
+_VGG_RATE = 1e-3  # whose accuracies the report of the study gives
 
 
 # Rows ------------------------------------------------------------------------------
@@ -54,7 +56,8 @@ class Row:
 
     Attributes:
         group: The table.
-        config: A config file with its argument; None if another program trains it.
+        config: A config file with its argument.
+        network: Of that config's study of batch normalisation, whose run it is.
         overrides: Of the recipe, as `num_epochs=20`.
         seeds: One run each.
         published: The figure it is to reproduce, in percent; None without one.
@@ -62,7 +65,8 @@ class Row:
     """
 
     group: str
-    config: str | None
+    config: str
+    network: str | None = None
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (42,)
     published: float | None = None
@@ -90,10 +94,11 @@ def _baseline(name: str, published: float) -> Row:
     return Row(group="cifar10", config=config, published=published)
 
 
-def _vgg(published: float) -> Row:
+def _vgg(network: str, published: float) -> Row:
     return Row(
         group="cifar10",
-        config=None,
+        config="configs/vgg_bn.py",
+        network=network,
         seeds=(2020,),
         published=published,
         figure="last_test_accuracy",
@@ -124,9 +129,9 @@ ROWS = {
         published=95.30,
         figure="best_val_accuracy_ema",
     ),
-    # The loss-landscape study of CANet's authors, at its learning rate of 0.001.
-    "vgg_a": _vgg(75.81),
-    "vgg_a_bn": _vgg(84.29),
+    # The loss-landscape study of CANet's authors, at one of its learning rates.
+    "vgg_a": _vgg("vgg_a", 75.81),
+    "vgg_a_bn": _vgg("vgg_a_bn", 84.29),
     # Nothing is published for these.
     "sccnet18": Row(group="cifar10", config="configs/sccnet.py:18_cifar"),
     "resnet18_scsa": Row(group="cifar10", config="configs/scsa.py:resnet18_cifar"),
@@ -160,19 +165,13 @@ def select_rows(names: Sequence[str], groups: Sequence[str]) -> list[str]:
     """Returns the rows of the given names and groups.
 
     Raises:
-        UserError: If there is none of a name, or it cannot be run here.
+        UserError: If there is none of a name.
     """
     for name in names:
         choose("--rows", name, ROWS)
-        wanted = "a row with a recipe: this one is of `jaxattn bn-landscape`"
-        require("--rows", name, ROWS[name].config is not None, wanted)
     for group in groups:
         choose("--group", group, GROUPS)
-    return [
-        name
-        for name, row in ROWS.items()
-        if name in names or (row.group in groups and row.config is not None)
-    ]
+    return [n for n, row in ROWS.items() if n in names or row.group in groups]
 
 
 # Runs ------------------------------------------------------------------------------
@@ -204,8 +203,7 @@ def make_runs(
         out: Folder of the workdirs.
         dtype: Of the computation; the recipe's by default.
     """
-    config = ROWS[row].config
-    assert config is not None
+    config, network = ROWS[row].config, ROWS[row].network
     runs = []
     for seed in ROWS[row].seeds:
         overrides = (f"seed={seed}", *ROWS[row].overrides)
@@ -215,6 +213,8 @@ def make_runs(
         local += [f"--config.data.path={data}"] if data else []
         name = f"{row}_seed{seed}"
         values = load_config(f"{ROOT / config}", [*flags, *local]).to_dict()
+        if network is not None:
+            values = make_run_config(values, network, _VGG_RATE)
         trial = Trial(
             name=name,
             config=values,
@@ -222,9 +222,11 @@ def make_runs(
             may_differ=("dtype",),
         )
         command = f"python main.py --config {config} --workdir {name} {' '.join(flags)}"
-        runs.append(
-            Run(row, trial, f"{command} --config.data.path=cifar-10-batches-py")
-        )
+        command += " --config.data.path=cifar-10-batches-py"
+        if network is not None:  # no program of its own trains one run of the study
+            command = "python benchmarks/reproduce.py --data cifar-10-batches-py"
+            command += f" --rows {row}"
+        runs.append(Run(row, trial, command))
     return runs
 
 

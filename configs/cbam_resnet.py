@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 128  # images of the global batch; divisible by the devices
     config.dtype = "float32"  # computation: float32, or bfloat16 for GPU and TPU
     config.data_parallel = "jit"  # jit (over a mesh) or pmap
-    config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 or 25
+    config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 to 25
     config.accumulate_steps = placeholder(int)  # micro-batches of a step; None: 1
     config.init_from = placeholder(str)  # workdir or PyTorch file of the first weights
     config.trainable = "all"  # all, or head: only the layer that makes the logits

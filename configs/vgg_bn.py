@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.learning_rates = (0.001, 0.002, 0.0005, 0.0001)  # constant; a run for each
     config.dtype = "float32"  # computation: float32, or bfloat16 for GPU and TPU
     config.data_parallel = "jit"  # jit (over a mesh) or pmap
-    config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 or 25
+    config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 to 25
 
     config.model = ml_collections.ConfigDict()
     config.model.plain = "vgg_a"  # any of jaxattn.list_models()

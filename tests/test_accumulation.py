@@ -12,6 +12,8 @@ import pytest
 
 from jaxattn.data.augment import Augment, normalize
 from jaxattn.data.pipeline import StreamedLoader
+from jaxattn.ops import onednn
+from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.training.losses import cross_entropy
 from jaxattn.training.optim import RunLength, make_optimizer
@@ -55,11 +57,14 @@ def make_state(model, optimizer):
     return create_state(model, optimizer, Ema(decay=0.5), 0, SHAPE)
 
 
-def make_step(model, count, *, optimizer=None, augment=None, axis_name=None):
+def make_step(
+    model, count, *, optimizer=None, augment=None, axis_name=None, unroll=False
+):
     return make_train_step(
         model=model, optimizer=optimizer or adamw(), schedule=lambda _: 1e-2,
         augment=augment or Augment(), normalize=as_input, ema=Ema(decay=0.5),
         label_smoothing=0.1, accumulate_steps=count, axis_name=axis_name,
+        unroll=unroll,
     )  # fmt: skip
 
 
@@ -188,3 +193,27 @@ def test_one_micro_batch_is_no_loop():
         for count in (1, 4)
     ]
     assert ["scan[" in text for text in texts] == [False, True]
+
+
+def test_loop_takes_the_memory_of_one_micro_batch():
+    model, (feed,) = Network(norm=True), feeds(1)
+    state = make_state(model, adamw())
+
+    def compiled(count, **kwargs):
+        step = jax.jit(make_step(model, count, **kwargs))
+        return step.lower(state, feed).compile()
+
+    whole, loop = compiled(1), compiled(4)
+    sizes = [c.memory_analysis().temp_size_in_bytes for c in (whole, loop)]
+    assert sizes[1] < sizes[0] / 2
+    copies = compiled(4, unroll=True)
+    chex.assert_trees_all_close(loop(state, feed), copies(state, feed), rtol=1e-5)
+    convolutions = [str(c.as_text()).count("convolution(") for c in (loop, copies)]
+    assert convolutions[1] == 4 * convolutions[0]
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_cpus_loop_over_convolutions_that_are_fast_in_loops(kernels, monkeypatch):
+    monkeypatch.setattr(onednn, "is_enabled", lambda: kernels)
+    assert is_fast_in_loops(jnp.float32) == kernels
+    assert not is_fast_in_loops(jnp.bfloat16)

@@ -329,6 +329,17 @@ def test_page_says_what_was_predicted_and_what_is_true(canet):
     assert ":" not in drawn(attention, 1)[0].get_suptitle()  # unknown
 
 
+def test_title_of_long_names_stays_on_a_narrow_page():
+    verdict = "predicted Welsh springer spaniel, 12.3%: wrong, true: mouse"
+    title = f"n02102040_ILSVRC2012_val_0000012….JPEG.png\n{verdict}"
+    page = pages.plot_page(np.zeros((8, 8, 3), np.uint8), np.ones((2, 2)), [], title)
+    page.draw_without_rendering()
+    (text,) = page.texts
+    extent = text.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= page.bbox.width
+
+
 def test_network_without_attention_has_grad_cam_alone():
     attention = Attention(np.full((2, 5), 0.2), np.ones((2, 2, 2)), {})
     figure, axes = drawn(attention, pattern="layer4*")

@@ -154,7 +154,7 @@ def test_intact_checkpoints_are_listed(capsys, workdir):
     assert first.startswith("ok       step 6: intact, val_accuracy 0.")
     assert second.startswith("ok       step 12: intact, val_accuracy 0.")
     assert strangers == "warning  not checkpoints, ignored: notes"
-    assert used == "ok       step 12 is used to resume"
+    assert used == "ok       step 12 is the newest intact one"
     assert sorted(workdir.rglob("*")) == before
 
 
@@ -165,7 +165,7 @@ def test_damage_is_named_with_what_is_used_instead(capsys, workdir):
     assert code == 1
     name = file.relative_to(workdir / "checkpoints" / "12").as_posix()
     assert f"FAIL     step 12: {name} has changed" in text
-    assert "ok       step 6 is used to resume" in text
+    assert "ok       step 6 is the newest intact one" in text
 
 
 def test_no_intact_checkpoint_says_what_to_do(capsys, workdir):

@@ -1,6 +1,7 @@
 """Convolutions by oneDNN, against XLA's and the authors' arrays."""
 
 import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,12 +11,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+import smoke
 import test_attention as goldens
 
 from jaxattn import create_model
 from jaxattn.cli import main
 from jaxattn.models.cost import measure_cost
 from jaxattn.ops import conv, onednn
+from jaxattn.training.run import build
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,23 @@ def test_blocks_are_the_authors(golden, name):
     goldens.test_eval_output_is_the_authors(case, jax.jit)
     goldens.test_train_output_and_statistics_are_the_authors(case, jax.jit)
     goldens.test_input_gradient_is_the_authors(case, jax.jit)
+
+
+@pytest.mark.usefixtures("enabled")
+def test_steps_in_a_loop_are_those_outside_bit_for_bit():
+    run = build(smoke.get_config(), smoke.one_device())
+    assert run.steps_per_dispatch == 4
+    loader = run.loaders["train"]
+    store = run.parallel.replicate(loader.store)
+    dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
+
+    def train(size):
+        state, feeds = run.init_state(), loader.train_feeds(run.order, 0, 12)
+        while chunk := list(itertools.islice(feeds, size)):
+            state, _ = dispatch(state, store, run.parallel.place_stacked(chunk))
+        return jax.device_get(state)
+
+    chex.assert_trees_all_equal(train(4), train(1))
 
 
 @pytest.mark.usefixtures("enabled")

@@ -68,6 +68,11 @@ def test_streamed_batches_train_as_resident_ones(one_device):
     chex.assert_trees_all_equal(state, one_device[0])
 
 
+def test_cpus_dispatch_one_step_without_kernels_for_loops():
+    assert run_of("jit", 1).steps_per_dispatch == 1
+    assert run_of("jit", 1, steps_per_dispatch=3).steps_per_dispatch == 3
+
+
 def test_the_step_is_traced_once():
     run = run_of("jit", 1)
     loader = run.loaders["train"]

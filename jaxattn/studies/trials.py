@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from jaxattn import host
 from jaxattn.errors import UserError, explain
-from jaxattn.training.run import differences, is_harmless
+from jaxattn.training.run import config_of, differences, is_harmless
 from jaxattn.training.writer import read_metrics
 
 # For a run to save once it was asked to stop. One that does not goes on from the
@@ -68,10 +68,9 @@ class Trial:
         Raises:
             UserError: If it has another.
         """
-        saved = {key: value for key, value in saved.items() if key != "dataset"}
         other = [
             line
-            for key, line in differences(saved, self.config).items()
+            for key, line in differences(config_of(saved), self.config).items()
             if not is_harmless(key) and key not in self.may_differ
         ]
         if other:

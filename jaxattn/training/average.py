@@ -21,13 +21,12 @@ from jaxattn.training.config import bind
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.parallel import Devices
 from jaxattn.training.report import versions
-from jaxattn.training.run import Run, build
+from jaxattn.training.run import Run, build, config_of
 from jaxattn.training.state import TrainState
 from jaxattn.training.steps import make_statistics_step
 from jaxattn.training.trained import read_config, require_no_run, write_trained
 
 KINDS = ("raw", "ema")
-_ADDED = ("dataset", "versions")  # to the config of a run, by its record
 
 
 class Averaged(NamedTuple):
@@ -140,7 +139,7 @@ def measure_statistics(
 
 def _run_config(config: dict[str, Any], data_path: str | None) -> dict[str, Any]:
     """The config that a run's record was made of, with its data where they are."""
-    values = {key: value for key, value in config.items() if key not in _ADDED}
+    values = config_of(config)
     if data_path is not None:
         values["data"] = {**values.get("data", {}), "path": data_path}
     return values

@@ -277,7 +277,7 @@ def verify(workdir: str | os.PathLike[str]) -> Iterator[Finding]:
     if strangers := checkpoints.strangers():
         yield Finding(WARNING, f"not checkpoints, ignored: {', '.join(strangers)}")
     if intact:
-        yield Finding(OK, f"step {intact[-1]} is used to resume")
+        yield Finding(OK, f"step {intact[-1]} is the newest intact one")
     else:
         yield Finding(
             FAIL,

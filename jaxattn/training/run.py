@@ -17,6 +17,7 @@ from jaxattn.data.source import Data, load_data
 from jaxattn.errors import UserError, choose, require
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.models.registry import create_model
+from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.training import optim
 from jaxattn.training.checkpoint import NUM_LATEST
 from jaxattn.training.config import DTYPES, bind
@@ -65,8 +66,8 @@ class Options:
         batch_size: Images of the global batch, divisible by the devices.
         dtype: Computation dtype, "float32" or "bfloat16".
         data_parallel: "jit" (a mesh) or "pmap".
-        steps_per_dispatch: Train steps per call of the device; by default 1 on a CPU
-            and 25 elsewhere.
+        steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
+            4 if convolutions are oneDNN's and 1 if they are not.
         accumulate_steps: Micro-batches into which a step splits its batch, for a batch
             that does not fit into memory; the optimizer steps once, with their mean
             gradient. Equal to the whole batch where there is no BatchNorm; see
@@ -197,8 +198,11 @@ class Run:
         """Training steps per call of the device."""
         if self.options.steps_per_dispatch is not None:
             return self.options.steps_per_dispatch
-        # In a loop XLA's CPU backend computes convolutions' gradients slowly.
-        return 1 if jax.default_backend() == "cpu" else 25
+        if jax.default_backend() != "cpu":
+            return 25
+        # A call takes its memory from the system and gives it back, hundreds of
+        # megabytes; a loop keeps it from step to step.
+        return 4 if is_fast_in_loops(DTYPES[self.options.dtype]) else 1
 
     def init_state(self) -> TrainState:
         """Returns the state at step 0, where the steps want it.
@@ -304,6 +308,7 @@ def build(config: Any, devices: Devices | None = None) -> Run:
             trainable=trainable,
             skips=options.max_skipped_steps > 0,
             accumulate_steps=options.accumulate_steps,
+            unroll=not is_fast_in_loops(DTYPES[options.dtype]),
             **shared,
         ),
         eval_step=make_eval_step(**shared),
@@ -454,6 +459,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not key.startswith("versions.")
     }
+
+
+def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of a `config.json`, without what its run added."""
+    return {key: v for key, v in record.items() if key not in ("dataset", "versions")}
 
 
 def is_harmless(key: str) -> bool:

@@ -43,6 +43,7 @@ def make_train_step(
     skips: bool = False,
     gradient_metrics: Callable[[Any], dict[str, Any]] | None = None,
     accumulate_steps: int = 1,
+    unroll: bool = False,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns one step of training, `(state, batch) -> (state, metrics)`.
@@ -59,7 +60,9 @@ def make_train_step(
     of the whole batch, but for rounding, where the network treats every image alone.
     BatchNorm takes the statistics of each micro-batch, and its running averages follow
     them in turn; what the network draws (dropout, SCC's forcing) is drawn for each.
-    Augmentation and mixing are of the whole batch, whatever k is.
+    Augmentation and mixing are of the whole batch, whatever k is. Micro-batches go
+    through a loop, in the memory of one, or with `unroll` through as many copies of the
+    network, which saves no memory.
     """
 
     def train_step(
@@ -108,7 +111,7 @@ def make_train_step(
             means, batch_stats = means_of(state.batch_stats, examples, keys)
         else:
             means, batch_stats = _accumulate(
-                means_of, state.batch_stats, examples, keys, accumulate_steps
+                means_of, state.batch_stats, examples, keys, accumulate_steps, unroll
             )
         loss, accuracy, grads = _mean(means, axis_name)
 
@@ -239,6 +242,7 @@ def _accumulate(
     examples: Examples,
     keys: Keys,
     count: int,
+    unroll: bool,
 ) -> tuple[Means, Any]:
     """Averages over `count` micro-batches, and hands their statistics on."""
 
@@ -258,8 +262,6 @@ def _accumulate(
     first = jax.tree.map(lambda leaf: leaf[0], micros[1])
     shapes = jax.eval_shape(means_of, batch_stats, first, keys)[0]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    # In a loop XLA's CPU backend computes convolutions' gradients slowly.
-    unroll = jax.default_backend() == "cpu"
     (sums, batch_stats), _ = jax.lax.scan(
         add, (zeros, batch_stats), micros, unroll=unroll
     )

@@ -1,5 +1,6 @@
 """Pages of what a network attends to: arrays of `attention_maps` to figures."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxattn.viz.attention_maps import Attention, Panel, panels, select_blocks
 
 _COLUMNS = 4
 _SIDE = 1.9  # inches of a panel
+_LETTERS = 23  # of a title above a panel
 _LABEL_SIZE = 7.5
 _AXIS_LABEL: Mapping[str, Any] = {"fontsize": 6.5, "labelpad": 1, "color": plots.INK}
 _HEAT = "inferno"
@@ -63,7 +65,7 @@ def plot_page(
         cam: Grad-CAM `[h, w]`, at least 0.
         rows: Panels, each sequence on a row of its own, continued on the next beyond
             four.
-        title: Up to two lines.
+        title: Lines, broken where the page is too narrow for them.
     """
     image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
     lines = [
@@ -71,6 +73,8 @@ def plot_page(
     ]
     count, columns = 1 + len(lines), max([2, *map(len, lines)])
     figure = plots.new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
+    width = _LETTERS * columns
+    title = "\n".join(textwrap.fill(line, width) for line in title.splitlines())
     figure.suptitle(title, fontsize=10, color=plots.INK, parse_math=False)
     grid = figure.subplots(count, columns, squeeze=False)
     for axes in grid.flat:
