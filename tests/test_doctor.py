@@ -191,7 +191,7 @@ def test_lost_config_is_named_and_files_are_checked(capsys, workdir):
     code, text, _ = run(capsys, "verify", "--workdir", workdir)
     assert code == 1
     assert "holds no run (no config.json); files are checked alone" in text
-    assert text.count("intact") == 2
+    assert text.count(": intact") == 2
 
 
 def test_folder_without_checkpoints_is_a_mistake(capsys, tmp_path):
