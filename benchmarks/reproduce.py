@@ -213,19 +213,18 @@ def make_runs(
         local += [f"--config.data.path={data}"] if data else []
         name = f"{row}_seed{seed}"
         values = load_config(f"{ROOT / config}", [*flags, *local]).to_dict()
-        if network is not None:
+        command = f"python main.py --config {config} --workdir {name} {' '.join(flags)}"
+        command += " --config.data.path=cifar-10-batches-py"
+        if network is not None:  # no program of its own trains one run of the study
             values = make_run_config(values, network, _VGG_RATE)
+            command = "python benchmarks/reproduce.py --data cifar-10-batches-py"
+            command += f" --rows {row}"
         trial = Trial(
             name=name,
             config=values,
             workdir=(out / name).resolve(),
             may_differ=("dtype",),
         )
-        command = f"python main.py --config {config} --workdir {name} {' '.join(flags)}"
-        command += " --config.data.path=cifar-10-batches-py"
-        if network is not None:  # no program of its own trains one run of the study
-            command = "python benchmarks/reproduce.py --data cifar-10-batches-py"
-            command += f" --rows {row}"
         runs.append(Run(row, trial, command))
     return runs
 

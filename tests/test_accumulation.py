@@ -121,7 +121,9 @@ def test_without_batch_norm_micro_batches_train_as_the_whole_batch(
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
 
 
-def test_it_is_what_optax_accumulates():
+# In a loop XLA rounds otherwise: a mean of -1e-5 is 2e-10 off, as its terms are.
+@pytest.mark.parametrize(("unroll", "mean_atol"), [(True, 0.0), (False, 1e-9)])
+def test_it_is_what_optax_accumulates(unroll, mean_atol):
     """Micro-batches one by one, with BatchNorm: gradients, statistics, weights."""
     model, count = Network(norm=True), 4
     multi = optax.MultiSteps(adamw(), count)
@@ -143,7 +145,7 @@ def test_it_is_what_optax_accumulates():
         updates, opt_state = multi.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), new_stats, opt_state
 
-    step = jax.jit(make_step(model, count))
+    step = jax.jit(make_step(model, count, unroll=unroll))
     for feed in feeds(2):
         state, _ = step(state, feed)
         for i in range(count):
@@ -151,8 +153,7 @@ def test_it_is_what_optax_accumulates():
             params, stats, opt_state = micro_step(params, stats, opt_state, *micro)
     # Adam divides by the gradient's size: rounding of a small one shows.
     chex.assert_trees_all_close(state.params, params, atol=1e-5, rtol=0)
-    # The mean of what is all but balanced is rounded as its terms are.
-    chex.assert_trees_all_close(state.batch_stats, stats, rtol=1e-5, atol=1e-8)
+    chex.assert_trees_all_close(state.batch_stats, stats, rtol=1e-5, atol=mean_atol)
 
 
 def test_pmap_takes_batch_statistics_of_a_micro_batch_over_all_devices():
@@ -162,9 +163,7 @@ def test_pmap_takes_batch_statistics_of_a_micro_batch_over_all_devices():
     )
     # Every second image of each device's part is every second one of the batch.
     expected, _ = train(2, MeshParallel(devices[:1]), Network(norm=True), steps=1)
-    chex.assert_trees_all_close(
-        state.batch_stats, expected.batch_stats, rtol=1e-5, atol=1e-8
-    )
+    chex.assert_trees_all_close(state.batch_stats, expected.batch_stats, rtol=1e-5)
 
 
 def test_every_micro_batch_draws_its_own_dropout():
@@ -210,9 +209,7 @@ def test_loop_takes_the_memory_of_one_micro_batch():
     sizes = [c.memory_analysis().temp_size_in_bytes for c in (whole, loop)]
     assert sizes[1] < sizes[0] / 2
     copies = compiled(4, unroll=True)
-    # As above: Adam enlarges the rounding of a small gradient.
-    (one, _), (other, _) = loop(state, feed), copies(state, feed)
-    chex.assert_trees_all_close(one.params, other.params, atol=1e-5, rtol=0)
+    chex.assert_trees_all_close(loop(state, feed), copies(state, feed), rtol=1e-5)
     convolutions = [str(c.as_text()).count("convolution(") for c in (loop, copies)]
     assert convolutions[1] == 4 * convolutions[0]
 

@@ -13,7 +13,7 @@ from typing import Any
 from jaxattn.atomic import write_atomically
 from jaxattn.errors import UserError
 from jaxattn.studies.trials import progress_of
-from jaxattn.training.run import flatten, is_harmless
+from jaxattn.training.run import config_of, flatten, is_harmless
 from jaxattn.training.writer import history, read_metrics
 
 _ACCURACIES = {
@@ -110,8 +110,8 @@ def as_run(
         results[key]
     kept = {
         key: value
-        for key, value in flatten(config).items()
-        if not is_harmless(key) and not key.startswith(("versions.", "dataset."))
+        for key, value in flatten(config_of(config)).items()
+        if not is_harmless(key)
     }
     kept.pop("seed", None)
     return FinishedRun(kept, results, rows)

@@ -82,8 +82,7 @@ def several_steps(step: TrainStep, fetch: Fetch) -> Dispatch:
 
         if len(jax.tree.leaves(feeds)[0]) > 1:
             return jax.lax.scan(one, state, feeds)
-        # Not a scan of length 1: in a loop XLA's CPU backend computes the weight
-        # gradients of convolutions on a path that is 30 times slower.
+        # Not a scan of length 1: see `jaxattn.ops.conv.is_fast_in_loops`.
         state, metrics = one(state, jax.tree.map(lambda leaf: leaf[0], feeds))
         return state, jax.tree.map(lambda leaf: leaf[None], metrics)
 
