@@ -57,37 +57,44 @@ _VARIANTS = {
 def main() -> None:
     """Prints a table, and writes the JSON after every row.
 
-    Other rows of a JSON that is there already stay, and so does its environment.
+    Other rows of a JSON that is there already stay, if its environment is this one.
     """
     args = _parse()
+    order = [work.model for work in rows(args.device)]
     works = [w for w in rows(args.device) if not args.models or w.model in args.models]
-    results = _kept(args.out, works) or start_results(args.device)
+    environment = timing.environment(args.device)
+    kept = _kept(args.out, works, environment)
+    limits = measure_limits(args.device)
+    results = {"environment": environment, "rows": kept}
     for work in works:
-        row = compare(work, results["limits"], blocks=args.blocks, seconds=args.seconds)
+        row = compare(work, limits, blocks=args.blocks, seconds=args.seconds)
         results["rows"].append(row)
+        results["rows"].sort(key=lambda row: order.index(row["work"]["model"]))
         print(json.dumps(row["timings"]), flush=True)
         if args.out:
             args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(format_table(results))
 
 
-def _kept(path: pathlib.Path | None, works: Sequence[Work]) -> dict[str, Any] | None:
-    """Returns the results of an earlier call, without the rows that are to come."""
+def _kept(
+    path: pathlib.Path | None, works: Sequence[Work], environment: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns the rows of an earlier call that are not to come again.
+
+    Raises:
+        SystemExit: They are of another environment.
+    """
     if path is None or not path.exists():
-        return None
-    results = json.loads(path.read_text())
+        return []
+    earlier = json.loads(path.read_text())
     again = {work.model for work in works}
-    kept = [row for row in results["rows"] if row["work"]["model"] not in again]
-    return {**results, "rows": kept}
-
-
-def start_results(device: str) -> dict[str, Any]:
-    """Returns what stands beside the rows: environment and the machine's limits."""
-    return {
-        "environment": timing.environment(device),
-        "limits": measure_limits(device),
-        "rows": [],
-    }
+    kept = [row for row in earlier["rows"] if row["work"]["model"] not in again]
+    if kept and earlier["environment"] != environment:
+        raise SystemExit(
+            f"--out {path}: its other rows were measured in {earlier['environment']},"
+            f" not in {environment}; measure all, or name another file"
+        )
+    return kept
 
 
 def rows(device: str) -> list[Work]:
@@ -132,6 +139,7 @@ def compare(
         # A training step is three forward passes, of two operations a MAC.
         "share_of_flops": ours * macs * 6 / limits["flops"],
         "share_of_bandwidth": ours * traffic / limits["bytes_per_s"],
+        "limits": limits,
     }
 
 

@@ -358,7 +358,7 @@ def run_item(name: str, context: Context) -> None:
 
 def _run_limits(what: str, context: Context) -> dict[str, float]:
     del what
-    return compare_torch.start_results(context.device)["limits"]
+    return compare_torch.measure_limits(context.device)
 
 
 def _run_speed(what: str, context: Context) -> dict[str, Any]:

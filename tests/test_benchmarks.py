@@ -1,5 +1,6 @@
 """What the benchmarks do around the work that they time."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -113,6 +115,52 @@ def test_table_says_that_no_peer_ran():
     row = speed_row(timings=timings, fastest_peer=None, ratio=math.nan)
     *_, line = compare_torch.format_table({"rows": [row]}).splitlines()
     assert "100 (90 to 130) | nan (none ran) None | **nan**" in line
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measures in no time; holds what the environment and the limits are."""
+    state = types.SimpleNamespace(environment={"device": "cpu"}, flops=1.0)
+
+    def compare(work, limits, **_):
+        row = speed_row(work=dataclasses.asdict(work), limits=limits)
+        return row | {"share_of_flops": 1 / limits["flops"]}
+
+    monkeypatch.setattr(timing, "environment", lambda _: dict(state.environment))
+    monkeypatch.setattr(
+        compare_torch, "measure_limits", lambda _: {"flops": state.flops}
+    )
+    monkeypatch.setattr(compare_torch, "compare", compare)
+    return state
+
+
+def compare_torch_main(monkeypatch, out, *models):
+    argv = ["compare_torch.py", "--out", str(out), "--models", *models]
+    monkeypatch.setattr(sys, "argv", argv)
+    compare_torch.main()
+    rows = json.loads(out.read_text())["rows"]
+    return {row["work"]["model"]: row["limits"]["flops"] for row in rows}
+
+
+def test_row_keeps_the_limits_it_was_measured_beside(measured, monkeypatch, tmp_path):
+    out = tmp_path / "torch.json"
+    first = compare_torch_main(monkeypatch, out, "canet", "resnet18")
+    assert first == {"canet": 1.0, "resnet18": 1.0}
+    measured.flops = 2.0
+    second = compare_torch_main(monkeypatch, out, "canet")
+    assert list(second.items()) == [("canet", 2.0), ("resnet18", 1.0)]
+
+
+def test_rows_of_two_environments_are_not_mixed(measured, monkeypatch, tmp_path):
+    out = tmp_path / "torch.json"
+    compare_torch_main(monkeypatch, out, "canet", "resnet18")
+    before = out.read_text()
+    measured.environment["device"] = "gpu"
+    with pytest.raises(SystemExit, match="measure all, or name another file"):
+        compare_torch_main(monkeypatch, out, "canet")
+    assert out.read_text() == before
+    all_anew = compare_torch_main(monkeypatch, out, "canet", "resnet18")
+    assert list(all_anew) == ["canet", "resnet18"]
 
 
 def test_epoch_table_shows_seconds_of_an_epoch():

@@ -213,14 +213,15 @@ def test_bad_input_is_one_line(capsys, workdir, tmp_path, make, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict"], "--workdir=None: must be given with this method"),
+        (["predict"], "--data=None: must be given with this method"),
+        (["predict", "--data", "x"], "workdir=None: must be given, or weights one of"),
         (["predict", "--method", "best"], "invalid choice: 'best'"),
         (["predict", "--thresholds", "a,b"], "'a,b' must be numbers"),
         (["predict", "--method", "ensemble"], "0 file(s), must be at least 2"),
         (["predict", "--method", "ensemble", "--data", "x"], "must be left out"),
         (["predict", "--ensemble-files", "a"], "with --method ensemble alone"),
         (["predict", "--workdir", "none", "--data", "x"], "holds no run"),
-        (["evaluate"], "--workdir"),
+        (["evaluate"], "workdir=None: must be given, or weights one of"),
         (["evaluate", "--workdir", "x", "--split", "all"], "invalid choice: 'all'"),
         (["export-torch", "--workdir", "x"], "--out"),
         (

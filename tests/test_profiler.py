@@ -55,6 +55,14 @@ def test_dispatches_end_where_a_trace_begins_and_ends():
     assert list(chunks) == [[1, 2], [3, 4, 5, 6], [7, 8], [9, 10, 11, 12], [13, 14]]
 
 
+def test_steps_before_a_trace_are_dispatched_as_those_in_it():
+    run = types.SimpleNamespace(
+        steps_per_epoch=20, steps_per_dispatch=4, log=Log(profile_steps=(10, 15))
+    )
+    chunks = _chunks(iter(range(1, 19)), 0, run)  # pyright: ignore
+    assert [len(chunk) for chunk in chunks] == [3, 4, 2, 4, 2, 3]
+
+
 @pytest.mark.parametrize("steps", [(5,), (0, 3), (4, 3), (1, 2, 3)])
 def test_range_that_is_none_is_refused(steps):
     with pytest.raises(UserError, match=r"log.profile_steps=\(.*\): must be \(first,"):

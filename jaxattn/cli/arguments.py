@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from jaxattn.errors import UserError
-from jaxattn.training.trained import WEIGHTS
+from jaxattn.training.trained import WEIGHTS, Trained, load_trained
+from jaxattn.weights import list_weights
 
 
 class Command(NamedTuple):
@@ -40,14 +41,21 @@ def given(**arguments: Any) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if value is not None}
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds `--weights`, the name of a checkpoint's weights."""
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Adds `--workdir` and `--weights`, which `load_network` loads."""
+    parser.add_argument("--workdir", help="folder of the trained network")
     parser.add_argument(
         "--weights",
         default="best",
-        choices=tuple(WEIGHTS),
-        help="of which checkpoint, raw or averaged (default %(default)s)",
+        choices=(*WEIGHTS, *list_weights()),
+        help="of which checkpoint, raw or averaged (default %(default)s); or, without "
+        "--workdir, those that come with jaxattn",
     )
+
+
+def load_network(args: argparse.Namespace) -> Trained:
+    """Loads the network of `add_network`'s arguments."""
+    return load_trained(args.workdir, weights=args.weights)
 
 
 def add_model_arg(parser: argparse.ArgumentParser) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 from jaxattn.cli.arguments import (
     Command,
     add_model_arg,
-    add_weights,
+    add_network,
     count,
+    load_network,
     names,
     numbers,
 )
 from jaxattn.errors import UserError, choose
 from jaxattn.training.config import DTYPES
-from jaxattn.training.trained import load_trained
 
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
@@ -42,7 +42,7 @@ def _import_torch(args: argparse.Namespace) -> None:
 def _export_torch(args: argparse.Namespace) -> None:
     from jaxattn.inference import torch_files
 
-    trained = load_trained(args.workdir, weights=args.weights)
+    trained = load_network(args)
     torch_files.export_torch(trained, args.out)
     print(f"state dict of step {trained.step} in {args.out}")
 
@@ -50,7 +50,7 @@ def _export_torch(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from jaxattn.inference import export
 
-    trained = load_trained(args.workdir, weights=args.weights)
+    trained = load_network(args)
     size = export.export_model(
         trained,
         args.out,
@@ -71,7 +71,7 @@ def _benchmark_latency(args: argparse.Namespace) -> None:
     from jaxattn import host
     from jaxattn.inference.latency import measure_latency
 
-    trained = load_trained(args.workdir, weights=args.weights)
+    trained = load_network(args)
     name, (H, W, _) = trained.config["model"]["name"], trained.image_shape
     dtype = trained.config.get("dtype", "float32")
     hardware = host.hardware(jax.default_backend())
@@ -144,17 +144,15 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_export_torch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the trained network")
     add("--out", type=pathlib.Path, required=True, help="the .pth file")
-    add_weights(parser)
+    add_network(parser)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the trained network")
     out = "the file, such as model.jaxattn; model.json beside it describes it"
     add("--out", type=pathlib.Path, required=True, help=out)
-    add_weights(parser)
+    add_network(parser)
     add("--dtype", choices=tuple(DTYPES), help="of the computation; default the run's")
     add(
         "--platforms",
@@ -167,8 +165,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the trained network")
-    add_weights(parser)
+    add_network(parser)
     add("--batch-sizes", type=count, nargs="+", default=(1, 256), help="default 1 256")
     add("--seconds", type=float, default=5.0, help="for each (default %(default)s)")
 

@@ -8,15 +8,16 @@ from typing import Any
 
 from jaxattn.cli.arguments import (
     Command,
-    add_weights,
+    add_network,
     count,
     given,
     integers,
+    load_network,
     numbers,
 )
 from jaxattn.errors import require
 from jaxattn.inference import files, methods
-from jaxattn.training.trained import SPLITS, load_trained
+from jaxattn.training.trained import SPLITS
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
@@ -43,10 +44,8 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
 
     given = args.ensemble_files
     require("--ensemble-files", given, not given, "used with --method ensemble alone")
-    for flag in ("workdir", "data"):
-        value = getattr(args, flag)
-        require(f"--{flag}", value, value is not None, "given with this method")
-    trained = load_trained(args.workdir, weights=args.weights)
+    require("--data", args.data, args.data is not None, "given with this method")
+    trained = load_network(args)
     method = _make_method(args, trained.class_names)
     inputs = files.read_inputs(args.data, trained.image_shape)
     files.require_writable(out)  # before the work, not after it
@@ -67,14 +66,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     from jaxattn.inference import evaluate
     from jaxattn.inference.predict import Predictor
 
-    trained = load_trained(args.workdir, weights=args.weights)
+    trained = load_network(args)
     method = _make_method(args, trained.class_names)
     overrides = {"name": args.data_name, "path": args.data_path}
     data = evaluate.load_data_of(trained, overrides)
     folder = f"{args.split}_{args.weights}_{args.method}"
     if data.name != trained.config.get("data", {}).get("name"):
         folder = f"{data.name.replace(':', '_')}_{folder}"
-    out = args.out or pathlib.Path(args.workdir, "evaluation", folder)
+    out = args.out or pathlib.Path(_home(args), "evaluation", folder)
     files.require_writable(out / "report.txt")
     predictor = Predictor(trained, batch_size=args.batch_size)
     evaluation = evaluate.evaluate(
@@ -99,9 +98,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _attention_maps(args: argparse.Namespace) -> None:
     from jaxattn.inference import attention
 
-    trained = load_trained(args.workdir, weights=args.weights)
+    trained = load_network(args)
     examples = attention.read_examples(trained, args.images, args.max_images)
-    out = args.out or pathlib.Path(args.workdir, "attention_maps")
+    out = args.out or pathlib.Path(_home(args), "attention_maps")
     files.require_writable(out / "page.png")
     pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
     if not has_gates:
@@ -109,6 +108,11 @@ def _attention_maps(args: argparse.Namespace) -> None:
         print(f"{name} has no attention layers: Grad-CAM alone", file=sys.stderr)
     of = f" of {examples.total}" if examples.total > len(pages) else ""
     print(f"pages of {len(pages)}{of} images in {out}")
+
+
+def _home(args: argparse.Namespace) -> str:
+    """The folder of what is made of a network: its workdir, or one of its name."""
+    return args.workdir or args.weights
 
 
 _METHOD_OPTIONS = (
@@ -159,7 +163,6 @@ def _make_method(
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", help="folder of the trained network")
     add(
         "--data",
         nargs="+",
@@ -175,7 +178,6 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the trained network")
     add("--split", default="test", choices=SPLITS, help="default %(default)s")
     add("--data-name", help="another data set than the run's")
     add("--data-path", help="where the data are; default as in the run")
@@ -185,7 +187,6 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the trained network")
     add(
         "--images",
         nargs="+",
@@ -200,14 +201,14 @@ def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
         help="such as 'layer3.*' (default: the last block of every stage)",
     )
     add("--out", type=pathlib.Path, help="folder; default in the workdir")
-    add_weights(parser)
+    add_network(parser)
 
 
 def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:
     tta, specialized = methods.TTA(), methods.ClassSpecialized()
     adaptive = methods.Adaptive()
     add = parser.add_argument
-    add_weights(parser)
+    add_network(parser)
     add("--method", default="plain", choices=choices, help="default %(default)s")
     add("--seed", type=int, default=0, help="of random views (default %(default)s)")
     add("--batch-size", type=int, default=256, help="default %(default)s")

@@ -223,7 +223,8 @@ class _Attempt:
             for chunk in _chunks(feeds, step, run):
                 self.profiler.before(step, state)
                 stacked = run.parallel.place_stacked(chunk)
-                state, metrics = dispatch(state, store, stacked)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                    state, metrics = dispatch(state, store, stacked)
                 step += len(chunk)
                 self.profiler.after(step, state)
                 meter.add(metrics)
@@ -427,11 +428,16 @@ def _weights(state: TrainState) -> dict[str, Any]:
 
 
 def _chunks(feeds: Iterator[Feed], step: int, run: Run) -> Iterator[list[Feed]]:
-    """Groups feeds into dispatches within an epoch, and within or outside a trace."""
+    """Groups feeds into dispatches within an epoch, and within or outside a trace.
+
+    As many steps before a trace are grouped as those in it: what a dispatch of so many
+    compiles is not traced.
+    """
     first, last = run.log.profile_steps or (0, 0)
+    warm_up = 2 * first - last - 2
     while True:
         end = (step // run.steps_per_epoch + 1) * run.steps_per_epoch
-        stop = min(n for n in (end, first - 1, last) if n > step)
+        stop = min(n for n in (end, warm_up, first - 1, last) if n > step)
         chunk = list(itertools.islice(feeds, min(run.steps_per_dispatch, stop - step)))
         if not chunk:
             return

@@ -17,6 +17,7 @@ from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, read_state_dict, torch_name
 from jaxattn.training.state import TreePath
 from jaxattn.training.trained import load_trained
+from jaxattn.weights import list_weights
 
 # With the keyword `num_classes`, returns a network.
 ModelFactory = Callable[..., nn.Module]
@@ -42,7 +43,8 @@ class Pretrained:
     """Where a run's first weights are, and the network that they are for.
 
     Attributes:
-        origin: The workdir of a run, whose best weights are taken, or a PyTorch file.
+        origin: The workdir of a run, whose best weights are taken, a PyTorch file, or
+            one of `jaxattn.weights.list_weights()`.
         make_model: Makes the network.
         num_classes: Of the run's data.
         image_shape: `(H, W, C)` of the run's images.
@@ -62,8 +64,12 @@ class Pretrained:
             UserError: If they cannot be read, or are another network's.
         """
         head = head_paths(self.make_model, self.image_shape)
-        is_run = pathlib.Path(self.origin).is_dir()
-        given = self._read_run() if is_run else self._read_torch(head)
+        if self.origin in list_weights():
+            given = _flat(load_trained(weights=self.origin).variables)
+        elif pathlib.Path(self.origin).is_dir():
+            given = self._read_run()
+        else:
+            given = self._read_torch(head)
         model = self.make_model(num_classes=self.num_classes)
         wanted = _abstract_variables(model, self.image_shape)
         if any(_shape(given, path) != wanted[path].shape for path in head):

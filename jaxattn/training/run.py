@@ -72,8 +72,9 @@ class Options:
             that does not fit into memory; the optimizer steps once, with their mean
             gradient. Equal to the whole batch where there is no BatchNorm; see
             `jaxattn.training.steps.make_train_step`.
-        init_from: The workdir of another run, or a PyTorch file, whose weights this run
-            starts from; the head too if it has as many classes.
+        init_from: The workdir of another run, a PyTorch file, or the name of weights
+            that come with the package, from which this run starts; the head too if it
+            has as many classes.
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
         keep_checkpoints: The newest ones, of the ends of epochs, that are kept beside
@@ -125,7 +126,8 @@ class Log:
             validation images (without a validation split test images), the same at
             every evaluation.
         profile_steps: First and last step, counted from 1, of which the first process
-            writes a trace for TensorBoard's profile plugin; empty: none.
+            writes a trace for TensorBoard's profile plugin; empty: none. What is
+            compiled is not in it if as many steps of the epoch come before.
     """
 
     every_steps: int = 10

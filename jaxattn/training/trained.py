@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxattn.atomic import write_json
 from jaxattn.data.archives import reason
 from jaxattn.data.augment import normalize
-from jaxattn.errors import UserError, choose
+from jaxattn.errors import UserError, choose, require
 from jaxattn.models.registry import create_model
 from jaxattn.training.checkpoint import Checkpoints, workdir_lock
 from jaxattn.training.config import DTYPES, bind
+from jaxattn.weights import list_weights, read_weights
 
 SPLITS = ("test", "val", "train")
 WEIGHTS = {
@@ -54,19 +55,49 @@ class Trained:
     step: int
 
 
-def load_trained(workdir: str | os.PathLike[str], *, weights: str = "best") -> Trained:
-    """Loads the network of a workdir, finished or not.
+def load_trained(
+    workdir: str | os.PathLike[str] | None = None, *, weights: str = "best"
+) -> Trained:
+    """Loads the network of a workdir, finished or not, or one of the package's own.
 
     Args:
         workdir: Folder of a run, or of imported weights.
         weights: "best" (by validation accuracy; the last ones of a run without
-            validation), "last", or the moving averages "best_ema" and "last_ema".
+            validation), "last", or the moving averages "best_ema" and "last_ema";
+            or, without a workdir, one of `jaxattn.weights.list_weights()`.
 
     Raises:
         UserError: If the folder holds no run, no checkpoint, or no such weights.
     """
-    choose("weights", weights, WEIGHTS)
-    workdir = pathlib.Path(workdir).resolve()
+    own = list_weights()
+    choose("weights", weights, (*WEIGHTS, *own))
+    if weights in own:
+        wanted = f"left out: {weights} is no run's"
+        require("workdir", workdir, workdir is None, wanted)
+        return _load_own(weights)
+    if workdir is None:
+        raise UserError(
+            f"workdir=None: must be given, or weights one of {', '.join(own)}"
+        )
+    return _load_run(pathlib.Path(workdir).resolve(), weights)
+
+
+def _load_own(name: str) -> Trained:
+    """Loads weights that come with the package."""
+    config, variables = read_weights(name)
+    model, class_names, image_shape = _make_model(config)
+    return Trained(
+        model=model,
+        variables=variables,
+        normalize=bind(normalize, config["normalize"], "normalize"),
+        class_names=class_names,
+        image_shape=image_shape,
+        config=config,
+        step=config["step"],
+    )
+
+
+def _load_run(workdir: pathlib.Path, weights: str) -> Trained:
     config = read_config(workdir)
     kind, metric = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
