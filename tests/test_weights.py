@@ -1,6 +1,7 @@
 """Weights that come with the package."""
 
 import json
+import os
 
 import chex
 import numpy as np
@@ -10,6 +11,7 @@ import smoke
 from jaxattn import UserError, weights
 from jaxattn.cli import main
 from jaxattn.data.source import ArraySource
+from jaxattn.inference.evaluate import load_data_of
 from jaxattn.inference.methods import Plain
 from jaxattn.inference.predict import Predictor
 from jaxattn.training.run import build
@@ -88,5 +90,27 @@ def test_package_holds_small_files_with_a_card(name):
     assert len((folder / f"{name}.npz").read_bytes()) < 2e6
     assert json.loads((folder / f"{name}.json").read_text())["data"]["path"] is None
     card = (folder / f"{name}.md").read_text()
+    assert f"--weights {name} " in card
     for heading in ("## Data", "## Recipe", "## Accuracy", "## Limits"):
         assert heading in card
+
+
+def record():
+    path = smoke.ROOT / "benchmarks/results/runs/canet_tiny_20_epochs_seed42.json"
+    return json.loads(path.read_text())
+
+
+def test_card_gives_the_accuracy_of_the_record():
+    card = (smoke.ROOT / "jaxattn/weights/canet_tiny-cifar10.md").read_text()
+    assert f"**{record()['test_accuracy']:.2%}**".replace("%", " %") in card
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CIFAR10_DIR" not in os.environ, reason="CIFAR10_DIR is not set")
+def test_packaged_weights_have_the_accuracy_of_the_record():
+    trained = load_trained(weights="canet_tiny-cifar10")
+    data = load_data_of(trained, {"path": os.environ["CIFAR10_DIR"]})
+    predictor = Predictor(trained, devices=smoke.one_device())
+    labels = predictor.predict(data.test, Plain()).labels
+    accuracy = np.mean(labels == data.test.labels)
+    assert accuracy == pytest.approx(record()["test_accuracy"], abs=1e-3)
