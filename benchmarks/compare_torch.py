@@ -16,7 +16,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
@@ -60,10 +60,12 @@ def main() -> None:
     Other rows of a JSON that is there already stay, if its environment is this one.
     """
     args = _parse()
-    order = [work.model for work in rows(args.device)]
-    works = [w for w in rows(args.device) if not args.models or w.model in args.models]
+    every = rows(args.device)
+    works = [work for work in every if not args.models or work.model in args.models]
+    order = [work.model for work in every]
+    others = set(order) - {work.model for work in works}
     environment = timing.environment(args.device)
-    kept = _kept(args.out, works, environment)
+    kept = _kept(args.out, others, environment)
     limits = measure_limits(args.device)
     results = {"environment": environment, "rows": kept}
     for work in works:
@@ -77,9 +79,9 @@ def main() -> None:
 
 
 def _kept(
-    path: pathlib.Path | None, works: Sequence[Work], environment: dict[str, Any]
+    path: pathlib.Path | None, models: Container[str], environment: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Returns the rows of an earlier call that are not to come again.
+    """Returns an earlier call's rows of these models.
 
     Raises:
         SystemExit: They are of another environment.
@@ -87,8 +89,7 @@ def _kept(
     if path is None or not path.exists():
         return []
     earlier = json.loads(path.read_text())
-    again = {work.model for work in works}
-    kept = [row for row in earlier["rows"] if row["work"]["model"] not in again]
+    kept = [row for row in earlier["rows"] if row["work"]["model"] in models]
     if kept and earlier["environment"] != environment:
         raise SystemExit(
             f"--out {path}: its other rows were measured in {earlier['environment']},"

@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data_parallel = "jit"  # jit (over a mesh) or pmap
     config.steps_per_dispatch = placeholder(int)  # steps per device call; None: 1 to 25
     config.accumulate_steps = placeholder(int)  # micro-batches of a step; None: 1
-    config.init_from = placeholder(str)  # workdir or PyTorch file of the first weights
+    config.init_from = placeholder(str)  # workdir, PyTorch file, or package's weights
     config.trainable = "all"  # all, or head: only the layer that makes the logits
     config.keep_checkpoints = placeholder(int)  # newest ones, beside the best; None: 2
     config.max_skipped_steps = 0  # whose loss is not finite, before the run ends

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxattn"
 FLOORS = [
     {"atomic", "errors", "host"},
-    {"ops"},
+    {"ops", "weights"},
     {"attention", "data"},
     {"models"},
     {"viz"},

@@ -214,14 +214,21 @@ def test_bad_input_is_one_line(capsys, workdir, tmp_path, make, message):
     ("arguments", "message"),
     [
         (["predict"], "--data=None: must be given with this method"),
-        (["predict", "--data", "x"], "workdir=None: must be given, or weights one of"),
+        (
+            ["predict", "--data", "x"],
+            "--workdir=None: must be given, or --weights one of",
+        ),
         (["predict", "--method", "best"], "invalid choice: 'best'"),
         (["predict", "--thresholds", "a,b"], "'a,b' must be numbers"),
         (["predict", "--method", "ensemble"], "0 file(s), must be at least 2"),
         (["predict", "--method", "ensemble", "--data", "x"], "must be left out"),
+        (
+            ["predict", "--method", "ensemble", "--weights", "canet_tiny-cifar10"],
+            "--weights='canet_tiny-cifar10': must be left out",
+        ),
         (["predict", "--ensemble-files", "a"], "with --method ensemble alone"),
         (["predict", "--workdir", "none", "--data", "x"], "holds no run"),
-        (["evaluate"], "workdir=None: must be given, or weights one of"),
+        (["evaluate"], "--workdir=None: must be given, or --weights"),
         (["evaluate", "--workdir", "x", "--split", "all"], "invalid choice: 'all'"),
         (["export-torch", "--workdir", "x"], "--out"),
         (

@@ -116,9 +116,11 @@ def test_what_does_not_fit_is_refused(other_run, overrides, message):
 def test_origin_that_is_no_run_or_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"init_from: workdir .*holds no run"):
         first_state(init_from=str(tmp_path))
-    pytest.importorskip("torch")
-    with pytest.raises(UserError, match=r"init_from=none.pth: none.pth: cannot be"):
+    with pytest.raises(UserError, match=r"init_from=none.pth: no such workdir or Py"):
         first_state(init_from="none.pth")
+    with pytest.raises(UserError, match=r"did you mean 'canet_tiny-cifar10'\?"):
+        first_state(init_from="canet_tiny_cifar10")
+    pytest.importorskip("torch")
     (tmp_path / "bad.pth").write_text("not a checkpoint")
     with pytest.raises(UserError, match=r"bad.pth: not a PyTorch file"):
         first_state(init_from=str(tmp_path / "bad.pth"))

@@ -5,7 +5,7 @@ import ast
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, require
 from jaxattn.training.trained import WEIGHTS, Trained, load_trained
 from jaxattn.weights import list_weights
 
@@ -55,6 +55,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 def load_network(args: argparse.Namespace) -> Trained:
     """Loads the network of `add_network`'s arguments."""
+    is_named = args.workdir is not None or args.weights in list_weights()
+    wanted = f"given, or --weights one of {', '.join(list_weights())}"
+    require("--workdir", args.workdir, is_named, wanted)
     return load_trained(args.workdir, weights=args.weights)
 
 

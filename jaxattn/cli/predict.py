@@ -17,9 +17,10 @@ from jaxattn.cli.arguments import (
 )
 from jaxattn.errors import require
 from jaxattn.inference import files, methods
-from jaxattn.training.trained import SPLITS
+from jaxattn.training.trained import SPLITS, WEIGHTS
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
+_OUT = "folder; default in the workdir, or in one of the weights' name"
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
 
@@ -34,6 +35,8 @@ def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
     for flag in ("workdir", "data", "names", "probabilities"):
         value = getattr(args, flag)
         require(f"--{flag}", value, not value, "left out: an ensemble votes on files")
+    is_run = args.weights in WEIGHTS
+    require("--weights", args.weights, is_run, "left out: an ensemble votes on files")
     ids, labels = files.align_predictions(args.ensemble_files or ())
     files.write_predictions(out, ids, methods.vote(labels))
     return len(ids)
@@ -181,7 +184,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test", choices=SPLITS, help="default %(default)s")
     add("--data-name", help="another data set than the run's")
     add("--data-path", help="where the data are; default as in the run")
-    add("--out", type=pathlib.Path, help="folder; default in the workdir")
+    add("--out", type=pathlib.Path, help=_OUT)
     _add_method(parser, _METHODS)
 
 
@@ -200,7 +203,7 @@ def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="such as 'layer3.*' (default: the last block of every stage)",
     )
-    add("--out", type=pathlib.Path, help="folder; default in the workdir")
+    add("--out", type=pathlib.Path, help=_OUT)
     add_network(parser)
 
 

@@ -430,8 +430,8 @@ def _weights(state: TrainState) -> dict[str, Any]:
 def _chunks(feeds: Iterator[Feed], step: int, run: Run) -> Iterator[list[Feed]]:
     """Groups feeds into dispatches within an epoch, and within or outside a trace.
 
-    As many steps before a trace are grouped as those in it: what a dispatch of so many
-    compiles is not traced.
+    As many steps before a trace are grouped as those in it, so that what such a
+    dispatch compiles is not traced, if an epoch has room for both.
     """
     first, last = run.log.profile_steps or (0, 0)
     warm_up = 2 * first - last - 2

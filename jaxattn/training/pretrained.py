@@ -1,4 +1,4 @@
-"""Weights that a run starts from: those of another run, or of a PyTorch file."""
+"""Weights that a run starts from: another run's, a PyTorch file's, the package's."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, suggest
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, read_state_dict, torch_name
 from jaxattn.training.state import TreePath
@@ -68,8 +68,13 @@ class Pretrained:
             given = _flat(load_trained(weights=self.origin).variables)
         elif pathlib.Path(self.origin).is_dir():
             given = self._read_run()
-        else:
+        elif pathlib.Path(self.origin).exists():
             given = self._read_torch(head)
+        else:
+            raise UserError(
+                f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
+                f" of the package; {suggest(self.origin, list_weights())}"
+            )
         model = self.make_model(num_classes=self.num_classes)
         wanted = _abstract_variables(model, self.image_shape)
         if any(_shape(given, path) != wanted[path].shape for path in head):

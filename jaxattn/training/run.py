@@ -126,8 +126,10 @@ class Log:
             validation images (without a validation split test images), the same at
             every evaluation.
         profile_steps: First and last step, counted from 1, of which the first process
-            writes a trace for TensorBoard's profile plugin; empty: none. What is
-            compiled is not in it if as many steps of the epoch come before.
+            writes a trace for TensorBoard's profile plugin; empty: none. Nothing is
+            compiled in it if the trace, and as many steps before it that the same
+            process does, lie within an epoch. A mark in it is a dispatch: up to
+            `steps_per_dispatch` steps.
     """
 
     every_steps: int = 10

@@ -1,4 +1,4 @@
-"""A trained network, as a workdir holds it."""
+"""A trained network, as a workdir or the package holds it."""
 
 import contextlib
 import dataclasses
@@ -67,7 +67,8 @@ def load_trained(
             or, without a workdir, one of `jaxattn.weights.list_weights()`.
 
     Raises:
-        UserError: If the folder holds no run, no checkpoint, or no such weights.
+        UserError: If the folder holds no run, no checkpoint, or no such weights; if
+            both are given, or neither.
     """
     own = list_weights()
     choose("weights", weights, (*WEIGHTS, *own))
@@ -84,7 +85,7 @@ def load_trained(
 
 def _load_own(name: str) -> Trained:
     """Loads weights that come with the package."""
-    config, variables = read_weights(name)
+    config, variables, step = read_weights(name)
     model, class_names, image_shape = _make_model(config)
     return Trained(
         model=model,
@@ -93,7 +94,7 @@ def _load_own(name: str) -> Trained:
         class_names=class_names,
         image_shape=image_shape,
         config=config,
-        step=config["step"],
+        step=step,
     )
 
 

@@ -1,13 +1,18 @@
 """Weights that come with the package: small networks, trained by its own recipes.
 
 Each is `NAME.npz` with the arrays, `NAME.json` with the config of its run, and the
-model card `NAME.md`: data, recipe, accuracy, limits.
+model card `NAME.md`: data, recipe, accuracy, limits. The first two are made of a
+workdir by
+
+    trained = load_trained(workdir)
+    write_weights(folder, name, trained.config, trained.variables, trained.step)
 """
 
 import importlib.resources
 import io
 import json
 import pathlib
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import jax
@@ -15,32 +20,40 @@ import numpy as np
 from flax import traverse_util
 
 from jaxattn.atomic import write_atomically, write_json
+from jaxattn.errors import choose
+
+# Of a config: where something was on the machine of the run.
+_PLACES = ("init_from", "imported_from", "averaged_from")
 
 
 def list_weights() -> tuple[str, ...]:
     """Returns the names of all weights, sorted."""
-    files = importlib.resources.files(__name__).iterdir()
-    return tuple(sorted(f.name[:-4] for f in files if f.name.endswith(".npz")))
+    names = (file.name for file in _folder().iterdir())
+    return tuple(sorted(n.removesuffix(".npz") for n in names if n.endswith(".npz")))
 
 
-def read_weights(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the config of a run, with its `step`, and the network's variables.
+def read_weights(name: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Returns config, variables and training steps of a network.
 
     Args:
         name: One of `list_weights()`.
+
+    Raises:
+        UserError: If it is none.
     """
-    folder = importlib.resources.files(__name__)
-    config = json.loads((folder / f"{name}.json").read_text())
-    content = io.BytesIO((folder / f"{name}.npz").read_bytes())
+    choose("weights", name, list_weights())
+    described = json.loads((_folder() / f"{name}.json").read_text())
+    content = io.BytesIO((_folder() / f"{name}.npz").read_bytes())
     with np.load(content, allow_pickle=False) as arrays:
         flat = {tuple(path.split("/")): arrays[path] for path in arrays.files}
-    return config, traverse_util.unflatten_dict(flat)
+    variables = {"batch_stats": {}, **traverse_util.unflatten_dict(flat)}
+    return described["config"], variables, described["step"]
 
 
 def write_weights(
     folder: pathlib.Path, name: str, config: dict[str, Any], variables: Any, step: int
 ) -> None:
-    """Writes what `read_weights` reads, without the place of the data.
+    """Writes what `read_weights` reads, without places on this machine.
 
     Args:
         folder: Of the files; this package's, for weights that are to come with it.
@@ -53,5 +66,10 @@ def write_weights(
     content = io.BytesIO()
     np.savez_compressed(content, **flat)
     write_atomically(folder / f"{name}.npz", content.getvalue())
-    data = {**config.get("data", {}), "path": None}
-    write_json(folder / f"{name}.json", {**config, "data": data, "step": step})
+    kept = {key: value for key, value in config.items() if key not in _PLACES}
+    kept["data"] = {**config.get("data", {}), "path": None}
+    write_json(folder / f"{name}.json", {"config": kept, "step": step})
+
+
+def _folder() -> Traversable:
+    return importlib.resources.files(__name__)
