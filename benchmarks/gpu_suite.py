@@ -73,6 +73,7 @@ MINUTES = {
     "train.canet_tiny": 15.0,
     "train.canet": 15.0,
     "train.resnet18": 15.0,
+    "train.best_gpu": 10.0,
     "train.canet_light": 15.0,
     "train.enhanced_efficient_resnet": 25.0,
     "train.vgg_a": 10.0,

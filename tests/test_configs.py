@@ -83,6 +83,12 @@ def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
     assert cost.macs == pytest.approx(base_cost.macs, rel=0.1)
 
 
+@pytest.mark.parametrize("variant", ["gpu", "cpu"])
+def test_best_is_small(variant):
+    config = load(smoke.ROOT / "configs" / "best.py").get_config(variant)
+    assert built(config).cost.parameters < 6.3e6
+
+
 def test_attention_keywords_come_from_the_command_line():
     config = load(smoke.ROOT / "configs" / "scsa.py").get_config("resnet101")
     config.model.attention_kwargs.window_size = 5
@@ -91,7 +97,7 @@ def test_attention_keywords_come_from_the_command_line():
 
 
 @pytest.mark.parametrize(
-    "name", ["attention_study", "baselines", "canet", "sccnet", "scsa"]
+    "name", ["attention_study", "baselines", "best", "canet", "sccnet", "scsa"]
 )
 def test_unknown_variant_names_the_choices(name):
     module = load(smoke.ROOT / "configs" / f"{name}.py")
