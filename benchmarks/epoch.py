@@ -6,9 +6,10 @@
 An epoch trains on every image, augmented and mixed as configs/canet.py says, and then
 evaluates the test split. Ours reads uint8 images that lie on the device and augments
 them inside the train step. PyTorch's reads Pillow images, which the workers of a
-DataLoader augment one by one, and mixes batches on the device. Both keep their metrics
-there until the epoch ends, and neither saves. PyTorch's side needs
-`pip install -e '.[torch]'`; the memory of its workers is not counted.
+DataLoader augment one by one, and mixes batches on the device. PyTorch's keeps
+its metrics there until the epoch ends, ours fetches them every second; neither saves.
+PyTorch's side needs `pip install -e '.[torch]'`; the memory of its workers is not
+counted.
 """
 # pyright: reportMissingImports=false
 

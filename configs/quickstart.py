@@ -1,4 +1,4 @@
-"""CANet_tiny on handwritten digits: minutes on a CPU, no download.
+"""CANet_tiny on handwritten digits: a minute or two on a CPU, no download.
 
 python main.py --config configs/quickstart.py --workdir workdir/quickstart
 """

@@ -320,7 +320,7 @@ def test_compare_trains_once_what_is_not_finished(capsys, tmp_path, monkeypatch)
     [
         (("mistake", "data.path=x: no such file"), 2, "seed 0: data.path=x: no such"),
         (("stopped", "stopped by signal"), 130, "jaxattn: stopped"),
-        (("failed", "the loss is nan"), 2, "nothing to compare"),
+        (("failed", "the loss is nan"), 1, "failed: smoke, seed 0: the loss is nan"),
     ],
 )
 @pytest.mark.usefixtures("at_root")

@@ -72,7 +72,7 @@ def test_parameter_count_for_small_images_is_the_published_one(name):
     assert count(variables["params"]) == CIFAR_PARAMETERS[name]
 
 
-def test_every_model_has_a_published_count():
+def test_every_model_has_a_count():
     assert sorted(PARAMETERS) == list_models()
 
 

@@ -196,3 +196,4 @@ def test_without_pytorch_the_extra_is_named(monkeypatch, tmp_path):
 def test_normalization_of_published_weights():
     assert torch_files.published_normalization("enhanced_efficient_resnet")[0] == MEAN
     assert torch_files.published_normalization("canet")[0] == (0.485, 0.456, 0.406)
+    assert torch_files.published_normalization("vgg_a_bn")[0] == (0.5, 0.5, 0.5)

@@ -134,6 +134,9 @@ class CompetitiveAttention(nn.Module):
 
         Returns:
             Same shape as `x`, in `dtype`.
+
+        Raises:
+            ValueError: If a kernel size is even.
         """
         x = x if self.dtype is None else x.astype(self.dtype)
         hidden = x.shape[-1] // 2 if self.hidden is None else self.hidden
@@ -185,8 +188,8 @@ class AttResBlock(nn.Module):
             `[N, H / stride, W / stride, features]`, in `dtype`.
 
         Raises:
-            ValueError: If H or W is not divisible by `stride`, or the identity
-                shortcut does not fit.
+            ValueError: If H or W is not divisible by `stride`, the identity shortcut
+                does not fit, or a kernel size is even.
         """
         self._check(x)
         x = x if self.dtype is None else x.astype(self.dtype)

@@ -144,6 +144,9 @@ class ChannelAttention(nn.Module):
 
         Returns:
             Same shape as `x`, in `dtype`.
+
+        Raises:
+            ValueError: If the bottleneck would have no channel, as of fewer than 4.
         """
         del train
         x = x if self.dtype is None else x.astype(self.dtype)
@@ -236,6 +239,9 @@ class AttentionResidualBlock(nn.Module):
 
         Returns:
             `[N, ceil(H / stride), ceil(W / stride), features]`, in `dtype`.
+
+        Raises:
+            ValueError: If `features` are fewer than 4.
         """
         x = x if self.dtype is None else x.astype(self.dtype)
         y = self._conv(3, self.stride, "conv1")(x)

@@ -215,7 +215,11 @@ def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None
     add("--method", default="plain", choices=choices, help="default %(default)s")
     add("--seed", type=int, default=0, help="of random views (default %(default)s)")
     add("--batch-size", type=int, default=256, help="default %(default)s")
-    add("--num-views", type=int, help="of the last three: the first ones (default 8)")
+    add(
+        "--num-views",
+        type=int,
+        help="of tta, class_specialized and adaptive: the first ones (default 8)",
+    )
     add(
         "--view-weights",
         type=numbers,

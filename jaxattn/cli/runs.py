@@ -12,14 +12,14 @@ from jaxattn.errors import UserError, require
 from jaxattn.inference import files
 
 if TYPE_CHECKING:  # imported where they are used
-    from jaxattn.studies.compare import FinishedRun
+    from jaxattn.studies.compare import FinishedRun, Group
     from jaxattn.studies.trials import Trial
 
 # Not within brackets: a value may be a tuple.
 _COMMA = re.compile(r",(?![^(\[]*[)\]])")
 
 
-def _compare(args: argparse.Namespace) -> None:
+def _compare(args: argparse.Namespace) -> int:
     from jaxattn.studies import compare, trials
 
     for flag, value in (("--root", args.root), ("--seeds", args.seeds)):
@@ -29,18 +29,14 @@ def _compare(args: argparse.Namespace) -> None:
         require("--root", args.root, args.root is not None, "given with --configs")
     elif args.overrides:
         raise UserError(f"{args.overrides[0]}: used with --configs alone")
-    workdirs = args.workdirs
-    if args.configs:
-        planned = trials.make_trials(
-            args.configs, args.seeds or (), args.root, args.overrides
-        )
-        _train_all(planned, args.out, ends_at_mistake=True)
-        workdirs = [trial.workdir for trial in planned]
-    runs = _read_finished(workdirs)
-    print(compare.write_comparison(args.out, compare.group_runs(runs)))
-    print(f"table and figure in {args.out}")
-    if (left := len(workdirs) - len(runs)) and args.configs:
-        raise UserError(f"{left} runs are not finished; repeat the command")
+    if not args.configs:
+        groups = compare.group_runs(_read_finished(args.workdirs))
+        return _report(args.out, groups, failures=[])
+    planned = trials.make_trials(
+        args.configs, args.seeds or (), args.root, args.overrides
+    )
+    failures = _train_all(planned, args.out, ends_at_mistake=True)
+    return _report(args.out, _group_finished(planned), failures)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -52,10 +48,29 @@ def _sweep(args: argparse.Namespace) -> int:
     seeds, out = args.seeds or (), args.workdir
     planned = trials.make_grid(args.config, grid, seeds, out, args.overrides)
     failures = _train_all(planned, out, ends_at_mistake=False)
+    groups = _group_finished(planned)
+    return _report(out, groups, failures, best=compare.best_of(groups))
+
+
+def _group_finished(planned: "Sequence[Trial]") -> "list[Group]":
+    """Returns what is finished, a group for each config."""
+    from jaxattn.studies import compare
+
     done = [trial.workdir for trial in planned if trial.is_finished()]
-    if done:
-        groups = compare.group_runs(map(compare.read_run, done))
-        print(compare.write_comparison(out, groups, compare.best_of(groups)))
+    return compare.group_runs(map(compare.read_run, done))
+
+
+def _report(
+    out: pathlib.Path,
+    groups: "Sequence[Group]",
+    failures: Sequence[str],
+    best: "Group | None" = None,
+) -> int:
+    """Writes the table of what is finished, and returns the exit code."""
+    from jaxattn.studies import compare
+
+    if groups:
+        print(compare.write_comparison(out, groups, best))
         print(f"table and figure in {out}")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

@@ -86,8 +86,8 @@ class Predictor:
                 place among the images, not on batches or devices.
 
         Returns:
-            Labels and probabilities in the order of the source; NaN for the images
-            that it skips.
+            Labels and probabilities in the order of the source. Of images that it
+            skips the probabilities are NaN and the labels mean nothing.
 
         Raises:
             UserError: If there is no image, or the method does not fit the network.

@@ -23,6 +23,7 @@ from jaxattn.training.report import versions
 from jaxattn.training.trained import Trained, require_no_run, write_trained
 
 _RESERVED = {"name", "num_classes", "dtype", "axis_name"}
+_VGG_A_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -35,8 +36,9 @@ def published_normalization(
     Args:
         model: One of `list_models()`.
     """
-    is_cifar = model in ("enhanced_efficient_resnet", "efficient_resnet")
-    return _CIFAR10_MEAN_STD if is_cifar else _IMAGENET_MEAN_STD
+    if model in ("enhanced_efficient_resnet", "efficient_resnet"):
+        return _CIFAR10_MEAN_STD
+    return _VGG_A_MEAN_STD if model.startswith("vgg_a") else _IMAGENET_MEAN_STD
 
 
 def import_torch(

@@ -158,7 +158,8 @@ class MobileNetV2(nn.Module):
             pixels.
         attention: Module in every block: "scsa", after the depthwise convolution's
             ReLU6; "cbam" or "eca" (multi-kernel), before the sum, as is the module of
-            a factory: a callable that takes `name=`, such as a module class.
+            a factory: a callable that takes `name=`, such as a module class; it is
+            called with `train=`.
         attention_kwargs: Keywords of the attention module, or of the factory.
         dropout_rate: Share of the pooled features that training sets to 0, by the rng
             stream "dropout".

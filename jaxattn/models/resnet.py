@@ -247,7 +247,8 @@ class ResNet(nn.Module):
             of stride 1, for images of about 32 pixels.
         attention: Module in every block: "scsa", after the inner ReLU; "cbam" or "eca"
             (multi-kernel), before the sum, as is the module of a factory: a callable
-            that takes `name=`, such as a module class.
+            that takes `name=`, such as a module class, whose module is called with
+            `train=`.
         attention_kwargs: Keywords of the attention module, or of the factory.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
         axis_name: Mapped axis over which BatchNorm averages its statistics.

@@ -30,8 +30,9 @@ def conv2d(
 ) -> jax.Array:
     """Convolves `x` with `kernel` (cross-correlation, as in PyTorch).
 
-    Those of size 3 and 5 that keep the map's size, or halve it, have gradients of their
-    own, for reverse mode alone: `jax.jvp` and `jax.hessian` do not go through them.
+    Those of size 3 and 5 that keep the map's size, or halve it, and all that oneDNN
+    computes have gradients of their own, for reverse mode alone: `jax.jvp` and
+    `jax.hessian` do not go through them.
 
     Args:
         x: `[N, H, W, C]`.

@@ -31,8 +31,11 @@ _REQUIRED = ("jax", "jaxlib", "flax", "optax", "numpy")
 _OPTIONAL = {
     "orbax-checkpoint": ("orbax.checkpoint", "training and trained networks"),
     "ml-collections": ("ml_collections", "training by main.py"),
-    "matplotlib": ("matplotlib", "all figures"),
-    "tqdm": ("tqdm", "progress bars on terminals"),
+    "matplotlib": (
+        "matplotlib",
+        "figures, and evaluate, compare, attention-maps and bn-landscape",
+    ),
+    "tqdm": ("tqdm", "progress bars, and predict and evaluate"),
     "scikit-learn": ("sklearn", "the data set digits"),
     "pillow": ("PIL", "image files, and the data set digits"),
     "grain": ("grain", "streamed data: image folders, and what is above 1 GiB"),

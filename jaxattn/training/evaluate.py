@@ -48,7 +48,8 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """Returns the figures of `summarize`, or None if it was stopped midway.
 
-        Among them is `predictions`: those for the examples of the split, in its order.
+        Among them is `predictions`: those for the examples of the split, in its order,
+        and behind them what completes the last batch.
 
         Args:
             variables: As the parallel runner holds them.

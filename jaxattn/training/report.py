@@ -64,7 +64,9 @@ def write_config(run: Run, workdir: pathlib.Path) -> None:
 
 
 def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Returns what the network sees of the first batch, before normalisation.
+    """Returns the first batch as it is augmented, before normalisation.
+
+    Photos are cropped as in an evaluation; the random crops are the readers'.
 
     Args:
         run: The run.

@@ -77,8 +77,8 @@ class Options:
             has as many classes.
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
-        keep_checkpoints: The newest ones, of the ends of epochs, that are kept beside
-            the best.
+        keep_checkpoints: The newest ones that are kept beside the best: of the ends of
+            epochs, and of where a signal stopped the run.
         max_skipped_steps: Steps of the run whose loss or gradient may be infinite or
             not a number; they change nothing. One more ends the run.
         stall_timeout_s: Seconds after which a run ends in which no step and no

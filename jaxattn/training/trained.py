@@ -144,6 +144,9 @@ def write_trained(
         config: Content of its `config.json`.
         variables: `params` and, if there are any, `batch_stats`.
         step: Training steps done.
+
+    Raises:
+        UserError: If the folder holds a run, or cannot be written.
     """
     require_no_run(workdir)
     workdir = pathlib.Path(workdir).resolve()
