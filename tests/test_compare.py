@@ -328,7 +328,8 @@ def test_run_that_does_not_finish_ends_in_one_line(
     capsys, tmp_path, monkeypatch, outcome, code, message
 ):
     def train(trial):
-        write_run(trial.workdir, 0.5, finished=False)
+        trial.workdir.mkdir(parents=True)
+        (trial.workdir / "config.json").write_text(json.dumps(trial.config))
         return trials.Outcome(*outcome)
 
     monkeypatch.setattr(trials, "train", train)
