@@ -207,7 +207,7 @@ def test_workers_read_what_threads_read(tmp_path):
     )
 
 
-def start_several(count, workdir, *flags, variant):
+def start_several(count, workdir, *flags, variant="small"):
     """Starts the processes of one run, all on this machine."""
     if count == 1:
         return [start(workdir, *flags, variant=variant)]
