@@ -1,12 +1,12 @@
-"""CIFAR-10 in as little training time as our networks need: a recipe of our own.
+"""CIFAR-10 in a short training: a recipe of our own, none of its values tuned yet.
 
     python main.py --config configs/best.py:cpu --workdir workdir/best_cpu
 
 Variants by argument: `gpu` (the default), a ResNet-18 of three quarters of the usual
 width, 6.3 M parameters, 100 epochs in bfloat16; `cpu`, a ResNet-10 of half the usual
 width, 1.2 M parameters, 16 epochs in float32. Both have large batches, one rise and
-fall of a high learning rate, and an average of the weights; `gpu` mixes by CutMix, for
-which `cpu` is too short. It reproduces nothing published.
+fall of a high learning rate, and an average of the weights; `gpu`, which has not been
+trained yet, also mixes by CutMix. It reproduces nothing published.
 
 Without `--config.data.path` the data are downloaded by TensorFlow Datasets.
 """

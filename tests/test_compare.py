@@ -315,6 +315,12 @@ def test_compare_trains_once_what_is_not_finished(capsys, tmp_path, monkeypatch)
     assert trained == ["smoke, seed 0"]
 
 
+def begin(trial):
+    """Leaves the workdir of a run that has begun."""
+    trial.workdir.mkdir(parents=True)
+    (trial.workdir / "config.json").write_text(json.dumps(trial.config))
+
+
 @pytest.mark.parametrize(
     ("outcome", "code", "message"),
     [
@@ -328,8 +334,7 @@ def test_run_that_does_not_finish_ends_in_one_line(
     capsys, tmp_path, monkeypatch, outcome, code, message
 ):
     def train(trial):
-        trial.workdir.mkdir(parents=True)
-        (trial.workdir / "config.json").write_text(json.dumps(trial.config))
+        begin(trial)
         return trials.Outcome(*outcome)
 
     monkeypatch.setattr(trials, "train", train)
@@ -360,9 +365,7 @@ def learn(trial):
         return trials.Outcome("mistake", "batch_size=8: must be something else")
     if (rate, size) == (0.1, 16) and trial.config["seed"] == 1:
         return trials.Outcome("failed", "the loss is nan")
-    trial.workdir.mkdir(parents=True)
-    config = json.dumps(trial.config)
-    (trial.workdir / "config.json").write_text(config)
+    begin(trial)
     seed, validation = trial.config["seed"], 0.6 + 0.001 * size - rate
     accuracies = {
         "best_val_accuracy": validation,

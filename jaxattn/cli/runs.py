@@ -25,13 +25,12 @@ def _compare(args: argparse.Namespace) -> int:
     for flag, value in (("--root", args.root), ("--seeds", args.seeds)):
         only = "used with --configs alone"
         require(flag, value, bool(args.configs) or value is None, only)
-    if args.configs:
-        require("--root", args.root, args.root is not None, "given with --configs")
-    elif args.overrides:
-        raise UserError(f"{args.overrides[0]}: used with --configs alone")
     if not args.configs:
+        if args.overrides:
+            raise UserError(f"{args.overrides[0]}: used with --configs alone")
         groups = compare.group_runs(_read_finished(args.workdirs))
         return _report(args.out, groups, failures=[])
+    require("--root", args.root, args.root is not None, "given with --configs")
     planned = trials.make_trials(
         args.configs, args.seeds or (), args.root, args.overrides
     )
