@@ -22,11 +22,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from configs import cbam_resnet
 from jaxattn.data.augment import mix
-from jaxattn.inference.methods import TTA, Plain
 from jaxattn.inference.predict import Predictor
-from jaxattn.training.report import versions
+from jaxattn.tasks.classification.methods import TTA, Plain
+from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.records.report import versions
 from jaxattn.training.run import Run, build
-from jaxattn.training.trained import Trained
 
 
 def main() -> None:

@@ -54,6 +54,12 @@ def choose(key: str, value: Any, choices: Iterable[str]) -> None:
         raise UserError(f"{key}={value!r}: {suggest(value, choices)}")
 
 
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def suggest(value: Any, choices: Iterable[str]) -> str:
     """Returns the choices for a mistyped name, the nearest first."""
     choices = list(choices)

@@ -10,12 +10,14 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxattn"
 FLOORS = [
     {"atomic", "errors", "host"},
+    {"config"},
     {"ops", "weights"},
     {"attention", "data"},
     {"models"},
     {"viz"},
+    {"tasks"},
     {"training"},
-    {"inference", "studies"},
+    {"inference", "studies", "doctor"},
     {"cli"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -31,8 +31,8 @@ from benchmarks.gpu_suite import Context, Item, run_items, status
 from benchmarks.steps import Work
 from jaxattn.data.source import load_data
 from jaxattn.errors import UserError
+from jaxattn.training.records.writer import RunWriter
 from jaxattn.training.run import build
-from jaxattn.training.writer import RunWriter
 
 TIMED = {"items_per_s": [90.0, 100.0, 130.0], "first_call_s": 5.2, "peak_bytes": 2e9}
 SLOWER = {"items_per_s": [40.0, 50.0, 60.0], "first_call_s": 3.0, "peak_bytes": 1e9}

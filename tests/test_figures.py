@@ -14,9 +14,9 @@ import smoke
 import jaxattn
 from jaxattn import create_model
 from jaxattn.data.source import ArraySource
-from jaxattn.training import figures, report
+from jaxattn.tasks.classification.metrics import Predictions, predict
 from jaxattn.training.evaluate import Evaluator
-from jaxattn.training.metrics import Predictions, predict
+from jaxattn.training.records import figures, report
 from jaxattn.training.run import build
 
 

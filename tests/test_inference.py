@@ -14,13 +14,13 @@ from PIL import Image
 
 from jaxattn import UserError
 from jaxattn.data.source import ArraySource, BadImageError, skip_bad_images
-from jaxattn.inference import methods
 from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
 from jaxattn.inference.files import read_inputs
-from jaxattn.inference.methods import TTA, VIEWS, Flip, Plain
 from jaxattn.inference.predict import Predictor
-from jaxattn.training.checkpoint import Checkpoints
-from jaxattn.training.trained import load_trained
+from jaxattn.tasks.classification import methods
+from jaxattn.tasks.classification.methods import TTA, VIEWS, Flip, Plain
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.trained import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import smoke
 from jaxattn import UserError, weights
 from jaxattn.cli import main
 from jaxattn.data.source import ArraySource
-from jaxattn.inference.methods import Plain
 from jaxattn.inference.predict import Predictor
+from jaxattn.tasks.classification.methods import Plain
+from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.run import build
-from jaxattn.training.trained import load_trained
 
 
 @pytest.fixture

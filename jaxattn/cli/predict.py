@@ -16,8 +16,9 @@ from jaxattn.cli.arguments import (
     numbers,
 )
 from jaxattn.errors import require
-from jaxattn.inference import files, methods
-from jaxattn.training.trained import SPLITS, WEIGHTS
+from jaxattn.inference import files
+from jaxattn.tasks.classification import methods
+from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 _OUT = "folder; default in the workdir, or in one of the weights' name"

@@ -117,7 +117,7 @@ def _train_all(
 
 
 def _average(args: argparse.Namespace) -> None:
-    from jaxattn.training.average import average_checkpoints
+    from jaxattn.studies.average import average_checkpoints
 
     averaged = average_checkpoints(
         args.workdir,
@@ -138,8 +138,8 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _bn_landscape(args: argparse.Namespace) -> None:
+    from jaxattn.config.file import load_config
     from jaxattn.studies.bn_landscape import run_study
-    from jaxattn.training.config_file import load_config
 
     run_study(load_config(args.config, args.overrides), args.workdir)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reason
 
 IMAGE_SHAPE = (32, 32, 3)
 
@@ -142,12 +142,6 @@ def read_cifar(name: str, path: pathlib.Path) -> Cifar:
         test=split(layout.test_files),
         class_names=_read_class_names(files, path, layout),
     )
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _wanted(layout: Layout) -> tuple[str, ...]:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 
-from jaxattn.data.archives import reason
 from jaxattn.data.source import BadImageError, Example
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reason
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -26,7 +26,7 @@ from typing import (
 import numpy as np
 
 from jaxattn.data import archives
-from jaxattn.errors import UserError, choose
+from jaxattn.errors import UserError, choose, reason
 
 if TYPE_CHECKING:
     from jaxattn.data.folder import Crops, File
@@ -744,10 +744,10 @@ def _find_builder(name: str, path: str | None) -> Any:
     except ImportError as error:
         raise UserError(
             f"data.name={name}: needs a package that is not installed "
-            f"({archives.reason(error)}): pip install 'jaxattn[train]'"
+            f"({reason(error)}): pip install 'jaxattn[train]'"
         ) from error
     except Exception as error:  # TFDS raises its own, ValueError, AssertionError, ...
-        raise UserError(f"{key}: {archives.reason(error)}") from error
+        raise UserError(f"{key}: {reason(error)}") from error
     if builder.name != dataset.partition(":")[0].partition("/")[0]:
         raise UserError(f"{key}: holds {builder.name}, not {dataset}")
     return builder
@@ -772,8 +772,7 @@ def _prepare(builder: Any, name: str, path: str | None) -> None:
         builder.download_and_prepare()
     except Exception as error:  # those of TFDS, of the network and of the disk
         raise UserError(
-            f"data.name={name}: TFDS could not prepare it "
-            f"({archives.reason(error)}); {advice}"
+            f"data.name={name}: TFDS could not prepare it ({reason(error)}); {advice}"
         ) from error
 
 

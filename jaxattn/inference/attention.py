@@ -12,8 +12,8 @@ from jaxattn.data.images import find_images
 from jaxattn.data.source import Source, read_labels
 from jaxattn.inference.evaluate import load_data_of
 from jaxattn.inference.files import FilePath, read_inputs
-from jaxattn.training.figures import spread
-from jaxattn.training.trained import Trained
+from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.records.figures import spread
 from jaxattn.viz import plots
 from jaxattn.viz.attention_maps import make_attend
 from jaxattn.viz.pages import plot_pages

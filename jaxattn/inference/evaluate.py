@@ -10,14 +10,14 @@ import numpy as np
 from scipy import optimize
 
 from jaxattn.atomic import write_atomically, write_json
+from jaxattn.config.bind import bind
 from jaxattn.data.source import Data, Source, load_data, read_labels
 from jaxattn.errors import UserError, choose
-from jaxattn.inference.methods import Method
 from jaxattn.inference.predict import Predictor
-from jaxattn.training.config import bind
-from jaxattn.training.metrics import evaluation_sums, summarize
-from jaxattn.training.report import class_table
-from jaxattn.training.trained import SPLITS, Trained
+from jaxattn.tasks.classification.methods import Method
+from jaxattn.tasks.classification.metrics import evaluation_sums, summarize
+from jaxattn.training.checkpoints.trained import SPLITS, Trained
+from jaxattn.training.records.report import class_table
 from jaxattn.viz import plots
 
 
@@ -25,8 +25,8 @@ class Evaluation(NamedTuple):
     """Of one split.
 
     Attributes:
-        summary: Figures of `jaxattn.training.metrics.summarize`; the loss is the
-            negative log likelihood, without label smoothing.
+        summary: Figures of `jaxattn.tasks.classification.metrics.summarize`; the loss
+            is the negative log likelihood, without label smoothing.
         calibrated: The same after dividing the log probabilities by `temperature`.
         temperature: Fitted; above 1 where the network is too sure of itself.
         fitted_on: The split that the temperature was fitted on.

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jax import export
 
 from jaxattn.atomic import write_atomically, write_json
+from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require
 from jaxattn.inference.files import require_writable
 from jaxattn.inference.predict import make_classifier
 from jaxattn.ops import onednn
-from jaxattn.training.config import DTYPES
-from jaxattn.training.report import versions
-from jaxattn.training.trained import Trained
+from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.records.report import versions
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 _FORMAT = "StableHLO, serialized by jax.export"

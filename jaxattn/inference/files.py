@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from jaxattn.atomic import replacing
-from jaxattn.data.archives import read_pickle, reason
+from jaxattn.data.archives import read_pickle
 from jaxattn.data.images import SUFFIXES, ImageFiles, find_images, is_image
 from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reason
 
 HEADER = ("ID", "Labels")
 """The first columns of a file of predictions."""

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxattn.inference.predict import make_classifier
-from jaxattn.training.trained import Trained
+from jaxattn.training.checkpoints.trained import Trained
 
 _MIN_CALLS = 5
 

@@ -17,9 +17,9 @@ from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import require
-from jaxattn.inference.methods import Decision, Method
-from jaxattn.training.parallel import Devices, MeshParallel
-from jaxattn.training.trained import Trained
+from jaxattn.tasks.classification.methods import Decision, Method
+from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.devices.mesh import Devices, MeshParallel
 
 
 def make_classifier(

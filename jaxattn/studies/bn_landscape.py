@@ -37,20 +37,22 @@ import jax
 import numpy as np
 
 from jaxattn.atomic import write_json
+from jaxattn.config.bind import bind
+from jaxattn.config.changes import harmless_changes
 from jaxattn.errors import DivergedError, InterruptedRun, UserError, choose, require
 from jaxattn.models.registry import list_models
 from jaxattn.studies.bn_curves import NETWORKS, Member, read_curves, tag
 from jaxattn.studies.bn_network import Landscape, Network
 from jaxattn.studies.bn_report import write_report
-from jaxattn.training.checkpoint import Checkpoints, workdir_lock
-from jaxattn.training.config import bind
-from jaxattn.training.interrupt import Interrupt
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.guards.interrupt import Interrupt
+from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.meter import Meter
-from jaxattn.training.parallel import Devices
-from jaxattn.training.progress import Progress
-from jaxattn.training.report import versions
-from jaxattn.training.run import build, harmless_changes
-from jaxattn.training.writer import RunWriter, read_metrics
+from jaxattn.training.records.progress import Progress
+from jaxattn.training.records.report import versions
+from jaxattn.training.records.writer import RunWriter, read_metrics
+from jaxattn.training.run import build
 
 # A GPU trains an epoch in a second; a checkpoint after each would take as long again.
 _SECONDS_BETWEEN_SAVES = 20.0

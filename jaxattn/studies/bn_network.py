@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from jaxattn.config.bind import bind
 from jaxattn.data.augment import normalize
 from jaxattn.data.pipeline import Batch, Feed
 from jaxattn.errors import require
 from jaxattn.models.registry import create_model
-from jaxattn.training.config import bind
+from jaxattn.training.checkpoints.pretrained import head_paths
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.optim import RunLength, make_optimizer
-from jaxattn.training.pretrained import head_paths
 from jaxattn.training.run import Run
 from jaxattn.training.state import Ema, TrainState, TreePath, create_state
 from jaxattn.training.steps import TrainStep, make_train_step

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxattn.atomic import write_atomically
+from jaxattn.config.changes import config_of, flatten, is_harmless
 from jaxattn.errors import UserError
 from jaxattn.studies.trials import progress_of
-from jaxattn.training.run import config_of, flatten, is_harmless
-from jaxattn.training.writer import history, read_metrics
+from jaxattn.training.records.writer import history, read_metrics
 
 _ACCURACIES = {
     "test_accuracy": "test accuracy",

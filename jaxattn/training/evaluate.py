@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Batch, Slice
-from jaxattn.training.metrics import summarize
-from jaxattn.training.parallel import Fetch
+from jaxattn.tasks.classification.metrics import summarize
+from jaxattn.training.devices.mesh import Fetch
 from jaxattn.training.run import Run
 
 

@@ -27,19 +27,20 @@ from jaxattn.errors import (
     UserError,
     describe_fault,
 )
-from jaxattn.training import figures, report
-from jaxattn.training.checkpoint import Checkpoints, workdir_lock
-from jaxattn.training.early_stopping import METRIC, Plateau
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.devices.mesh import Devices
 from jaxattn.training.evaluate import Evaluator
-from jaxattn.training.interrupt import Interrupt
+from jaxattn.training.guards.early_stopping import METRIC, Plateau
+from jaxattn.training.guards.interrupt import Interrupt
+from jaxattn.training.guards.lock import workdir_lock
+from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
-from jaxattn.training.parallel import Devices
-from jaxattn.training.profiler import Profiler
-from jaxattn.training.progress import Progress
+from jaxattn.training.records import figures, report
+from jaxattn.training.records.profiler import Profiler
+from jaxattn.training.records.progress import Progress
+from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
 from jaxattn.training.run import Run, build, changed_since
 from jaxattn.training.state import TrainState, stream
-from jaxattn.training.watchdog import Watchdog
-from jaxattn.training.writer import EVENTS, RunWriter, read_metrics
 
 
 def train_and_evaluate(

@@ -2,29 +2,28 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
+from jaxattn.config.bind import DTYPES, bind
+from jaxattn.config.changes import harmless_changes
 from jaxattn.data.augment import Augment, normalize
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
 from jaxattn.data.source import Data, load_data
-from jaxattn.errors import UserError, choose, require
+from jaxattn.errors import UserError, require
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.models.registry import create_model
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.training import optim
-from jaxattn.training.checkpoint import NUM_LATEST
-from jaxattn.training.config import DTYPES, bind
-from jaxattn.training.early_stopping import EarlyStopping
-from jaxattn.training.parallel import Devices, MeshParallel, Parallel
-from jaxattn.training.pmap import PmapParallel
-from jaxattn.training.pretrained import Pretrained, head_paths
+from jaxattn.training.checkpoints.pretrained import Pretrained, head_paths
+from jaxattn.training.devices.mesh import Devices, MeshParallel, Parallel
+from jaxattn.training.devices.pmap import PmapParallel
+from jaxattn.training.guards.early_stopping import EarlyStopping
+from jaxattn.training.options import Log, Options
 from jaxattn.training.state import Ema, TrainState, create_state
 from jaxattn.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
 
@@ -42,111 +41,10 @@ _SECTIONS = (
     "early_stopping",
     "log",
 )
-_TRAINABLE = ("all", "head")
-_FROM_1 = (
-    "num_epochs",
-    "batch_size",
-    "steps_per_dispatch",
-    "accumulate_steps",
-    "keep_checkpoints",
-)
 _PARALLEL: dict[str, Callable[..., Parallel]] = {
     "jit": MeshParallel,
     "pmap": PmapParallel,
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """The keys of a config that belong to no section.
-
-    Attributes:
-        seed: Of initial weights, order, augmentation and every other draw.
-        num_epochs: Passes over the training split.
-        batch_size: Images of the global batch, divisible by the devices.
-        dtype: Computation dtype, "float32" or "bfloat16".
-        data_parallel: "jit" (a mesh) or "pmap".
-        steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
-            4 if convolutions are oneDNN's and 1 if they are not.
-        accumulate_steps: Micro-batches into which a step splits its batch, for a batch
-            that does not fit into memory; the optimizer steps once, with their mean
-            gradient. Equal to the whole batch where there is no BatchNorm; see
-            `jaxattn.training.steps.make_train_step`.
-        init_from: The workdir of another run, a PyTorch file, or the name of weights
-            that come with the package, from which this run starts; the head too if it
-            has as many classes.
-        trainable: "all", or "head": only the layer that makes the logits learns.
-            BatchNorm still follows the batches.
-        keep_checkpoints: The newest ones that are kept beside the best: of the ends of
-            epochs, and of where a signal stopped the run.
-        max_skipped_steps: Steps of the run whose loss or gradient may be infinite or
-            not a number; they change nothing. One more ends the run.
-        stall_timeout_s: Seconds after which a run ends in which no step and no
-            evaluation batch is finished; compilation counts.
-    """
-
-    seed: int
-    num_epochs: int
-    batch_size: int
-    dtype: str = "float32"
-    data_parallel: str = "jit"
-    steps_per_dispatch: int | None = None
-    accumulate_steps: int = 1
-    init_from: str | None = None
-    trainable: str = "all"
-    keep_checkpoints: int = NUM_LATEST
-    max_skipped_steps: int = 0
-    stall_timeout_s: float = 1800.0
-
-    def __post_init__(self) -> None:
-        for key in _FROM_1:
-            value = getattr(self, key)
-            require(key, value, value is None or value >= 1, "at least 1")
-        for key in ("seed", "max_skipped_steps"):
-            value = getattr(self, key)
-            require(key, value, value >= 0, "at least 0")
-        timeout_s = self.stall_timeout_s
-        require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
-        choose("dtype", self.dtype, DTYPES)
-        choose("data_parallel", self.data_parallel, _PARALLEL)
-        choose("trainable", self.trainable, _TRAINABLE)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Log:
-    """What a run writes beside its metrics of every epoch.
-
-    Attributes:
-        every_steps: Training steps per line of `metrics.jsonl`, each a mean since the
-            line before.
-        tensorboard: Writes TensorBoard events.
-        histograms: With TensorBoard: histograms of all parameters at every epoch.
-        images: With TensorBoard: a grid of augmented inputs at the start.
-        attention_maps: With TensorBoard: what the network attends to in four
-            validation images (without a validation split test images), the same at
-            every evaluation.
-        profile_steps: First and last step, counted from 1, of which the first process
-            writes a trace for TensorBoard's profile plugin; empty: none. Nothing is
-            compiled in it if the trace, and as many steps before it that the same
-            process does, lie within an epoch. A mark in it is a dispatch: up to
-            `steps_per_dispatch` steps.
-    """
-
-    every_steps: int = 10
-    tensorboard: bool = True
-    histograms: bool = True
-    images: bool = True
-    attention_maps: bool = False
-    profile_steps: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(
-            "log.every_steps", self.every_steps, self.every_steps >= 1, "at least 1"
-        )
-        steps = self.profile_steps
-        is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
-        wanted = "(first, last), counted from 1"
-        require("log.profile_steps", steps, not steps or is_range, wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -388,23 +286,6 @@ def _check_shapes(run: Run) -> None:
         ) from error
 
 
-# What may change when a run is resumed: none of it is seen by the weights so far.
-_HARMLESS = (
-    "log.",
-    "pipeline.",
-    "data.path",
-    "data.on_bad_image",
-    "steps_per_dispatch",
-    "data_parallel",
-    "keep_checkpoints",
-    "max_skipped_steps",
-    "stall_timeout_s",
-)
-
-# How far a run goes may change, too, though not what it is by then.
-_RESUMABLE = (*_HARMLESS, "early_stopping.")
-
-
 def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
     """Compares a run with the config that its workdir was begun with.
 
@@ -422,60 +303,3 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
     # A workdir of an earlier version does not say what its data were.
     record = run.record if "dataset" in saved else run.config
     return harmless_changes(saved, record, "the workdir")
-
-
-def harmless_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], where: str
-) -> list[str]:
-    """Returns the differences of a resumed run's configs, as `differences` has them.
-
-    Args:
-        before: Content of a `config.json`.
-        now: What it would become.
-        where: It is, as the message calls it.
-
-    Raises:
-        UserError: If one of them would change what is trained.
-    """
-    lines = differences(before, now)
-    refused = [line for key, line in lines.items() if not key.startswith(_RESUMABLE)]
-    if refused:
-        raise UserError(
-            f"{where} was begun with another config ({'; '.join(refused)}); use that"
-            " one, or another workdir"
-        )
-    return list(lines.values())
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Compares two configs.
-
-    Args:
-        before: Content of a `config.json`; its versions are not compared.
-        now: Another, or a config that none has been written of yet.
-
-    Returns:
-        By the keys that differ, sorted: "key: before -> now".
-    """
-    old, new = flatten(before), flatten(json.loads(json.dumps(now, default=str)))
-    return {
-        key: f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith("versions.")
-    }
-
-
-def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of a `config.json`, without what its run added."""
-    return {key: v for key, v in record.items() if key not in ("dataset", "versions")}
-
-
-def is_harmless(key: str) -> bool:
-    """Returns whether a run's weights are the same whatever a key's value is."""
-    return key.startswith(_HARMLESS)
-
-
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config's values by their dotted keys."""
-    flat = traverse_util.flatten_dict(dict(config))
-    return {".".join(path): value for path, value in flat.items()}

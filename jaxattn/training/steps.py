@@ -17,8 +17,13 @@ from flax import traverse_util
 
 from jaxattn.data.augment import Augment, mix
 from jaxattn.data.pipeline import Batch
-from jaxattn.training import losses
-from jaxattn.training.metrics import EvalSums, Predictions, evaluation_sums, predict
+from jaxattn.tasks.classification import losses
+from jaxattn.tasks.classification.metrics import (
+    EvalSums,
+    Predictions,
+    evaluation_sums,
+    predict,
+)
 from jaxattn.training.optim import Schedule
 from jaxattn.training.state import Ema, TrainState, TreePath
 

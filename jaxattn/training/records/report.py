@@ -14,13 +14,14 @@ from flax import traverse_util
 import jaxattn
 from jaxattn import host
 from jaxattn.atomic import write_atomically, write_json
+from jaxattn.config.changes import flatten
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import onednn
-from jaxattn.training import figures
-from jaxattn.training.run import Run, flatten
+from jaxattn.training.records import figures
+from jaxattn.training.records.writer import RunWriter, read_metrics
+from jaxattn.training.run import Run
 from jaxattn.training.state import stream
-from jaxattn.training.writer import RunWriter, read_metrics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NUM_EXAMPLES = 32

@@ -15,8 +15,8 @@ from flax import traverse_util
 from jaxattn.errors import UserError, suggest
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, read_state_dict, torch_name
+from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.state import TreePath
-from jaxattn.training.trained import load_trained
 from jaxattn.weights import list_weights
 
 # With the keyword `num_classes`, returns a network.

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxattn.data.pipeline import Batch, Feed
-from jaxattn.training.metrics import EvalSums, Predictions
+from jaxattn.tasks.classification.metrics import EvalSums, Predictions
 from jaxattn.training.state import TrainState
 from jaxattn.training.steps import EvalStep, TrainStep
 

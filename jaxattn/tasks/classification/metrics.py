@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxattn.training.losses import cross_entropy, hits
+from jaxattn.tasks.classification.losses import cross_entropy, hits
 
 NUM_BINS = 15  # of confidence, as in Guo et al., "On Calibration", ICML 2017
 _TOP_K = 5

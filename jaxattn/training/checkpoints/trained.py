@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.atomic import write_json
-from jaxattn.data.archives import reason
+from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import normalize
-from jaxattn.errors import UserError, choose, require
+from jaxattn.errors import UserError, choose, reason, require
 from jaxattn.models.registry import create_model
-from jaxattn.training.checkpoint import Checkpoints, workdir_lock
-from jaxattn.training.config import DTYPES, bind
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.weights import list_weights, read_weights
 
 SPLITS = ("test", "val", "train")

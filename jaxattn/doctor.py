@@ -19,8 +19,8 @@ from jaxattn import host
 from jaxattn.data.source import Data, load_data
 from jaxattn.errors import UserError, describe_fault
 from jaxattn.ops import onednn
-from jaxattn.training.checkpoint import BEST_METRICS, Checkpoints
-from jaxattn.training.trained import network_target
+from jaxattn.training.checkpoints.checkpoint import BEST_METRICS, Checkpoints
+from jaxattn.training.checkpoints.trained import network_target
 
 OK, WARNING, FAIL = "ok", "warning", "FAIL"
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxattn.config.bind import bind
 from jaxattn.data.augment import normalize
 from jaxattn.data.source import Source
-from jaxattn.training.config import bind
-from jaxattn.training.metrics import Predictions
+from jaxattn.tasks.classification.metrics import Predictions
+from jaxattn.training.records.writer import history
 from jaxattn.training.run import Run
-from jaxattn.training.writer import history
 from jaxattn.viz.attention_maps import make_attend
 
 _NUM_MISTAKES = 24

@@ -14,17 +14,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxattn.config.bind import bind
+from jaxattn.config.changes import config_of
 from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError, choose, require
-from jaxattn.training.checkpoint import Checkpoints
-from jaxattn.training.config import bind
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.trained import (
+    read_config,
+    require_no_run,
+    write_trained,
+)
+from jaxattn.training.devices.mesh import Devices
 from jaxattn.training.evaluate import Evaluator
-from jaxattn.training.parallel import Devices
-from jaxattn.training.report import versions
-from jaxattn.training.run import Run, build, config_of
+from jaxattn.training.records.report import versions
+from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState
 from jaxattn.training.steps import make_statistics_step
-from jaxattn.training.trained import read_config, require_no_run, write_trained
 
 KINDS = ("raw", "ema")
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from jaxattn.data.pipeline import Batch, Feed
-from jaxattn.training.parallel import (
+from jaxattn.training.devices.mesh import (
     Devices,
     Dispatch,
     Evaluate,
