@@ -19,7 +19,7 @@ from jaxattn import host
 from jaxattn.data.source import Data, load_data
 from jaxattn.errors import UserError, describe_fault
 from jaxattn.ops import onednn
-from jaxattn.training.checkpoints.checkpoint import BEST_METRICS, Checkpoints
+from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
 from jaxattn.training.checkpoints.trained import network_target
 
 OK, WARNING, FAIL = "ok", "warning", "FAIL"
@@ -274,7 +274,9 @@ def verify(workdir: str | os.PathLike[str]) -> Iterator[Finding]:
         intact.append(step)
         metrics = checkpoints.metrics(step)
         known = [
-            f", {key} {metrics[key]:.4f}" for key in BEST_METRICS if key in metrics
+            f", {key} {value:.4f}"
+            for key, value in sorted(metrics.items())
+            if key.startswith(BEST_PREFIX)
         ]
         yield Finding(OK, f"step {step}: intact{''.join(known)}")
     if strangers := checkpoints.strangers():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxattn.cli.arguments import Command, count
 from jaxattn.errors import UserError, require
-from jaxattn.inference import files
+from jaxattn.atomic import require_writable
 
 if TYPE_CHECKING:  # imported where they are used
     from jaxattn.studies.compare import FinishedRun, Group
@@ -98,7 +98,7 @@ def _train_all(
     from jaxattn.studies import trials
 
     finished = [trial.is_finished() for trial in planned]  # all, before the first
-    files.require_writable(out / "comparison.md")
+    require_writable(out / "comparison.md")
     failures = []
     for i, (trial, is_done) in enumerate(zip(planned, finished, strict=True), 1):
         print(f"{trial.name} ({i} of {len(planned)}): ", end="", flush=True)

@@ -25,6 +25,10 @@ _HARMLESS = (
 _RESUMABLE = (*_HARMLESS, "early_stopping.")
 
 
+# What configs meant before they said it.
+_IMPLIED = {"task": "classification"}
+
+
 def harmless_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], where: str
 ) -> list[str]:
@@ -77,6 +81,6 @@ def is_harmless(key: str) -> bool:
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config's values by their dotted keys."""
+    """Returns a config's values by their dotted keys, those it implies included."""
     flat = traverse_util.flatten_dict(dict(config))
-    return {".".join(path): value for path, value in flat.items()}
+    return {**_IMPLIED, **{".".join(path): value for path, value in flat.items()}}

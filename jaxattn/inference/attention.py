@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.data.images import find_images
-from jaxattn.data.source import Source, read_labels
+from jaxattn.data.source import Source
+from jaxattn.data.splits import read_labels
 from jaxattn.inference.evaluate import load_data_of
-from jaxattn.inference.files import FilePath, read_inputs
+from jaxattn.inference.inputs import FilePath, read_inputs
 from jaxattn.training.checkpoints.trained import Trained
-from jaxattn.training.records.figures import spread
+from jaxattn.tasks.classification.figures import spread
 from jaxattn.viz import plots
 from jaxattn.viz.attention_maps import make_attend
 from jaxattn.viz.pages import plot_pages
@@ -57,7 +58,7 @@ def read_examples(
         names = [f"test_{i}" for i in chosen]
         labels = [int(label) for label in read_labels(source)[chosen]]
     else:
-        source, ids = read_inputs(_expanded(paths), trained.image_shape)
+        source, ids = read_inputs(_expanded(paths), trained.preprocess.frame)
         chosen = spread(len(source), max_images)
         names = [str(ids[i]) for i in chosen]
         files = getattr(source, "paths", None)
@@ -91,7 +92,7 @@ def write_pages(
     for start in range(0, len(examples.names), _BATCH_SIZE):
         part = slice(start, start + _BATCH_SIZE)
         images, names = examples.images[part], examples.names[part]
-        attention = attend(trained.variables, trained.normalize(jnp.asarray(images)))
+        attention = attend(trained.variables, trained.preprocess.normalize(jnp.asarray(images)))
         has_gates = bool(attention.gates)
         pages = plot_pages(
             attention,

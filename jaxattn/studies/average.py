@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxattn.config.bind import bind
 from jaxattn.config.changes import config_of
-from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError, choose, require
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import (
@@ -25,11 +23,11 @@ from jaxattn.training.checkpoints.trained import (
     write_trained,
 )
 from jaxattn.training.devices.mesh import Devices
-from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.records.report import versions
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState
 from jaxattn.training.steps import make_statistics_step
+from jaxattn.training.trainer import Trainer
 
 KINDS = ("raw", "ema")
 
@@ -39,8 +37,8 @@ class Averaged(NamedTuple):
 
     Attributes:
         steps: Of the checkpoints.
-        before: Accuracy of the last of them by split: "test", and "val" if there is
-            one.
+        before: The task's figure, such as accuracy, of the last of them by split:
+            "test", and "val" if there is one.
         after: That of the average.
     """
 
@@ -76,7 +74,7 @@ def average_checkpoints(
     choose("weights", kind, KINDS)
     require_no_run(out)
     config = read_config(pathlib.Path(workdir).resolve())
-    run = build(_run_config(config, data_path), devices)
+    run = build(_run_config(config, data_path), devices=devices)
     if kind == "ema" and run.abstract_state.ema_params is None:
         raise UserError(f"weights={kind!r}: the run in {workdir} kept no average")
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -87,10 +85,10 @@ def average_checkpoints(
         newest, params = _mean(checkpoints, chosen, run, kind)
     finally:
         checkpoints.close()
-    evaluator = Evaluator(run, lambda: False)
-    before = _accuracies(run, evaluator, _variables(newest, kind))
-    state = measure_statistics(run, evaluator, newest, params)
-    after = _accuracies(run, evaluator, state.variables)
+    trainer = Trainer(run)
+    before = _figures(trainer, _variables(newest, kind))
+    state = measure_statistics(trainer, newest, params)
+    after = _figures(trainer, state.variables)
     origin = {"workdir": os.fspath(workdir), "steps": chosen, "weights": kind}
     record = {
         **config,
@@ -103,7 +101,7 @@ def average_checkpoints(
 
 
 def measure_statistics(
-    run: Run, evaluator: Evaluator, state: TrainState, params: Any
+    trainer: Trainer, state: TrainState, params: Any
 ) -> TrainState:
     """Returns a state with other parameters and BatchNorm's statistics of them.
 
@@ -111,12 +109,11 @@ def measure_statistics(
     training.
 
     Args:
-        run: The run.
-        evaluator: Of the run.
+        trainer: Of the run.
         state: Any of the run, on one device or as `state_sharding` says.
         params: The parameters.
     """
-    parallel, loader = run.parallel, run.loaders["train"]
+    run, parallel = trainer.run, trainer.run.parallel
     state = dataclasses.replace(
         state,
         step=jnp.zeros_like(state.step),
@@ -128,16 +125,14 @@ def measure_statistics(
     )
     if state.batch_stats:
         step = make_statistics_step(
-            model=run.model,
+            run.model,
             augment=run.augment,
-            normalize=bind(normalize, run.config["normalize"], "normalize"),
+            normalize=run.preprocess.normalize,
             axis_name=parallel.axis_name,
         )
-        dispatch = parallel.compile_train(step, loader.fetch)
-        placed = parallel.replicate(state)
-        for feed in loader.train_feeds(run.order, 0, run.steps_per_epoch):
-            stacked = parallel.place_stacked([feed])
-            placed, _ = dispatch(placed, evaluator.stores["train"], stacked)
+        dispatch, placed = trainer.compile(step), parallel.replicate(state)
+        for feed in trainer.feeds(0, run.steps_per_epoch):
+            placed, _ = dispatch(placed, trainer.place([feed]))
         state = parallel.collect(placed)
     return state
 
@@ -182,13 +177,13 @@ def _variables(state: TrainState, kind: str) -> Any:
     return state.variables if kind == "raw" else state.ema_variables
 
 
-def _accuracies(run: Run, evaluator: Evaluator, variables: Any) -> dict[str, float]:
+def _figures(trainer: Trainer, variables: Any) -> dict[str, float]:
+    run = trainer.run
     placed, key = run.parallel.replicate(variables), jax.random.key(0)
     summaries = {
-        split: evaluator.evaluate(placed, split, key)
+        split: trainer.evaluator.evaluate(placed, split, key)
         for split in ("val", "test")
         if split in run.loaders
     }
-    return {
-        split: summary["accuracy"] for split, summary in summaries.items() if summary
-    }
+    metric = run.task.metric
+    return {split: summary[metric] for split, summary in summaries.items() if summary}

@@ -84,7 +84,7 @@ def run_study(
     landscape = bind(Landscape, values.get("landscape", {}), "landscape")()
     rates, models = _check(values)
     runs = {
-        network: build(make_run_config(values, model, rates[0]), devices)
+        network: build(make_run_config(values, model, rates[0]), devices=devices)
         for network, model in models.items()
     }
     members = [Member(n, models[n], rate) for rate in rates for n in NETWORKS]
@@ -167,6 +167,7 @@ class _Study:
             start_step=self._num_done * run.total_steps,
             num_epochs=len(members) * run.options.num_epochs,
             batch_size=run.options.batch_size,
+            task=run.task,
         )
         self.say = self.progress.message
         stack.callback(self.progress.close)
@@ -259,13 +260,11 @@ class _Training:
         """Trains up to a step, and returns the speed; None if it is not known."""
         run, network = self._run, self._network
         meter, timed_from, dispatches = Meter(1, self._step), None, 0
-        feeds = run.loaders["train"].train_feeds(run.order, self._step, stop)
-        store = network.evaluator.stores["train"]
-        with contextlib.closing(feeds):  # pyright: ignore[reportArgumentType]
+        trainer = network.trainer
+        with contextlib.closing(trainer.feeds(self._step, stop)) as feeds:
             for chunk, looks in network.chunks(feeds, self._step):
                 dispatch = network.looking_step if looks else network.step
-                stacked = run.parallel.place_stacked(chunk)
-                self._state, metrics = dispatch(self._state, store, stacked)
+                self._state, metrics = dispatch(self._state, trainer.place(chunk))
                 self._step += len(chunk)
                 meter.add(metrics)
                 dispatches += 1
@@ -303,8 +302,7 @@ class _Training:
             self._study.progress.update(
                 step,
                 epoch=(step - 1) // self._run.steps_per_epoch + 1,
-                loss=rows[-1]["loss"],
-                accuracy=rows[-1]["accuracy"],
+                figures=rows[-1],
             )
 
     def _end_epoch(self, images_per_s: float | None) -> None:
@@ -320,7 +318,7 @@ class _Training:
         with self._study.progress.paused():
             for split in ("train", "test"):
                 variables = self._state.variables
-                summary = self._network.evaluator.evaluate(variables, split)
+                summary = self._network.trainer.evaluator.evaluate(variables, split)
                 if summary is None:
                     self._save_and_stop()
                 row[f"{split}_accuracy"] = summary["accuracy"]

@@ -25,6 +25,7 @@ class Options:
         seed: Of initial weights, order, augmentation and every other draw.
         num_epochs: Passes over the training split.
         batch_size: Images of the global batch, divisible by the devices.
+        task: What is learnt, one of `jaxattn.tasks.registry`.
         dtype: Computation dtype, "float32" or "bfloat16".
         data_parallel: "jit" (a mesh) or "pmap".
         steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
@@ -49,6 +50,7 @@ class Options:
     seed: int
     num_epochs: int
     batch_size: int
+    task: str = "classification"
     dtype: str = "float32"
     data_parallel: str = "jit"
     steps_per_dispatch: int | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,15 +11,18 @@ import jax.numpy as jnp
 
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.config.changes import harmless_changes
-from jaxattn.data.augment import Augment, normalize
+from jaxattn.data.augment import Augment
+from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
 from jaxattn.data.source import Data, load_data
 from jaxattn.errors import UserError, require
 from jaxattn.models.cost import Cost, measure_cost
-from jaxattn.models.registry import create_model
+from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.ops.conv import is_fast_in_loops
-from jaxattn.training import optim
-from jaxattn.training.checkpoints.pretrained import Pretrained, head_paths
+from jaxattn.tasks.registry import make_task
+from jaxattn.tasks.task import Task
+from jaxattn.training import optim, own_objects
+from jaxattn.training.checkpoints.pretrained import Pretrained
 from jaxattn.training.devices.mesh import Devices, MeshParallel, Parallel
 from jaxattn.training.devices.pmap import PmapParallel
 from jaxattn.training.guards.early_stopping import EarlyStopping
@@ -47,39 +50,29 @@ _PARALLEL: dict[str, Callable[..., Parallel]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Loss:
-    """Cross entropy of training and evaluation.
-
-    Attributes:
-        label_smoothing: Share of the uniform distribution in the target, in [0, 1).
-    """
-
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        share = self.label_smoothing
-        require("loss.label_smoothing", share, 0 <= share < 1, "in [0, 1)")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """Everything that a run is made of, checked and not yet compiled."""
 
     config: dict[str, Any]
+    own: dict[str, Any]  # what stands in the record for a user's own objects
     options: Options
     log: Log
     early_stopping: EarlyStopping
+    task: Task
     data: Data
     loaders: dict[str, Loader]  # of the splits "train", "val" and "test"
     order: TrainOrder
     parallel: Parallel
     model: nn.Module
+    preprocess: Preprocess
     augment: Augment
+    schedule: optim.Schedule
+    optimizer: optax.GradientTransformation
+    ema: Ema
     create_state: Callable[..., TrainState]
     pretrained: Pretrained | None
-    train_step: TrainStep
-    eval_step: EvalStep
+    trainable: Collection[TreePath] | None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -87,8 +80,38 @@ class Run:
         dataset = {
             "class_names": list(self.data.class_names),
             "image_shape": list(self.data.image_shape),
+            "resize_px": self.data.resize_px,
         }
-        return {**self.config, "dataset": dataset}
+        return {**self.config, "dataset": dataset, **self.own}
+
+    @functools.cached_property
+    def train_step(self) -> TrainStep:
+        """One step of training."""
+        options = self.options
+        return make_train_step(
+            self.model,
+            self.task,
+            self.optimizer,
+            schedule=self.schedule,
+            augment=self.augment,
+            normalize=self.preprocess.normalize,
+            ema=self.ema,
+            trainable=self.trainable,
+            skips=options.max_skipped_steps > 0,
+            accumulate_steps=options.accumulate_steps,
+            unroll=not is_fast_in_loops(DTYPES[options.dtype]),
+            axis_name=self.parallel.axis_name,
+        )
+
+    @functools.cached_property
+    def eval_step(self) -> EvalStep:
+        """The evaluation of one batch."""
+        return make_eval_step(
+            self.model,
+            self.task,
+            normalize=self.preprocess.normalize,
+            axis_name=self.parallel.axis_name,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -137,11 +160,29 @@ class Run:
         return self.options.num_epochs * self.steps_per_epoch
 
 
-def build(config: Any, devices: Devices | None = None) -> Run:
+def build(
+    config: Any,
+    data: Data | Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    task: Task | None = None,
+    devices: Devices | None = None,
+) -> Run:
     """Checks a config and builds the run it describes; nothing is compiled.
+
+    An object that is given takes the place of the config's section of that name. A run
+    records what it was given, and is resumed only with the same: arrays by a digest of
+    their content, a network by how it prints.
 
     Args:
         config: An `ml_collections.ConfigDict`, or a mapping with its content.
+        data: A `Data`, or a mapping from "train" and, if wanted, "val" and "test" to
+            images uint8 `[N, H, W, C]` and what is to be learnt of them (labels, int
+            `[N]`, in classification). Without "test" the validation or else the
+            training images are tested. By default the config's section `data`.
+        model: A network, called as `model.apply(variables, x, train=False)`. By default
+            the config's section `model`.
+        task: What is learnt. By default the config's key `task`, with its section
+            `loss`.
         devices: To train on; all of them by default.
 
     Raises:
@@ -151,79 +192,70 @@ def build(config: Any, devices: Devices | None = None) -> Run:
     options = bind(Options, values, "config")()
     parallel = _make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
-    log = bind(Log, sections["log"], "log")()
-    augment = bind(Augment, sections["augment"], "augment")()
-    ema = bind(Ema, sections["ema"], "ema")()
-    early_stopping = bind(EarlyStopping, sections["early_stopping"], "early_stopping")()
-    loss = bind(Loss, sections["loss"], "loss")()
-    make_model = functools.partial(
-        bind(create_model, sections["model"], "model"),
+    parts = _bind_parts(sections)
+    given = {"data": data, "model": model, "task": task}
+    given = {name: value for name, value in given.items() if value is not None}
+    own = own_objects.describe(given)
+    sections |= {name: {} for name in given if name in sections}
+    task = task or make_task(options.task, sections["loss"])
+    as_model = functools.partial(
+        task.make_model,
+        sections["model"],
         dtype=DTYPES[options.dtype],
         axis_name=parallel.axis_name,
     )
-    make_model(num_classes=1)
-    probe = optim.RunLength(options.num_epochs, 1)
-    _make_optimizer(sections, probe)
+    if model is None:
+        as_model(("",))
+    _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
 
-    data = bind(load_data, sections["data"], "data")()
+    if data is None:
+        data = bind(load_data, sections["data"], "data")()
+    elif not isinstance(data, Data):
+        data = own_objects.make_data(data, task)
+    model = own_objects.for_devices(model, parallel) or as_model(data.class_names)
+    frame = Frame(data.image_shape, data.resize_px)
+    preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
     as_loader = bind(make_loader, sections["pipeline"], "pipeline")
     splits = {"train": data.train, "val": data.val, "test": data.test}
     loaders = {k: as_loader(v) for k, v in splits.items() if v is not None}
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)
-    model = make_model(num_classes=data.num_classes)
-    pretrained, trainable = None, None
-    if options.init_from:
-        pretrained = Pretrained(
-            options.init_from, make_model, data.num_classes, data.image_shape
-        )
-    if options.trainable == "head":
-        trainable = head_paths(make_model, data.image_shape)
-    normalize_fn = bind(normalize, sections["normalize"], "normalize")
-    shared: dict[str, Any] = {
-        "model": model,
-        "normalize": normalize_fn,
-        "label_smoothing": loss.label_smoothing,
-        "axis_name": parallel.axis_name,
-    }
+    shape, is_head = data.image_shape, options.trainable == "head"
+    origin = options.init_from
     run = Run(
         config={**values, **sections},
+        own=own,
         options=options,
-        log=log,
-        early_stopping=early_stopping,
+        task=task,
         data=data,
         loaders=loaders,
         order=order,
         parallel=parallel,
         model=model,
-        augment=augment,
+        preprocess=preprocess,
+        schedule=schedule,
+        optimizer=optimizer,
         create_state=functools.partial(
-            create_state, model, optimizer, ema, options.seed, data.image_shape
+            create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
-        pretrained=pretrained,
-        train_step=make_train_step(
-            optimizer=optimizer,
-            schedule=schedule,
-            augment=augment,
-            ema=ema,
-            trainable=trainable,
-            skips=options.max_skipped_steps > 0,
-            accumulate_steps=options.accumulate_steps,
-            unroll=not is_fast_in_loops(DTYPES[options.dtype]),
-            **shared,
-        ),
-        eval_step=make_eval_step(**shared),
+        pretrained=Pretrained(origin, model, shape) if origin else None,
+        trainable=head_paths(model, shape) if is_head else None,
+        **parts,
     )
-    patience = early_stopping.patience
-    wanted = "0 without a validation split (data.val_fraction)"
-    holds = patience == 0 or data.val is not None
-    require("early_stopping.patience", patience, holds, wanted)
-    steps, total = log.profile_steps, run.total_steps
-    wanted = f"within the {total} steps of the run"
-    require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
-    _check_shapes(run)
+    _check_run(run)
     return run
+
+
+def _bind_parts(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what sections describe that needs neither data nor network."""
+    kinds = {
+        "log": Log,
+        "augment": Augment,
+        "ema": Ema,
+        "early_stopping": EarlyStopping,
+    }
+    return {name: bind(kind, sections[name], name)() for name, kind in kinds.items()}
 
 
 def _split(config: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -265,17 +297,26 @@ def _make_optimizer(sections: Mapping[str, Any], length: optim.RunLength) -> Any
     return schedule, optimizer
 
 
+def _check_run(run: Run) -> None:
+    """Says before compilation what does not fit."""
+    patience = run.early_stopping.patience
+    wanted = "0 without a validation split (data.val_fraction)"
+    holds = patience == 0 or run.data.val is not None
+    require("early_stopping.patience", patience, holds, wanted)
+    steps, total = run.log.profile_steps, run.total_steps
+    wanted = f"within the {total} steps of the run"
+    require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
+    _check_shapes(run)
+
+
 def _check_shapes(run: Run) -> None:
-    """Traces what is cheap to trace: what does not fit is said before compilation."""
+    """Traces what is cheap to trace."""
     H, W, C = run.data.image_shape
     image = jax.ShapeDtypeStruct((2, H, W, C), jnp.uint8)
-    std = run.config["normalize"].get("std", ())
-    require("normalize.std", std, all(value > 0 for value in std), "above 0")
 
     def inputs(image: jax.Array) -> jax.Array:
         drawn = run.augment.draw(jax.random.key(0), 2, H, W)
-        image = run.augment.apply(image, drawn.images)
-        return bind(normalize, run.config["normalize"], "normalize")(image)
+        return run.preprocess.normalize(run.augment.apply(image, drawn.images))
 
     try:
         jax.eval_shape(run.create_state)
@@ -300,6 +341,8 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
         UserError: If another change would make the resumed run neither one thing nor
             the other.
     """
-    # A workdir of an earlier version does not say what its data were.
-    record = run.record if "dataset" in saved else run.config
+    # A workdir of an earlier version does not say all that its data were.
+    dataset = saved.get("dataset", {})
+    known = {k: v for k, v in run.record["dataset"].items() if k in dataset}
+    record = {**run.record, "dataset": known}
     return harmless_changes(saved, record, "the workdir")

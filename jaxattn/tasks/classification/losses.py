@@ -25,10 +25,3 @@ def cross_entropy(
 def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns 1 where the largest logit `[N, C]` is the label's, else 0, `[N]`."""
     return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
-
-
-def mixed(
-    own: jax.Array, partners: jax.Array, own_weight: float | jax.Array
-) -> jax.Array:
-    """Joins the losses or hits `[N]` of a mixed image's own label and its partner's."""
-    return own_weight * own + (1 - own_weight) * partners

@@ -13,7 +13,7 @@ Deviations from the code:
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,19 +48,6 @@ class Decision(NamedTuple):
 
     labels: np.ndarray
     probabilities: np.ndarray
-
-
-class Method(Protocol):
-    """Views, and what their logits decide."""
-
-    @property
-    def views(self) -> Sequence[Augment]:
-        """The views, V of them."""
-        ...
-
-    def decide(self, logits: np.ndarray) -> Decision:
-        """Decides by the logits `[V, N, C]` of the views."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from jaxattn.errors import MachineError, UserError
 PyTree = Any
 Path = tuple[str, ...]
 
-BEST_METRICS = ("val_accuracy", "val_accuracy_ema")
+BEST_PREFIX = "val_"  # of the metrics by which a checkpoint may be the best
 NUM_LATEST = 2  # the second is there for the day on which the first is damaged
 METRICS, MANIFEST = "metrics.json", "manifest.json"
 MAX_DIFFERENCES = 3  # named in an error; more would hide the message
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """Saves and restores the train state under `<workdir>/checkpoints`.
 
-    Kept are the newest steps and, for each of `BEST_METRICS`, the best one (the
+    Kept are the newest steps and, for each metric `val_...`, the best one (the
     earliest of equals). With several processes every method is called by all of them,
     on one shared file system.
 
@@ -287,8 +287,10 @@ class Checkpoints:
         steps = self.all_steps()
         intact = [step for step in steps if step not in self._damaged]
         kept = {saved, *intact[-self._num_latest :]}
-        for metric in BEST_METRICS:
-            kept.update(self._rank(metric, intact)[:1])
+        known = {key for step in intact for key in self.metrics(step)}
+        for metric in known:
+            if metric.startswith(BEST_PREFIX):
+                kept.update(self._rank(metric, intact)[:1])
         for step in set(steps) - kept:
             deleted = self._tmp / f"{step}.deleted"
             self._path(step).rename(deleted)

@@ -1,9 +1,8 @@
 """Weights that a run starts from: another run's, a PyTorch file's, the package's."""
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,30 +12,16 @@ import numpy as np
 from flax import traverse_util
 
 from jaxattn.errors import UserError, suggest
+from jaxattn.models.classes import (
+    TreePath,
+    abstract_variables,
+    head_paths,
+    with_classes_of,
+)
 from jaxattn.models.torch_layouts import torchvision_names
-from jaxattn.models.torch_weights import from_torch, read_state_dict, torch_name
+from jaxattn.models.torch_weights import from_torch, read_state_dict
 from jaxattn.training.checkpoints.trained import load_trained
-from jaxattn.training.state import TreePath
 from jaxattn.weights import list_weights
-
-# With the keyword `num_classes`, returns a network.
-ModelFactory = Callable[..., nn.Module]
-
-
-def head_paths(
-    make_model: ModelFactory, image_shape: tuple[int, int, int]
-) -> frozenset[TreePath]:
-    """Returns the paths of the parameters that depend on the number of classes.
-
-    Args:
-        make_model: Makes the network.
-        image_shape: `(H, W, C)` of its images.
-    """
-    few, more = (
-        _abstract_variables(make_model(num_classes=n), image_shape) for n in (2, 3)
-    )
-    return frozenset(path for path in few if few[path].shape != more[path].shape)
-
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
@@ -45,14 +30,12 @@ class Pretrained:
     Attributes:
         origin: The workdir of a run, whose best weights are taken, a PyTorch file, or
             one of `jaxattn.weights.list_weights()`.
-        make_model: Makes the network.
-        num_classes: Of the run's data.
+        model: The network.
         image_shape: `(H, W, C)` of the run's images.
     """
 
     origin: str
-    make_model: ModelFactory
-    num_classes: int
+    model: nn.Module
     image_shape: tuple[int, int, int]
 
     def read(self) -> dict[TreePath, np.ndarray]:
@@ -63,7 +46,8 @@ class Pretrained:
         Raises:
             UserError: If they cannot be read, or are another network's.
         """
-        head = head_paths(self.make_model, self.image_shape)
+        has_head = hasattr(self.model, "num_classes")
+        head = head_paths(self.model, self.image_shape) if has_head else frozenset()
         if self.origin in list_weights():
             given = _flat(load_trained(weights=self.origin).variables)
         elif pathlib.Path(self.origin).is_dir():
@@ -75,8 +59,7 @@ class Pretrained:
                 f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
                 f" of the package; {suggest(self.origin, list_weights())}"
             )
-        model = self.make_model(num_classes=self.num_classes)
-        wanted = _abstract_variables(model, self.image_shape)
+        wanted = abstract_variables(self.model, self.image_shape)
         if any(_shape(given, path) != wanted[path].shape for path in head):
             given = {k: leaf for k, leaf in given.items() if k not in head}
             wanted = {k: leaf for k, leaf in wanted.items() if k not in head}
@@ -101,23 +84,11 @@ class Pretrained:
             state = read_state_dict(self.origin)
             names = torchvision_names(state)
             state = {names[name]: array for name, array in state.items()}
-            # A vector of the head has as many values as there were classes.
-            heads = [state.get(torch_name(path)) for path in head]
-            sizes = [len(v) for v in heads if v is not None and v.ndim == 1]
-            num_classes = sizes[0] if sizes else self.num_classes
-            model = self.make_model(num_classes=num_classes)
+            model = with_classes_of(self.model, state, head)
             example = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
             return _flat(from_torch(model, state, example))
         except ValueError as error:
             raise UserError(f"init_from={self.origin}: {error}") from error
-
-
-def _abstract_variables(
-    model: nn.Module, image_shape: tuple[int, int, int]
-) -> dict[TreePath, Any]:
-    init = functools.partial(model.init, jax.random.key(0), train=False)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return _flat(jax.eval_shape(init, image))
 
 
 def _shape(leaves: Mapping[TreePath, Any], path: TreePath) -> tuple[int, ...] | None:

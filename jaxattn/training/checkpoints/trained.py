@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -15,21 +15,23 @@ import jax.numpy as jnp
 
 from jaxattn.atomic import write_json
 from jaxattn.config.bind import DTYPES, bind
-from jaxattn.data.augment import normalize
+from jaxattn.data.crops import Crops
+from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.errors import UserError, choose, reason, require
-from jaxattn.models.registry import create_model
+from jaxattn.tasks.registry import make_task
+from jaxattn.tasks.task import Task
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.weights import list_weights, read_weights
 
 SPLITS = ("test", "val", "train")
 WEIGHTS = {
-    "best": ("raw", "val_accuracy"),
-    "best_ema": ("ema", "val_accuracy_ema"),
-    "last": ("raw", None),
-    "last_ema": ("ema", None),
+    "best": ("raw", True),
+    "best_ema": ("ema", True),
+    "last": ("raw", False),
+    "last_ema": ("ema", False),
 }
-"""Names of weights: what to restore, and by which metric the best; None: the newest."""
+"""Names of weights: what to restore, and whether the best by validation or the last."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +41,9 @@ class Trained:
     Attributes:
         model: The network.
         variables: Its parameters and batch statistics, NumPy arrays.
-        normalize: From uint8 images `[N, H, W, C]` to the network's input.
-        class_names: The name of each logit.
+        task: What it has learnt.
+        preprocess: From images of any size to the network's input.
+        class_names: The name of each class.
         image_shape: `(H, W, C)` of the images it was trained on.
         config: Of its run, by section.
         step: Training steps done; 0 for imported weights.
@@ -48,7 +51,8 @@ class Trained:
 
     model: nn.Module
     variables: Any
-    normalize: Callable[[jax.Array], jax.Array]
+    task: Task
+    preprocess: Preprocess
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     config: dict[str, Any]
@@ -62,7 +66,7 @@ def load_trained(
 
     Args:
         workdir: Folder of a run, or of imported weights.
-        weights: "best" (by validation accuracy; the last ones of a run without
+        weights: "best" (on the validation split; the last ones of a run without
             validation), "last", or the moving averages "best_ema" and "last_ema";
             or, without a workdir, one of `jaxattn.weights.list_weights()`.
 
@@ -86,41 +90,36 @@ def load_trained(
 def _load_own(name: str) -> Trained:
     """Loads weights that come with the package."""
     config, variables, step = read_weights(name)
-    model, class_names, image_shape = _make_model(config)
-    return Trained(
-        model=model,
-        variables=variables,
-        normalize=bind(normalize, config["normalize"], "normalize"),
-        class_names=class_names,
-        image_shape=image_shape,
-        config=config,
-        step=step,
-    )
+    return _make_untrained(config)(variables=variables, step=step)
 
 
 def _load_run(workdir: pathlib.Path, weights: str) -> Trained:
     config = read_config(workdir)
-    kind, metric = WEIGHTS[weights]
+    kind, is_best = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
         raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
     with _naming(workdir):
-        model, class_names, image_shape = _make_model(config)
-        target = _target(model, image_shape, kind, config)
+        untrained = _make_untrained(config)
+        given = untrained.keywords
+        target = _target(given["model"], given["image_shape"], kind, config)
         sources = _sources(kind, config)
-        normalize_fn = bind(normalize, config["normalize"], "normalize")
+    metric = best_metric(given["task"], kind) if is_best else None
     restored = _restore(workdir, target, metric)
     if restored is None:
         raise UserError(f"workdir {workdir}: holds no checkpoint yet")
     state, step = jax.device_get(restored)
-    return Trained(
-        model=model,
-        variables={name: state[source] for name, source in sources.items()},
-        normalize=normalize_fn,
-        class_names=class_names,
-        image_shape=image_shape,
-        config=config,
-        step=step,
-    )
+    variables = {name: state[source] for name, source in sources.items()}
+    return untrained(variables=variables, step=step)
+
+
+def best_metric(task: Task, kind: str) -> str:
+    """Returns what checkpoints call the figure by which weights are best.
+
+    Args:
+        task: What is learnt.
+        kind: "raw", or "ema" (the moving average).
+    """
+    return f"val_{task.metric}" + ("_ema" if kind == "ema" else "")
 
 
 def require_no_run(workdir: str | os.PathLike[str]) -> None:
@@ -167,21 +166,42 @@ def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     workdir = pathlib.Path(workdir).resolve()
     config = read_config(workdir)
     with _naming(workdir):
-        model, _, image_shape = _make_model(config)
-        return _target(model, image_shape, "raw", config)
+        given = _make_untrained(config).keywords
+        return _target(given["model"], given["image_shape"], "raw", config)
 
 
-def _make_model(
-    config: dict[str, Any],
-) -> tuple[nn.Module, tuple[str, ...], tuple[int, int, int]]:
-    """The network of a config, the names of its classes and the shape of its images."""
+def _make_untrained(config: dict[str, Any]) -> functools.partial[Trained]:
+    """Returns all of a `Trained` but its variables and its step."""
     class_names = tuple(config["dataset"]["class_names"])
-    image_shape = tuple(config["dataset"]["image_shape"])
     dtype = config.get("dtype", "float32")
     choose("dtype", dtype, DTYPES)
-    make_model = bind(create_model, config["model"], "model")
-    model = make_model(num_classes=len(class_names), dtype=DTYPES[dtype])
-    return model, class_names, image_shape
+    task = make_task(config.get("task", "classification"), config.get("loss", {}))
+    as_preprocess = functools.partial(bind, Preprocess, config["normalize"])
+    return functools.partial(
+        Trained,
+        model=task.make_model(config["model"], class_names, dtype=DTYPES[dtype]),
+        task=task,
+        preprocess=as_preprocess("normalize", frame=_frame(config))(),
+        class_names=class_names,
+        image_shape=tuple(config["dataset"]["image_shape"]),
+        config=config,
+    )
+
+
+def _frame(config: dict[str, Any]) -> Frame:
+    """The part of an image that the network of a config was trained to see."""
+    dataset, section = config["dataset"], config.get("data", {})
+    image_shape: Any = tuple(dataset["image_shape"])
+    if "resize_px" in dataset:
+        return Frame(image_shape, dataset["resize_px"])
+    # Of version 0.1.0, where the section tells whether images were of many sizes.
+    name = section.get("name", "")
+    is_given = any(section.get(key) for key in ("image_size", "resize_px"))
+    is_photos = name in ("imagefolder", "imagenet2012")
+    if is_photos or (name.startswith("tfds:") and is_given):
+        resize_px = section.get("resize_px")
+        return Crops(image_size=image_shape[0], resize_px=resize_px).frame
+    return Frame(image_shape)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

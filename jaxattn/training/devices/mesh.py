@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxattn.data.pipeline import Batch, Feed
-from jaxattn.tasks.classification.metrics import EvalSums, Predictions
 from jaxattn.training.state import TrainState
 from jaxattn.training.steps import EvalStep, TrainStep
 
@@ -21,7 +20,7 @@ Devices = Sequence[Any]
 Fetch = Callable[[Batch, Batch], Batch]
 Metrics = dict[str, jax.Array]
 Dispatch = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
-Evaluate = Callable[[Any, Batch], tuple[EvalSums, Predictions]]
+Evaluate = EvalStep
 
 
 class Parallel(Protocol):

@@ -6,30 +6,37 @@ from typing import NamedTuple
 
 from jaxattn.errors import require
 
-METRIC = "val_accuracy"  # that of the best checkpoint
+# What checkpoints call the fields of `Plateau`, whatever the task's figure is.
+_ON_DISK = ("plateau_accuracy", "plateau_epochs")
 
 
 class Plateau(NamedTuple):
     """How long a run has not gained, as its checkpoints keep it.
 
     Attributes:
-        plateau_accuracy: Validation accuracy of the last epoch that gained.
-        plateau_epochs: Epochs since then.
+        best: Validation figure of the last epoch that gained.
+        epochs: Epochs since then.
     """
 
-    plateau_accuracy: float = float("-inf")
-    plateau_epochs: int = 0
+    best: float = float("-inf")
+    epochs: int = 0
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> "Plateau":
         """Returns the one in a checkpoint's metrics; a new one if there is none."""
-        best, epochs = (metrics.get(key) for key in cls._fields)
+        best, epochs = (metrics.get(key) for key in _ON_DISK)
         return cls() if best is None or epochs is None else cls(best, int(epochs))
+
+    def to_metrics(self) -> dict[str, float]:
+        """Returns what a checkpoint's metrics keep of it."""
+        return dict(zip(_ON_DISK, self, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """Ends a run whose validation accuracy (of the raw weights) has stopped rising.
+    """Ends a run whose validation figure (of the raw weights) has stopped rising.
+
+    The figure is the task's: accuracy, in classification.
 
     The weights are those of the same run without it, up to the epoch of its end.
 
@@ -46,12 +53,12 @@ class EarlyStopping:
             value = getattr(self, key)
             require(f"early_stopping.{key}", value, value >= 0, "at least 0")
 
-    def follow(self, plateau: Plateau, accuracy: float) -> Plateau:
+    def follow(self, plateau: Plateau, figure: float) -> Plateau:
         """Returns the plateau after one more epoch."""
-        if accuracy > plateau.plateau_accuracy + self.min_delta:
-            return Plateau(accuracy, 0)
-        return plateau._replace(plateau_epochs=plateau.plateau_epochs + 1)
+        if figure > plateau.best + self.min_delta:
+            return Plateau(figure, 0)
+        return plateau._replace(epochs=plateau.epochs + 1)
 
     def is_due(self, plateau: Plateau) -> bool:
         """Returns whether the run ends."""
-        return 0 < self.patience <= plateau.plateau_epochs
+        return 0 < self.patience <= plateau.epochs

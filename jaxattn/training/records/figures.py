@@ -12,16 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxattn.config.bind import bind
-from jaxattn.data.augment import normalize
-from jaxattn.data.source import Source
-from jaxattn.tasks.classification.metrics import Predictions
 from jaxattn.training.records.writer import history
 from jaxattn.training.run import Run
-from jaxattn.viz.attention_maps import make_attend
-
-_NUM_MISTAKES = 24
-_NUM_ATTENTION_MAPS = 4
 
 _logger = logging.getLogger(__name__)
 
@@ -56,58 +48,18 @@ def draw_results(
     """
     from jaxattn.viz import plots
 
-    names = run.data.class_names
     rates = [row for row in metrics if row.get("step/learning_rate") is not None]
     drawn = {
-        "history": plots.plot_history(history(metrics)),
+        **run.task.draw(tested, history(metrics), run.data.test, run.data.class_names),
         "learning_rate": plots.plot_learning_rate(
             np.array([row["step"] for row in rates]),
             np.array([row["step/learning_rate"] for row in rates]),
-        ),
-        "confusion_matrix": plots.plot_confusion_matrix(tested["confusion"], names),
-        "class_accuracy": plots.plot_class_accuracy(
-            tested["recall"], tested["support"], names
-        ),
-        "reliability": plots.plot_reliability(
-            tested["bin_confidence"], tested["bin_accuracy"], tested["bin_count"]
         ),
     }
     layer, kernel = first_kernel(run.model, params, run.data.image_shape)
     if kernel is not None:
         drawn["filters"] = plots.plot_filters(kernel, layer)
-    images, titles = worst_mistakes(run.data.test, tested["predictions"], names)
-    if titles:
-        drawn["mistakes"] = plots.plot_images(images, titles)
     return drawn
-
-
-def worst_mistakes(
-    source: Source,
-    predictions: Predictions,
-    class_names: Sequence[str],
-    count: int = _NUM_MISTAKES,
-) -> tuple[np.ndarray, list[str]]:
-    """Returns the wrongly classified images of which the network was surest.
-
-    Args:
-        source: Images, and their true labels.
-        predictions: For each of them; padding may follow.
-        class_names: The name of each label.
-        count: Images at most.
-
-    Returns:
-        uint8 images `[n, H, W, C]`, the surest first, and as many titles.
-    """
-    wrong = np.flatnonzero(predictions.is_wrong)
-    order = np.argsort(-np.asarray(predictions.confidence)[wrong], kind="stable")
-    chosen = wrong[order][:count]
-    examples = [source[int(i)] for i in chosen]
-    titles = [
-        f"{class_names[int(predictions.label[i])]} {predictions.confidence[i]:.0%}\n"
-        f"true: {class_names[int(example['label'])]}"
-        for i, example in zip(chosen, examples, strict=True)
-    ]
-    return np.array([example["image"] for example in examples]), titles
 
 
 def first_kernel(
@@ -156,30 +108,9 @@ def make_attention_maps(run: Run) -> Callable[[Any], dict[str, np.ndarray]] | No
     """
     if not (run.log.attention_maps and run.log.tensorboard and load_plots()):
         return None
-    from jaxattn.viz import plots
-    from jaxattn.viz.pages import plot_pages
-
-    source = run.data.test if run.data.val is None else run.data.val
-    indices = spread(len(source), _NUM_ATTENTION_MAPS)
-    examples = [source[i] for i in indices]
-    images = np.stack([example["image"] for example in examples])
-    names = [f"image {i}" for i in indices]
-    labels = [int(example["label"]) for example in examples]
-    as_input = bind(normalize, run.config["normalize"], "normalize")
-    attend = make_attend(run.model)
-
-    def draw(variables: Any) -> dict[str, np.ndarray]:
-        # From the host to one device: other processes do not take part.
-        attention = attend(jax.device_get(variables), as_input(images))
-        pages = plot_pages(attention, images, names, labels, run.data.class_names)
-        return {
-            f"attention_maps/{i}": plots.figure_to_array(page)
-            for i, page in zip(indices, pages, strict=True)
-        }
-
-    return draw
-
-
-def spread(length: int, count: int) -> list[int]:
-    """Returns at most `count` indices from all over a sequence, in its order."""
-    return [int(i) for i in np.linspace(0, length - 1, min(count, length)).round()]
+    return run.task.make_attention_maps(
+        run.model,
+        run.preprocess.normalize,
+        run.data.test if run.data.val is None else run.data.val,
+        run.data.class_names,
+    )

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
+from jaxattn.tasks.task import Figures, Task
+
 _SECONDS_PER_LINE = 10.0
 
 
@@ -13,12 +15,13 @@ class Progress:
     """A progress bar on a terminal, plain lines elsewhere.
 
     Args:
-        total_steps: steps of the whole run.
-        start_step: the step from which the run starts or resumes.
-        num_epochs: epochs of the whole run, for display.
-        batch_size: images per step over all devices and processes.
-        stream: where to write; standard error if None.
-        clock: seconds, never running backwards.
+        total_steps: Steps of the whole run.
+        start_step: The step from which the run starts or resumes.
+        num_epochs: Epochs of the whole run, for display.
+        batch_size: Images per step over all devices and processes.
+        task: What is learnt; it says figures in words.
+        stream: Where to write; standard error if None.
+        clock: Seconds, never running backwards.
     """
 
     def __init__(
@@ -28,12 +31,14 @@ class Progress:
         start_step: int,
         num_epochs: int,
         batch_size: int,
+        task: Task,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps = total_steps
         self._num_epochs = num_epochs
         self._batch_size = batch_size
+        self._task = task
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         # Rates count from the first update, which has seen the compilation pass.
@@ -59,21 +64,20 @@ class Progress:
         seconds = self._last[1] - self._first[1]
         return self._batch_size * steps / max(seconds, 1e-9)
 
-    def update(self, step: int, *, epoch: int, loss: float, accuracy: float) -> None:
+    def update(self, step: int, *, epoch: int, figures: Figures) -> None:
         """Shows the state of the run; call it when metrics were fetched.
 
         Args:
-            step: steps completed since the start of the run.
-            epoch: the current epoch, the first being 1.
-            loss: training loss.
-            accuracy: training accuracy in [0, 1].
+            step: Steps completed since the start of the run.
+            epoch: The current epoch, the first being 1.
+            figures: Of training, those that the task shows among them.
         """
         now = self._clock()
         self._last = (step, now - self._paused_s)
         if self._first is None:
             self._first, self._first_time = self._last, now
         head = f"epoch {epoch}/{self._num_epochs}"
-        state = f"loss {loss:.3f}  acc {100 * accuracy:.1f}%{self._pace()}"
+        state = "  ".join(self._task.describe(figures)) + self._pace()
         if self._bar is not None:
             self._bar.set_description_str(head, refresh=False)
             self._bar.set_postfix_str(state, refresh=False)
@@ -86,16 +90,15 @@ class Progress:
         """Leaves a permanent line about an epoch.
 
         Args:
-            row: `epoch`, `train_loss` and `train_accuracy`, and where they were
-                measured `val_loss`, `val_accuracy`, `val_loss_ema`, `val_accuracy_ema`.
+            row: `epoch`, `train_loss` and what else the task shows, and where they were
+                measured `val_loss` and `val_loss_ema` and so on.
         """
         parts = [f"epoch {row['epoch']}/{self._num_epochs}"]
         for name, suffix in (("train", ""), ("val", ""), ("val", "_ema")):
-            loss = row.get(f"{name}_loss{suffix}")
-            accuracy = row.get(f"{name}_accuracy{suffix}")
-            if loss is not None and accuracy is not None:
-                label = "ema" if suffix else name
-                parts.append(f"{label} loss {loss:.3f} acc {100 * accuracy:.1f}%")
+            figures = {k: row.get(f"{name}_{k}{suffix}") for k in self._task.shown}
+            if None not in figures.values():
+                described = self._task.describe(figures)  # pyright: ignore[reportArgumentType]
+                parts.append(" ".join(["ema" if suffix else name, *described]))
         self.message("  ".join(parts) + self._pace())
 
     def message(self, text: str) -> None:

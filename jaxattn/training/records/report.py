@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxattn.config.changes import flatten
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import onednn
+from jaxattn.tasks.task import Tested
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RunWriter, read_metrics
 from jaxattn.training.run import Run
@@ -78,16 +79,15 @@ def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]
     """
     examples = [run.data.train[int(i)] for i in run.order(0)]
     images = jnp.stack([jnp.asarray(example["image"]) for example in examples])
-    labels = np.array([example["label"] for example in examples])
+    names = run.data.class_names
+    titles = [run.task.name_target(example, names) for example in examples]
     key_of_step = stream(key, 0, "augment")
     drawn = run.augment.draw(key_of_step, len(images), *images.shape[1:3])
     x = run.augment.apply(images, drawn.images).astype(jnp.float32)
-    names = np.array(run.data.class_names)
-    titles = list(names[labels])
     if drawn.mix is not None:
         x = mix(x, x[drawn.mix.partner], drawn.mix)
         own = round(100 * float(drawn.mix.label_weight))
-        partners = names[labels[np.asarray(drawn.mix.partner)]]
+        partners = [titles[i] for i in np.asarray(drawn.mix.partner)]
         if own < 100:
             titles = [
                 f"{own}% {a}\n{100 - own}% {b}"
@@ -112,11 +112,10 @@ def write_results(
     workdir: pathlib.Path,
     writer: RunWriter | None,
     *,
-    tested: dict[str, dict[str, Any]],
+    tested: Tested,
     last_step: int,
     best_params: Any,
     best_step: int | None,
-    best_val_accuracy: float | None,
     wall_time_s: float,
     images_per_s: float | None,
     has_trained: bool,
@@ -128,12 +127,10 @@ def write_results(
         run: The run.
         workdir: Its folder.
         writer: Its writer; None writes nothing (not the first process).
-        tested: Test figures of `summarize` for the weights "last", "best" (by raw
-            validation accuracy) and, if the run keeps an average, "best_ema".
+        tested: What the tests came to.
         last_step: That of the weights "last"; an early one of a run that stopped early.
         best_params: Of the weights "best".
         best_step: Theirs; None without a validation split.
-        best_val_accuracy: Theirs.
         wall_time_s: Of the run.
         images_per_s: Training speed; None if the run was too short to tell.
         has_trained: Whether this attempt trained, or reports a finished run again.
@@ -142,11 +139,10 @@ def write_results(
     Returns:
         The content of `results.json`.
     """
-    best = tested["best"]
+    best = tested.summaries["best"]
     devices = jax.devices()
-    ema = tested.get("best_ema")
     results = {
-        "model": run.config["model"]["name"],
+        "model": name_of_model(run),
         "num_params": run.cost.parameters,
         "num_macs": run.cost.macs,
         "data": run.data.name,
@@ -159,13 +155,7 @@ def write_results(
         "epochs": last_step // run.steps_per_epoch,
         "stopped_early": last_step < run.total_steps,
         "best_epoch": best_step and best_step // run.steps_per_epoch,
-        "best_val_accuracy": best_val_accuracy,
-        "test_accuracy": best["accuracy"],
-        "test_top5_accuracy": best["top5_accuracy"],
-        "test_loss": best["loss"],
-        "test_ece": best["ece"],
-        "test_accuracy_ema": ema and ema["accuracy"],
-        "last_test_accuracy": tested["last"]["accuracy"],
+        **run.task.results(tested),
         "wall_time_s": round(wall_time_s, 1),
         "images_per_s": images_per_s and round(images_per_s, 1),
         "device": f"{run.parallel.num_devices} x {devices[0].device_kind}",
@@ -184,8 +174,7 @@ def write_results(
             arrays = {k: plots.figure_to_array(figure) for k, figure in drawn.items()}
             writer.write_images(last_step, arrays)
     say(
-        f"test accuracy {100 * results['test_accuracy']:.2f}% of"
-        f" {best['count']} images ({_chosen(results)}); report in {workdir}"
+        f"test {run.task.headline(best)} ({_chosen(run, results)}); report in {workdir}"
     )
     return results
 
@@ -194,35 +183,12 @@ def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> st
     """Returns the text of `report.txt`."""
     lines = [
         f"{results['model']} on {results['data']}, seed {results['seed']}:"
-        f" {_chosen(results)}",
+        f" {_chosen(run, results)}",
         *_early(results, run),
         "",
-        f"test accuracy        {best['accuracy']:.4f}",
-        f"test top-5 accuracy  {best['top5_accuracy']:.4f}",
-        f"test loss            {best['loss']:.4f}  (labels smoothed as in training)",
-        f"calibration (ECE)    {best['ece']:.4f}",
-        "",
-        *class_table(best, run.data.class_names),
+        *run.task.report(best, run.data.class_names),
     ]
     return "\n".join(lines) + "\n"
-
-
-def class_table(summary: dict[str, Any], class_names: Sequence[str]) -> list[str]:
-    """Returns the lines of a table of precision, recall, F1 and support by class.
-
-    Args:
-        summary: Figures of `summarize`.
-        class_names: The name of each class.
-    """
-    width = max(12, *(len(name) for name in class_names))
-    columns = ("precision", "recall", "f1")
-    lines = [f"{'class':{width}}  precision    recall        f1   support"]
-    for i, name in enumerate(class_names):
-        figures = "".join(f"{summary[column][i]:10.4f}" for column in columns)
-        lines.append(f"{name:{width}} {figures}{summary['support'][i]:10d}")
-    means = "".join(f"{np.mean(summary[column]):10.4f}" for column in columns)
-    lines.append(f"{'mean':{width}} {means}{summary['count']:10d}")
-    return lines
 
 
 def _early(results: dict[str, Any], run: Run) -> list[str]:
@@ -233,10 +199,15 @@ def _early(results: dict[str, Any], run: Run) -> list[str]:
     ]
 
 
-def _chosen(results: dict[str, Any]) -> str:
+def name_of_model(run: Run) -> str:
+    """Returns the name of a run's network: its class, if it is a user's own."""
+    return run.config["model"].get("name") or type(run.model).__name__
+
+
+def _chosen(run: Run, results: dict[str, Any]) -> str:
     if results["best_epoch"] is None:
         return f"last weights, epoch {results['epochs']}, no validation split"
-    return f"best validation accuracy, epoch {results['best_epoch']}"
+    return f"best validation {run.task.metric}, epoch {results['best_epoch']}"
 
 
 def versions() -> dict[str, str]:
