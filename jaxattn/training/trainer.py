@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from jaxattn.training.devices.mesh import Dispatch
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.run import Run
 from jaxattn.training.state import TrainState
-from jaxattn.training.steps import TrainStep
+from jaxattn.training.steps import Metrics, TrainStep
 
 
 class Update(NamedTuple):
@@ -32,7 +33,7 @@ class Update(NamedTuple):
 
     step: int
     state: TrainState
-    metrics: dict[str, jax.Array]
+    metrics: Metrics
 
 
 class Trainer:
@@ -78,14 +79,18 @@ class Trainer:
         run = self.run
         state = self.init_state() if state is None else state
         stop = run.total_steps if stop is None else stop
-        dispatch, step = self.compile(run.train_step), start
+        step = start
         with contextlib.closing(self.feeds(start, stop)) as feeds:
             for chunk in _chunks(feeds, start, run):
                 # What TensorBoard's profile plugin takes for a step.
                 with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-                    state, metrics = dispatch(state, self.place(chunk))
+                    state, metrics = self._dispatch(state, self.place(chunk))
                 step += len(chunk)
                 yield Update(step, state, metrics)
+
+    @functools.cached_property
+    def _dispatch(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        return self.compile(self.run.train_step)
 
     def evaluate(self, state: TrainState, split: str = "val") -> dict[str, Any] | None:
         """Returns the task's summary of the raw weights on a split.
@@ -106,7 +111,7 @@ class Trainer:
 
     def compile(
         self, step: TrainStep
-    ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         """Returns `(state, placed feeds [K]) -> (state, metrics [K])` of a step.
 
         Args:
