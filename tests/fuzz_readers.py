@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxattn.data.archives import LAYOUTS, read_cifar, read_pickle
+from jaxattn.data.datasets.archives import LAYOUTS, read_cifar, read_pickle
 from jaxattn.data.images import read_crop, read_image
 from jaxattn.errors import UserError
 from jaxattn.inference.files import read_inputs, read_predictions

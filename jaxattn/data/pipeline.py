@@ -27,7 +27,13 @@ from typing import Any, Protocol, cast
 import jax
 import numpy as np
 
-from jaxattn.data.source import ArraySource, DrawingSource, Example, Source
+from jaxattn.data.source import (
+    ArraySource,
+    DrawingSource,
+    Example,
+    Source,
+    labelled,
+)
 from jaxattn.errors import UserError, choose, require
 
 Feed = dict[str, np.ndarray]
@@ -353,7 +359,7 @@ def _make_resident(source: Source, part: Slice) -> ResidentLoader:
         return ResidentLoader(source, part)
     examples = [source[i] for i in range(len(source))]
     _Skipped().report(example.get("error") for example in examples)
-    arrays = ArraySource(
+    arrays = labelled(
         np.stack([example["image"] for example in examples]),
         np.array([example["label"] for example in examples], np.int32),
     )

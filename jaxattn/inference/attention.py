@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.data.images import find_images
-from jaxattn.data.source import Source, read_labels
+from jaxattn.data.source import Source
+from jaxattn.data.splits import read_labels
 from jaxattn.inference.evaluate import load_data_of
 from jaxattn.inference.files import FilePath, read_inputs
 from jaxattn.training.checkpoints.trained import Trained

@@ -11,7 +11,9 @@ from scipy import optimize
 
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.config.bind import bind
-from jaxattn.data.source import Data, Source, load_data, read_labels
+from jaxattn.data.datasets.registry import load_data
+from jaxattn.data.source import Data, Source
+from jaxattn.data.splits import read_labels
 from jaxattn.errors import UserError, choose
 from jaxattn.inference.predict import Predictor
 from jaxattn.tasks.classification.methods import Method

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from jaxattn.atomic import replacing
-from jaxattn.data.archives import read_pickle
+from jaxattn.data.datasets.archives import read_pickle
 from jaxattn.data.images import SUFFIXES, ImageFiles, find_images, is_image
-from jaxattn.data.source import ArraySource, Source
+from jaxattn.data.source import Source, labelled
 from jaxattn.errors import UserError, reason
 
 HEADER = ("ID", "Labels")
@@ -227,7 +227,7 @@ def _from_arrays(path: pathlib.Path, image_shape: tuple[int, int, int]) -> Input
     ids = tuple(range(len(images)))
     if entries.get("ids") is not None:
         ids = _checked_ids(_as_array(entries["ids"]), len(images), path)
-    return Inputs(ArraySource(images, np.zeros(len(images), np.int32)), ids)
+    return Inputs(labelled(images, np.zeros(len(images), np.int32)), ids)
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, Any]:

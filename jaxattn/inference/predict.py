@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
-from jaxattn.data.source import ArraySource, Source
+from jaxattn.data.source import ArraySource, Source, labelled
 from jaxattn.errors import require
 from jaxattn.tasks.classification.methods import Decision, Method
 from jaxattn.training.checkpoints.trained import Trained
@@ -93,7 +93,7 @@ class Predictor:
             UserError: If there is no image, or the method does not fit the network.
         """
         if isinstance(source, np.ndarray):
-            source = ArraySource(source, np.zeros(len(source), np.int32))
+            source = labelled(source, np.zeros(len(source), np.int32))
         batches = self.logits(source, method.views, seed=seed)
         labels, probabilities = zip(*map(method.decide, batches), strict=True)
         return Decision(np.concatenate(labels), np.concatenate(probabilities))

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.config.changes import harmless_changes
 from jaxattn.data.augment import Augment, normalize
+from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
-from jaxattn.data.source import Data, load_data
+from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.models.registry import create_model
