@@ -87,7 +87,9 @@ def side_of_run(run: Any, device: str) -> Side:
         device: "cpu" or "gpu".
     """
     steps = run.steps_per_dispatch
-    return Side(repeated_dispatch(run, steps), steps * run.options.batch_size, jax_peak(device))
+    return Side(
+        repeated_dispatch(run, steps), steps * run.options.batch_size, jax_peak(device)
+    )
 
 
 def repeated_dispatch(run: Any, steps: int) -> Callable[[], None]:
@@ -176,7 +178,7 @@ def _torch_parts(work: Work, channels_last: bool, device: Any) -> tuple[Any, Any
     import torch
 
     from benchmarks.torch_models import create_torch_model
-    from jaxattn.data.source import load_data
+    from jaxattn.data import load_data
 
     torch.manual_seed(0)
     if device.type == "cuda":

@@ -16,7 +16,8 @@ import jax
 
 import jaxattn
 from jaxattn import host
-from jaxattn.data.source import Data, load_data
+from jaxattn.data.datasets.registry import load_data
+from jaxattn.data.source import Data
 from jaxattn.errors import UserError, describe_fault
 from jaxattn.ops import onednn
 from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
@@ -211,7 +212,7 @@ def _workdir(workdir: str) -> Iterator[Finding]:
 
 
 def _data(name: str, path: str | None) -> Iterator[Finding]:
-    data: Data = load_data(name, path, val_fraction=0.0)
+    data: Data = load_data(name, path=path, val_fraction=0.0)
     example = data.train[0]["image"]  # decodes one
     yield Finding(
         OK,

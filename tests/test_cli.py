@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxattn.cli import main
-from jaxattn.data.source import load_data
+from jaxattn.data import load_data
 from jaxattn.inference.attention import read_examples
 from jaxattn.inference.evaluate import load_data_of
 from jaxattn.training.checkpoints.trained import load_trained

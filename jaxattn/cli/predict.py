@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import (
     Command,
     add_network,
@@ -15,7 +16,6 @@ from jaxattn.cli.arguments import (
     load_network,
     numbers,
 )
-from jaxattn.atomic import require_writable
 from jaxattn.errors import require
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification import methods, predictions
@@ -139,9 +139,7 @@ def _method_options(args: argparse.Namespace) -> dict[str, Any]:
     return given(**{key: getattr(args, key) for key in _METHOD_OPTIONS})
 
 
-def _make_method(
-    args: argparse.Namespace, class_names: tuple[str, ...]
-) -> "Method":
+def _make_method(args: argparse.Namespace, class_names: tuple[str, ...]) -> "Method":
     """The method of the arguments; those that were not given keep their defaults."""
     if class_names != tuple(_CIFAR10_CLASSES.split(",")):
         # The defaults are made for CIFAR-10's classes and mean nothing for others.

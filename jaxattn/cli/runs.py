@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import Command, count
 from jaxattn.errors import UserError, require
-from jaxattn.atomic import require_writable
 
 if TYPE_CHECKING:  # imported where they are used
     from jaxattn.studies.compare import FinishedRun, Group

@@ -145,7 +145,7 @@ def resize_crop(
     height, width = (size, size) if isinstance(size, int) else size
     H, W = image.shape[:2]
     box = choose_box(H, W)
-    if (H, W) == (height, width) and box == (0, 0, W, H):
+    if (height, width) == (H, W) and box == (0, 0, W, H):
         return image
     scaled = Image.fromarray(image).resize(
         (width, height), Image.Resampling.BILINEAR, box

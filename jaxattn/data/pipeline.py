@@ -29,7 +29,12 @@ from typing import Any, Protocol, cast
 import jax
 import numpy as np
 
-from jaxattn.data.source import ArraySource, DrawingSource, Example, Source
+from jaxattn.data.source import (
+    ArraySource,
+    DrawingSource,
+    Example,
+    Source,
+)
 from jaxattn.errors import UserError, choose, require
 
 Feed = dict[str, np.ndarray]

@@ -13,8 +13,8 @@ from jaxattn.data.source import Source
 from jaxattn.data.splits import read_labels
 from jaxattn.inference.evaluate import load_data_of
 from jaxattn.inference.inputs import FilePath, read_inputs
-from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.tasks.classification.figures import spread
+from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.viz import plots
 from jaxattn.viz.attention_maps import make_attend
 from jaxattn.viz.pages import plot_pages
@@ -92,7 +92,9 @@ def write_pages(
     for start in range(0, len(examples.names), _BATCH_SIZE):
         part = slice(start, start + _BATCH_SIZE)
         images, names = examples.images[part], examples.names[part]
-        attention = attend(trained.variables, trained.preprocess.normalize(jnp.asarray(images)))
+        attention = attend(
+            trained.variables, trained.preprocess.normalize(jnp.asarray(images))
+        )
         has_gates = bool(attention.gates)
         pages = plot_pages(
             attention,

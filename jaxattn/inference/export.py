@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jaxattn.atomic import write_atomically, write_json
+from jaxattn.atomic import require_writable, write_atomically, write_json
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require
-from jaxattn.atomic import require_writable
 from jaxattn.inference.predict import make_answer
 from jaxattn.ops import onednn
 from jaxattn.training.checkpoints.trained import Trained

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxattn.data.archives import read_pickle
+from jaxattn.data.datasets.archives import read_pickle
 from jaxattn.data.images import SUFFIXES, find_images, is_image
 from jaxattn.data.preprocess import Frame, ImageFiles
 from jaxattn.data.source import ArraySource, Source

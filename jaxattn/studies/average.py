@@ -100,9 +100,7 @@ def average_checkpoints(
     return Averaged(chosen, before, after)
 
 
-def measure_statistics(
-    trainer: Trainer, state: TrainState, params: Any
-) -> TrainState:
+def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> TrainState:
     """Returns a state with other parameters and BatchNorm's statistics of them.
 
     They are the means over the batches of the first epoch, augmented and mixed as in

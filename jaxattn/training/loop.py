@@ -25,6 +25,7 @@ from jaxattn.errors import (
     UserError,
     describe_fault,
 )
+from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
 from jaxattn.training.devices.mesh import Devices
@@ -32,7 +33,6 @@ from jaxattn.training.guards.early_stopping import Plateau
 from jaxattn.training.guards.interrupt import Interrupt
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.guards.watchdog import Watchdog
-from jaxattn.tasks.task import Tested
 from jaxattn.training.meter import Meter
 from jaxattn.training.records import figures, report
 from jaxattn.training.records.profiler import Profiler
@@ -420,4 +420,3 @@ def _weights(state: TrainState) -> dict[str, Any]:
     """Variables to evaluate by the suffix of their metrics: raw, and EMA if kept."""
     averaged = state.ema_variables
     return {"": state.variables} | ({"_ema": averaged} if averaged else {})
-

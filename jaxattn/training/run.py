@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.config.changes import harmless_changes
 from jaxattn.data.augment import Augment
-from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
-from jaxattn.data.source import Data, load_data
+from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require
-from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.models.classes import TreePath, head_paths
+from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task

@@ -133,7 +133,9 @@ def make_train_step(
             ema_batch_stats=ema.update(state.ema_batch_stats, batch_stats),
         )
         if skips:
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(
+                metrics["gradient_norm"]
+            )
             old = dataclasses.replace(state, step=new.step)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         return new, metrics

@@ -1,9 +1,9 @@
 """A run, step by step: for the training loop, studies, benchmarks and notebooks.
 
-    trainer = Trainer(build(config))
-    for update in trainer.train():
-        print(update.step, float(update.metrics["loss"][-1]))
-    print(trainer.test(update.state)["accuracy"])
+trainer = Trainer(build(config))
+for update in trainer.train():
+print(update.step, float(update.metrics["loss"][-1]))
+print(trainer.test(update.state)["accuracy"])
 """
 
 import contextlib

@@ -38,8 +38,7 @@ def format_test(summary: Summary, class_names: Sequence[str]) -> list[str]:
     return [
         f"test accuracy        {summary['accuracy']:.4f}",
         f"test top-5 accuracy  {summary['top5_accuracy']:.4f}",
-        f"test loss            {summary['loss']:.4f}"
-        "  (labels smoothed as in training)",
+        f"test loss            {summary['loss']:.4f}  (labels smoothed as in training)",
         f"calibration (ECE)    {summary['ece']:.4f}",
         "",
         *class_table(summary, class_names),

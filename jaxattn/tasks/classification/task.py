@@ -23,6 +23,7 @@ from jaxattn.tasks.classification.assessment import (
     write_assessment,
 )
 from jaxattn.tasks.classification.losses import cross_entropy, hits
+from jaxattn.tasks.classification.methods import Decision
 from jaxattn.tasks.classification.metrics import (
     EvalSums,
     Predictions,
@@ -30,7 +31,6 @@ from jaxattn.tasks.classification.metrics import (
     predict,
     summarize,
 )
-from jaxattn.tasks.classification.methods import Decision
 from jaxattn.tasks.classification.predictions import write_predictions
 from jaxattn.tasks.task import Figures, Predict, Summary, Targets, Tested
 

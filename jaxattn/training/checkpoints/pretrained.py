@@ -23,6 +23,7 @@ from jaxattn.models.torch_weights import from_torch, read_state_dict
 from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.weights import list_weights
 
+
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """Where a run's first weights are, and the network that they are for.

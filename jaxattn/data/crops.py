@@ -1,9 +1,9 @@
-"""Images of many sizes, decoded and cropped to one size when asked for.
+"""Encoded images of many sizes, decoded and cropped to one size when asked for.
 
-They come from a folder `train/<class>/*`, `val/<class>/*`, or encoded from any other
-collection (`Files`). What is shown of an image is torchvision's rule, `Crops`:
-`Resize(resize_px)` and `CenterCrop(image_size)` in evaluation, `RandomResizedCrop` in
-training, by Pillow: bilinear, with antialiasing.
+They come from files, or encoded from any other collection (`Files`). What is shown of
+an image is torchvision's rule, `Crops`: `Resize(resize_px)` and
+`CenterCrop(image_size)` in evaluation, `RandomResizedCrop` in training, by Pillow:
+bilinear, with antialiasing.
 
 Deviations: pixels beside a random crop count where the filter reaches over its edge,
 as torchvision cuts first; and a JPEG of which a random crop is to shrink by 2 or more
@@ -11,23 +11,20 @@ is decoded at a fraction of its size.
 """
 
 import dataclasses
-import itertools
 import math
-import os
-import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxattn.data.images import Box, center_box, find_images, read_crop
+from jaxattn.data.images import Box, read_crop
+from jaxattn.data.preprocess import Frame
 from jaxattn.data.source import Example, Source, skip_bad_images
-from jaxattn.errors import UserError, require
+from jaxattn.errors import choose, require
 
 # Those of ImageNet recipes.
 _IMAGE_SIZE_PX, _RESIZE_PX = 224, 256
 
-_LAYOUT = "a folder with train/<class>/ and val/<class>/"
 # Attempts of torchvision's `RandomResizedCrop`.
 _MAX_ATTEMPTS = 10
 
@@ -98,16 +95,12 @@ class Crops:
         return self.scale[0] < 1
 
     @property
-    def shorter_side(self) -> int:
-        """The shorter side in pixels of a scaled image in evaluation."""
-        if self.resize_px is not None:
-            return self.resize_px
-        return round(self.image_size * _RESIZE_PX / _IMAGE_SIZE_PX)
-
-    def center(self, height: int, width: int) -> Box:
-        """Returns what evaluation shows of an image."""
-        covered, size = self.shorter_side, self.image_size
-        return center_box(height, width, (covered, covered), (size, size))
+    def frame(self) -> Frame:
+        """What evaluation shows of an image."""
+        size, resize_px = self.image_size, self.resize_px
+        if resize_px is None:
+            resize_px = round(size * _RESIZE_PX / _IMAGE_SIZE_PX)
+        return Frame((size, size, 3), resize_px)
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Box:
         """Draws what training shows of an image, a rectangle of whole pixels."""
@@ -150,9 +143,7 @@ class CroppedImages:
     def __getitem__(self, index: int) -> Example:
         """The centre of the image at a position, uint8 `[S, S, 3]`."""
         file = self.files[index]
-        image = read_crop(
-            file.content, self.crops.center, self.crops.image_size, origin=file.origin
-        )
+        image = self.crops.frame.read(file.content, origin=file.origin)
         return {"image": image, "label": file.label}
 
     @property
@@ -177,6 +168,33 @@ class RandomlyCroppedImages(CroppedImages):
         return {"image": image, "label": file.label}
 
 
+def make_crops(
+    image_size: int | None,
+    resize_px: int | None,
+    crop_scale: Sequence[float] | None,
+    crop_ratio: Sequence[float] | None,
+) -> Crops:
+    """Returns `Crops` of a config's keys; None is the default of each.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    values = {
+        "image_size": image_size,
+        "resize_px": resize_px,
+        "scale": crop_scale,
+        "ratio": crop_ratio,
+    }
+    given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
+    return Crops(**given)
+
+
+def check_on_bad_image(value: str | None) -> None:
+    """Raises a `UserError` unless a value is one that `make_sources` accepts."""
+    if value is not None:
+        choose("data.on_bad_image", value, ("error", "skip"))
+
+
 def make_sources(
     train: Files, test: Files, crops: Crops, on_bad_image: str | None = None
 ) -> tuple[Source, Source]:
@@ -194,103 +212,6 @@ def make_sources(
     if on_bad_image == "skip":
         return skip_bad_images(sources[0]), skip_bad_images(sources[1])
     return sources
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FolderFiles:
-    """Image files and their classes.
-
-    Attributes:
-        paths: The files.
-        labels: int32 `[N]`.
-    """
-
-    paths: tuple[str, ...]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        """The number of files."""
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> File:
-        """The file at a position."""
-        path = self.paths[index]
-        return File(path, int(self.labels[index]), path)
-
-
-class Folder(NamedTuple):
-    """The files of a folder with one folder per split and class."""
-
-    train: FolderFiles
-    test: FolderFiles
-    class_names: tuple[str, ...]
-
-
-def read_folder(path: pathlib.Path) -> Folder:
-    """Finds the images of `train/<class>/` and `val/<class>/`; decodes none.
-
-    Classes are the folders of `train`, sorted by name. Images may lie in folders inside
-    those; hidden files and folders are skipped.
-
-    Args:
-        path: The folder that holds `train` and `val`.
-
-    Returns:
-        The files of both splits; `val` is the test split.
-
-    Raises:
-        UserError: A folder is missing, a class is empty or the only one, or the splits
-            have other classes.
-    """
-    names = {split: _class_names(path, split) for split in ("train", "val")}
-    classes = names["train"]
-    if len(classes) == 1:
-        raise UserError(
-            f"data.path={path}: train holds one class, {classes[0]}; must hold at "
-            "least two"
-        )
-    for split, other in (("val", "train"), ("train", "val")):
-        if lacking := [name for name in names[split] if name not in set(names[other])]:
-            raise UserError(
-                f"data.path={path}: {other} lacks classes of {split}: {_list(lacking)}"
-            )
-    return Folder(
-        train=_find_files(path / "train", classes),
-        test=_find_files(path / "val", classes),
-        class_names=classes,
-    )
-
-
-def _class_names(path: pathlib.Path, split: str) -> tuple[str, ...]:
-    """The folders of a split, sorted."""
-    if not (path / split).is_dir():
-        raise UserError(f"data.path={path}: holds no folder {split}; must be {_LAYOUT}")
-    try:
-        with os.scandir(path / split) as entries:
-            names = [e.name for e in entries if e.is_dir() and e.name[0] != "."]
-    except OSError as error:
-        raise UserError(
-            f"data.path={path}: {split} is not readable ({error.strerror})"
-        ) from error
-    if not names:
-        raise UserError(f"data.path={path}: {split} holds no folder; must be {_LAYOUT}")
-    return tuple(sorted(names))
-
-
-def _find_files(folder: pathlib.Path, class_names: tuple[str, ...]) -> FolderFiles:
-    try:
-        # As strings: a million paths as objects are slow to pickle, and large.
-        found = [[str(p) for p in find_images(folder / name)] for name in class_names]
-    except UserError as error:  # an empty class
-        raise UserError(f"data.path: {error}") from error
-    counts = [len(files) for files in found]
-    labels = np.repeat(np.arange(len(found), dtype=np.int32), counts)
-    return FolderFiles(tuple(itertools.chain(*found)), labels)
-
-
-def _list(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _check_range(key: str, values: Sequence[float], limit: float) -> None:
