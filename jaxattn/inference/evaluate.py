@@ -18,7 +18,8 @@ from jaxattn.tasks.classification.methods import Method
 from jaxattn.tasks.classification.metrics import evaluation_sums, summarize
 from jaxattn.training.checkpoints.trained import SPLITS, Trained
 from jaxattn.training.records.report import class_table
-from jaxattn.viz import plots
+from jaxattn.viz.classification import plot_confusion_matrix, plot_reliability
+from jaxattn.viz.figure import save_figure
 
 
 class Evaluation(NamedTuple):
@@ -189,14 +190,12 @@ def write_evaluation(
     write_json(folder / "results.json", results)
     write_atomically(folder / "report.txt", text)
     figures = {
-        "confusion_matrix": plots.plot_confusion_matrix(
-            summary["confusion"], class_names
-        ),
+        "confusion_matrix": plot_confusion_matrix(summary["confusion"], class_names),
         "reliability": _reliability(summary),
         "reliability_calibrated": _reliability(calibrated),
     }
     for name, figure in figures.items():
-        plots.save_figure(figure, folder / f"{name}.png")
+        save_figure(figure, folder / f"{name}.png")
     return text
 
 
@@ -236,6 +235,6 @@ def _summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def _reliability(summary: dict[str, Any]) -> Any:
-    return plots.plot_reliability(
+    return plot_reliability(
         summary["bin_confidence"], summary["bin_accuracy"], summary["bin_count"]
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxattn import viz
 from jaxattn.config.bind import bind
 from jaxattn.data.augment import normalize
 from jaxattn.data.source import Source
@@ -28,13 +29,13 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache  # says it once
 def load_plots() -> ModuleType | None:
-    """Returns `jaxattn.viz.plots`; None, after one line, without what it needs."""
+    """Returns `jaxattn.viz`; None, after one line, without what it needs."""
     try:
-        from jaxattn.viz import plots
+        import jaxattn.viz.figure  # noqa: F401 - Matplotlib and Pillow
     except ModuleNotFoundError as error:
         _logger.warning("pictures are off: %s", error)
         return None
-    return plots
+    return viz
 
 
 def draw_results(
@@ -43,7 +44,7 @@ def draw_results(
     params: Any,
     tested: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Draws the figures of a finished run; call it if `load_plots` returned plots.
+    """Draws the figures of a finished run; call it if `load_plots` returned it.
 
     Args:
         run: The run.
@@ -54,30 +55,28 @@ def draw_results(
     Returns:
         Matplotlib figures by the name of their file.
     """
-    from jaxattn.viz import plots
-
     names = run.data.class_names
     rates = [row for row in metrics if row.get("step/learning_rate") is not None]
     drawn = {
-        "history": plots.plot_history(history(metrics)),
-        "learning_rate": plots.plot_learning_rate(
+        "history": viz.plot_history(history(metrics), "accuracy"),
+        "learning_rate": viz.plot_learning_rate(
             np.array([row["step"] for row in rates]),
             np.array([row["step/learning_rate"] for row in rates]),
         ),
-        "confusion_matrix": plots.plot_confusion_matrix(tested["confusion"], names),
-        "class_accuracy": plots.plot_class_accuracy(
+        "confusion_matrix": viz.plot_confusion_matrix(tested["confusion"], names),
+        "class_accuracy": viz.plot_class_accuracy(
             tested["recall"], tested["support"], names
         ),
-        "reliability": plots.plot_reliability(
+        "reliability": viz.plot_reliability(
             tested["bin_confidence"], tested["bin_accuracy"], tested["bin_count"]
         ),
     }
     layer, kernel = first_kernel(run.model, params, run.data.image_shape)
     if kernel is not None:
-        drawn["filters"] = plots.plot_filters(kernel, layer)
+        drawn["filters"] = viz.plot_filters(kernel, layer)
     images, titles = worst_mistakes(run.data.test, tested["predictions"], names)
     if titles:
-        drawn["mistakes"] = plots.plot_images(images, titles)
+        drawn["mistakes"] = viz.plot_images(images, titles)
     return drawn
 
 
@@ -156,9 +155,6 @@ def make_attention_maps(run: Run) -> Callable[[Any], dict[str, np.ndarray]] | No
     """
     if not (run.log.attention_maps and run.log.tensorboard and load_plots()):
         return None
-    from jaxattn.viz import plots
-    from jaxattn.viz.pages import plot_pages
-
     source = run.data.test if run.data.val is None else run.data.val
     indices = spread(len(source), _NUM_ATTENTION_MAPS)
     examples = [source[i] for i in indices]
@@ -171,9 +167,9 @@ def make_attention_maps(run: Run) -> Callable[[Any], dict[str, np.ndarray]] | No
     def draw(variables: Any) -> dict[str, np.ndarray]:
         # From the host to one device: other processes do not take part.
         attention = attend(jax.device_get(variables), as_input(images))
-        pages = plot_pages(attention, images, names, labels, run.data.class_names)
+        pages = viz.plot_pages(attention, images, names, labels, run.data.class_names)
         return {
-            f"attention_maps/{i}": plots.figure_to_array(page)
+            f"attention_maps/{i}": viz.figure_to_array(page)
             for i, page in zip(indices, pages, strict=True)
         }
 
