@@ -515,7 +515,7 @@ def _format_scaling(series: dict[str, Any], out: pathlib.Path) -> list[str]:
         return []
     parts = ["## Scaling", scaling.format_table(series)]
     with contextlib.suppress(ImportError):  # matplotlib
-        from jaxattn.viz.plots import save_figure
+        from jaxattn.viz.figure import save_figure
 
         save_figure(scaling.plot(series), out / "scaling.png")
         parts.append("![Images/s and GFLOP/s of the series](scaling.png)")

@@ -77,7 +77,7 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(results, indent=1) + "\n")
         if args.figure:
-            from jaxattn.viz.plots import save_figure
+            from jaxattn.viz.figure import save_figure
 
             save_figure(plot(results["series"]), args.figure)
     print(format_table(results["series"]))

@@ -15,8 +15,8 @@ from jaxattn.inference.evaluate import load_data_of
 from jaxattn.inference.inputs import FilePath, read_inputs
 from jaxattn.tasks.classification.figures import spread
 from jaxattn.training.checkpoints.trained import Trained
-from jaxattn.viz import plots
 from jaxattn.viz.attention_maps import make_attend
+from jaxattn.viz.figure import save_figure
 from jaxattn.viz.pages import plot_pages
 
 _BATCH_SIZE = 8  # bounds the memory for gates of large images
@@ -108,7 +108,7 @@ def write_pages(
         for number, (page, name) in enumerate(zip(pages, names, strict=True), start):
             # The number keeps names apart that differ in their folders alone.
             path = folder / f"{number:02d}_{pathlib.Path(name).stem}.png"
-            plots.save_figure(page, path)
+            save_figure(page, path)
             written.append(path)
     return written, has_gates
 

@@ -149,15 +149,13 @@ class Task(Protocol):
     def draw(
         self,
         summary: Summary,
-        history: Sequence[Mapping[str, Any]],
         source: Source,
         class_names: Sequence[str],
     ) -> dict[str, Any]:
-        """Draws the figures of a finished run.
+        """Draws the figures of a test.
 
         Args:
             summary: Of the test, its "predictions" among the entries.
-            history: One row for each epoch.
             source: What was tested.
             class_names: The name of each class.
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn import viz
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.data.source import Data, Source
 from jaxattn.data.splits import read_labels
@@ -115,7 +116,6 @@ def write_assessment(
     """
     # Matplotlib only where figures are drawn.
     from jaxattn.tasks.classification.figures import plot_reliability
-    from jaxattn.viz import plots
 
     summary, calibrated = assessed.summary, assessed.calibrated
     results = {
@@ -134,14 +134,14 @@ def write_assessment(
     write_json(folder / "results.json", results)
     write_atomically(folder / "report.txt", text)
     figures = {
-        "confusion_matrix": plots.plot_confusion_matrix(
+        "confusion_matrix": viz.plot_confusion_matrix(
             summary["confusion"], class_names
         ),
         "reliability": plot_reliability(summary),
         "reliability_calibrated": plot_reliability(calibrated),
     }
     for name, figure in figures.items():
-        plots.save_figure(figure, folder / f"{name}.png")
+        viz.save_figure(figure, folder / f"{name}.png")
     return text
 
 

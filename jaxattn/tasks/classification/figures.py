@@ -1,18 +1,16 @@
 """The pictures of a classification run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxattn import viz
 from jaxattn.data.source import Source
 from jaxattn.tasks.classification.metrics import Predictions
 from jaxattn.tasks.task import Summary
-from jaxattn.viz import plots
-from jaxattn.viz.attention_maps import make_attend
-from jaxattn.viz.pages import plot_pages
 
 _NUM_MISTAKES = 24
 _NUM_ATTENTION_MAPS = 4
@@ -20,7 +18,6 @@ _NUM_ATTENTION_MAPS = 4
 
 def draw_results(
     summary: Summary,
-    history: Sequence[Mapping[str, Any]],
     source: Source,
     class_names: Sequence[str],
 ) -> dict[str, Any]:
@@ -28,7 +25,6 @@ def draw_results(
 
     Args:
         summary: Of the test, with its `predictions`.
-        history: One row for each epoch.
         source: What was tested.
         class_names: The name of each class.
 
@@ -36,24 +32,23 @@ def draw_results(
         Matplotlib figures by the name of their file.
     """
     drawn = {
-        "history": plots.plot_history(history),
-        "confusion_matrix": plots.plot_confusion_matrix(
+        "confusion_matrix": viz.plot_confusion_matrix(
             summary["confusion"], class_names
         ),
-        "class_accuracy": plots.plot_class_accuracy(
+        "class_accuracy": viz.plot_class_accuracy(
             summary["recall"], summary["support"], class_names
         ),
         "reliability": plot_reliability(summary),
     }
     images, titles = worst_mistakes(source, summary["predictions"], class_names)
     if titles:
-        drawn["mistakes"] = plots.plot_images(images, titles)
+        drawn["mistakes"] = viz.plot_images(images, titles)
     return drawn
 
 
 def plot_reliability(summary: Summary) -> Any:
     """Draws how often the network is right, by how sure it is."""
-    return plots.plot_reliability(
+    return viz.plot_reliability(
         summary["bin_confidence"], summary["bin_accuracy"], summary["bin_count"]
     )
 
@@ -108,14 +103,14 @@ def make_attention_maps(
     images = np.stack([example["image"] for example in examples])
     names = [f"image {i}" for i in indices]
     labels = [int(example["label"]) for example in examples]
-    attend = make_attend(model)
+    attend = viz.make_attend(model)
 
     def draw(variables: Any) -> dict[str, np.ndarray]:
         # From the host to one device: other processes do not take part.
         attention = attend(jax.device_get(variables), normalize(images))
-        pages = plot_pages(attention, images, names, labels, class_names)
+        pages = viz.plot_pages(attention, images, names, labels, class_names)
         return {
-            f"attention_maps/{i}": plots.figure_to_array(page)
+            f"attention_maps/{i}": viz.figure_to_array(page)
             for i, page in zip(indices, pages, strict=True)
         }
 

@@ -138,15 +138,14 @@ class Classification:
     def draw(
         self,
         summary: Summary,
-        history: Sequence[Mapping[str, Any]],
         source: Source,
         class_names: Sequence[str],
     ) -> dict[str, Any]:
-        """Draws curves, confusion, accuracy by class, reliability and mistakes."""
+        """Draws confusion, accuracy by class, reliability and mistakes."""
         # Matplotlib only where figures are drawn.
         from jaxattn.tasks.classification import figures
 
-        return figures.draw_results(summary, history, source, class_names)
+        return figures.draw_results(summary, source, class_names)
 
     def make_attention_maps(
         self,

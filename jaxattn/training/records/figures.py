@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxattn import viz
 from jaxattn.training.records.writer import history
 from jaxattn.training.run import Run
 
@@ -20,13 +21,13 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache  # says it once
 def load_plots() -> ModuleType | None:
-    """Returns `jaxattn.viz.plots`; None, after one line, without what it needs."""
+    """Returns `jaxattn.viz`; None, after one line, without what it needs."""
     try:
-        from jaxattn.viz import plots
+        import jaxattn.viz.figure  # noqa: F401 - Matplotlib and Pillow
     except ModuleNotFoundError as error:
         _logger.warning("pictures are off: %s", error)
         return None
-    return plots
+    return viz
 
 
 def draw_results(
@@ -35,7 +36,7 @@ def draw_results(
     params: Any,
     tested: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Draws the figures of a finished run; call it if `load_plots` returned plots.
+    """Draws the figures of a finished run; call it if `load_plots` returned it.
 
     Args:
         run: The run.
@@ -46,19 +47,18 @@ def draw_results(
     Returns:
         Matplotlib figures by the name of their file.
     """
-    from jaxattn.viz import plots
-
     rates = [row for row in metrics if row.get("step/learning_rate") is not None]
     drawn = {
-        **run.task.draw(tested, history(metrics), run.data.test, run.data.class_names),
-        "learning_rate": plots.plot_learning_rate(
+        "history": viz.plot_history(history(metrics), run.task.metric),
+        "learning_rate": viz.plot_learning_rate(
             np.array([row["step"] for row in rates]),
             np.array([row["step/learning_rate"] for row in rates]),
         ),
+        **run.task.draw(tested, run.data.test, run.data.class_names),
     }
     layer, kernel = first_kernel(run.model, params, run.data.image_shape)
     if kernel is not None:
-        drawn["filters"] = plots.plot_filters(kernel, layer)
+        drawn["filters"] = viz.plot_filters(kernel, layer)
     return drawn
 
 
