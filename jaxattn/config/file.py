@@ -1,6 +1,6 @@
-"""A recipe from a config file and overrides, as they stand on a command line."""
+"""A recipe by its name or file, with overrides, as they stand on a command line."""
 
-import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,44 +10,52 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxattn.errors import UserError, suggest
 
+_RECIPES = pathlib.Path(__file__).parent.parent / "recipes"
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Returns the recipe of a config file, locked.
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Returns a recipe, locked.
 
     Args:
-        path: The file, with its argument after a colon: `configs/canet.py:tiny`.
+        recipe: Its name, as `list_recipes` has it, or its file; with an argument after
+            a colon: `canet:tiny`, `configs/canet.py:tiny`.
         overrides: Flags such as `--config.seed=1`, the last one of a key counts.
 
     Raises:
-        UserError: If there is no such file, argument or key, or a value is of another
+        UserError: If there is no such recipe, argument or key, or a value is of another
             type.
     """
-    argv = ["", f"--config={path}", *overrides]
+    argv = ["", f"--config={_locate(recipe)}", *overrides]
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", flag_values=flag_values, lock_config=True, sys_argv=argv
     )
-    parse_flags(flag_values, argv)
+    stray = _parse(flag_values, argv)[1:]
+    if stray:
+        raise UserError(f"{' '.join(stray)}: not a flag; flags are --name=value")
     config: Any = flag_values["config"].value
     return config
 
 
-def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parses a command line that has the flag `--config`.
+def list_recipes() -> list[str]:
+    """Returns the names of the recipes that come with the package, sorted."""
+    return sorted(p.stem for p in _RECIPES.glob("*.py") if p.stem != "__init__")
 
-    Args:
-        flag_values: All flags.
-        argv: The program and its arguments.
 
-    Returns:
-        The program, and the arguments that are not flags.
+def _locate(recipe: str) -> str:
+    """Returns a recipe's file, with its argument."""
+    name, *argument = recipe.split(":", 1)
+    is_path = name.endswith(".py") or "/" in name or "\\" in name
+    path = pathlib.Path(name) if is_path else _RECIPES / f"{name}.py"
+    if is_path and not path.is_file():
+        raise UserError(f"--config={recipe}: no such file")
+    if not is_path and name not in list_recipes():
+        raise UserError(f"--config={recipe}: {suggest(name, list_recipes())}")
+    return ":".join([str(path), *argument])
 
-    Raises:
-        UserError: If there is a mistake in it, or in the config file.
-    """
-    path = _config_argument(argv)
-    if path and not os.path.isfile(path.split(":")[0]):
-        raise UserError(f"--config={path}: no such file")
+
+def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Returns the program, and the arguments that are not flags."""
     try:
         return flag_values(argv)
     except (AttributeError, KeyError) as error:  # an override of an unknown key
@@ -63,8 +71,9 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]
 
 def _unknown_key(flag_values: flags.FlagValues, argv: Sequence[str]) -> str | None:
     """Names the first override whose key the config does not have."""
-    config: Any = flag_values["config"].parser.parse(_config_argument(argv) or "")
-    for argument in argv:
+    path = argv[1].partition("=")[2]
+    config: Any = flag_values["config"].parser.parse(path)
+    for argument in argv[2:]:
         if not (match := re.match(r"--?config\.([\w.]+)", argument)):
             continue
         node = config.to_dict()
@@ -73,11 +82,4 @@ def _unknown_key(flag_values: flags.FlagValues, argv: Sequence[str]) -> str | No
             if key not in keys:
                 return f"--config.{match[1]}: no such key; {suggest(key, keys)}"
             node = node[key]
-    return None
-
-
-def _config_argument(argv: Sequence[str]) -> str | None:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
-            return match[1] or following
     return None
