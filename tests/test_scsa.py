@@ -396,7 +396,7 @@ def test_a_slot_of_ones_own_says_the_place(place):
 
 
 def test_a_slot_refuses_an_unknown_place():
-    with pytest.raises(UserError, match="place='befor': .*choices: inside, after"):
+    with pytest.raises(UserError, match=r"place='befor': .*choices: inside, after"):
         Slot(Nothing, "befor")
 
 
