@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "jaxattn"
 FLOORS = [
     {"atomic", "errors", "host"},
     {"config"},
+    {"recipes"},
     {"ops", "weights"},
     {"attention", "data"},
     {"models"},
@@ -52,6 +53,7 @@ def test_imports_never_point_up(path):
     [
         # A program that starts itself anew has not paid for JAX twice.
         ("jaxattn, jaxattn.__main__", "jax flax numpy"),
+        ("jaxattn.recipes.canet, jaxattn.config.file", "jax flax numpy tensorflow"),
         ("jaxattn.attention", "tensorflow grain clu orbax matplotlib"),
         # A machine without TensorFlow trains; Orbax, Grain and CLU wait for their use.
         ("jaxattn.training.loop", "tensorflow tensorflow_datasets grain clu orbax"),
