@@ -140,7 +140,8 @@ def test_a_name_taken_through_a_face_counts_as_its_file():
     ("modules", "absent"),
     [
         # A program that starts itself anew has not paid for JAX twice.
-        ("jaxattn, jaxattn.__main__, jaxattn.recipes.canet", "jax flax numpy"),
+        ("jaxattn, jaxattn.__main__", "jax flax numpy"),
+        ("jaxattn.recipes.canet, jaxattn.config.file", "jax flax numpy tensorflow"),
         ("jaxattn.attention", "tensorflow grain clu orbax matplotlib"),
         # A machine without TensorFlow trains; Orbax, Grain and CLU wait for their use.
         ("jaxattn.training.loop", "tensorflow tensorflow_datasets grain clu orbax"),
