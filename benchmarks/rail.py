@@ -273,8 +273,8 @@ class Tree:
 
     Attributes:
         root: Folder of the tree.
-        folder: For what its programs write. Its cache is there too, so each tree
-            compiles its own programs, and finds no other kernels than its own.
+        folder: For what its programs write; the kernels that it finds are there too,
+            its own and no others. Folders of trees to be compared have one parent.
         kernels: "on" or "off".
     """
 
@@ -334,6 +334,10 @@ class Tree:
             "JAX_PLATFORMS": "cpu",
             "JAXATTN_CPU_KERNELS": KERNELS[self.kernels],
             "XDG_CACHE_HOME": str(self.folder / "cache"),
+            # Shared, since its key is the program: another one is compiled anew, and
+            # the kernels are no part of an entry, they are called by name.
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             # Its list of fonts is made once.
             "MPLCONFIGDIR": str(self.folder.parent / "matplotlib"),
         }
