@@ -30,7 +30,6 @@ from PIL import Image
 from jaxattn.config.file import load_config
 from jaxattn.data.datasets.archives import LAYOUTS, read_cifar, read_pickle
 from jaxattn.data.images import read_crop, read_image
-from jaxattn.data.preprocess import Frame
 from jaxattn.errors import UserError
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification.predictions import read_predictions

@@ -15,7 +15,7 @@ from test_loop import train
 
 from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError
-from jaxattn.inference.evaluate import evaluate, load_data_of
+from jaxattn.inference.evaluation import evaluate, load_data_of
 from jaxattn.inference.predict import Predictor
 from jaxattn.studies.average import average_checkpoints
 from jaxattn.tasks.classification.methods import Plain

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxattn import UserError
 from jaxattn.data.source import BadImageError, labelled, skip_bad_images
-from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
+from jaxattn.inference.evaluation import evaluate, fit_temperature, load_data_of
 from jaxattn.inference.predict import Predictor
 from jaxattn.tasks.classification import methods
 from jaxattn.tasks.classification.methods import TTA, VIEWS, Flip, Plain

@@ -13,6 +13,8 @@ The project tests after every epoch; here 1 % of the training images are held ou
 that. It has no recipe for CIFAR-10; this is mmpretrain's, its framework.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxattn.config.recipe import choose_variant, recipe
@@ -35,7 +37,7 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     """
     choose_variant(variant, _MODELS)
     is_cifar = variant.endswith("_cifar")
-    config = recipe(
+    config: Any = recipe(
         seed=42,
         num_epochs=200 if is_cifar else 100,
         batch_size=128,
