@@ -58,5 +58,5 @@ def get_config(variant: str = "none") -> ConfigDict:
         log={"tensorboard": False, "histograms": False, "images": False},
     )
     if variant in ("cbam", "eca", "scsa"):
-        config.model.attention = variant
+        config.update({"model": {"attention": variant}})
     return config
