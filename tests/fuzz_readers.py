@@ -270,9 +270,11 @@ def readers() -> dict[str, Reader]:
         "pickle": Reader(_pickles(), lambda data, _: read_pickle(data, "f")),
         "pickled images": Reader(
             [_batch(0, protocol) for protocol in range(6)],
-            _file("a.pkl", lambda path: read_inputs([path], shape)),
+            _file("a.pkl", lambda path: read_inputs([path], Frame(shape))),
         ),
-        "npz": Reader(_npzs(), _file("a.npz", lambda path: read_inputs([path], shape))),
+        "npz": Reader(
+            _npzs(), _file("a.npz", lambda path: read_inputs([path], Frame(shape)))
+        ),
         "npz of CIFAR": Reader(
             _npzs(), _file("a.npz", lambda path: read_cifar("cifar10", path))
         ),

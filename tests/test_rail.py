@@ -10,9 +10,8 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from jaxattn.training.config_file import load_config
-
 from benchmarks import rail
+from jaxattn.config.file import load_config
 from jaxattn.training.optim import OPTIMIZERS, SCHEDULES
 from jaxattn.training.run import build
 
