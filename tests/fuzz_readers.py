@@ -30,6 +30,7 @@ from PIL import Image
 from jaxattn.config.file import load_config
 from jaxattn.data.datasets.archives import LAYOUTS, read_cifar, read_pickle
 from jaxattn.data.images import read_crop, read_image
+from jaxattn.data.preprocess import Frame
 from jaxattn.errors import UserError
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification.predictions import read_predictions
@@ -265,16 +266,14 @@ def _read_metrics(path: pathlib.Path) -> None:
 
 def readers() -> dict[str, Reader]:
     """Returns every reader by name."""
-    shape = (32, 32, 3)
+    frame = Frame((32, 32, 3))
     return {
         "pickle": Reader(_pickles(), lambda data, _: read_pickle(data, "f")),
         "pickled images": Reader(
             [_batch(0, protocol) for protocol in range(6)],
-            _file("a.pkl", lambda path: read_inputs([path], Frame(shape))),
+            _file("a.pkl", lambda path: read_inputs([path], frame)),
         ),
-        "npz": Reader(
-            _npzs(), _file("a.npz", lambda path: read_inputs([path], Frame(shape)))
-        ),
+        "npz": Reader(_npzs(), _file("a.npz", lambda path: read_inputs([path], frame))),
         "npz of CIFAR": Reader(
             _npzs(), _file("a.npz", lambda path: read_cifar("cifar10", path))
         ),

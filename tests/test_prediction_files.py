@@ -16,6 +16,7 @@ from jaxattn.tasks.classification.predictions import (
 )
 
 SHAPE = (32, 32, 3)
+FRAME = Frame(SHAPE)
 
 
 def make_images(count=4, shape=SHAPE, seed=0):
@@ -81,7 +82,7 @@ def test_every_layout_is_read(layout, kind, tmp_path):
     images = make_images()
     path = write_file(kind, tmp_path, data=LAYOUTS[layout](images))
     np.testing.assert_array_equal(
-        images_of(read_inputs([path], Frame(SHAPE)).source), images, strict=True
+        images_of(read_inputs([path], FRAME).source), images, strict=True
     )
 
 
@@ -89,7 +90,7 @@ def test_rows_are_planes_of_red_green_and_blue(tmp_path):
     row = np.repeat(np.array([[10, 20, 30]], np.uint8), 1024, axis=1)
     row[0, 1024 + 32 * 5 + 7] = 99  # green, row 5, column 7
     path = write_pickle(tmp_path / "test", data=row)
-    image = read_inputs([path], Frame(SHAPE)).source[0]["image"]
+    image = read_inputs([path], FRAME).source[0]["image"]
     assert image[0, 0].tolist() == [10, 20, 30]
     assert image[5, 7].tolist() == [10, 99, 30]
 
@@ -106,20 +107,20 @@ def test_images_of_another_shape_are_read(layout, tmp_path):
 def test_pickle_of_every_protocol_is_read(protocol, tmp_path):
     content = {b"data": to_rows(make_images()), b"ids": np.array([7, 3, 1, 0])}
     path = write_text(tmp_path / "test", pickle.dumps(content, protocol))
-    assert read_inputs([path], Frame(SHAPE)).ids == (7, 3, 1, 0)
+    assert read_inputs([path], FRAME).ids == (7, 3, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "npz"])
 def test_ids_are_those_of_the_file(kind, tmp_path):
     ids = np.array([7, 3, 1, 0], np.int16)
     path = write_file(kind, tmp_path, data=make_images(), ids=ids)
-    assert read_inputs([path], Frame(SHAPE)).ids == (7, 3, 1, 0)
+    assert read_inputs([path], FRAME).ids == (7, 3, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "npz"])
 def test_ids_count_from_zero_by_default(kind, tmp_path):
     path = write_file(kind, tmp_path, data=make_images())
-    ids = read_inputs([path], Frame(SHAPE)).ids
+    ids = read_inputs([path], FRAME).ids
     assert ids == (0, 1, 2, 3)
 
 
@@ -134,14 +135,14 @@ def test_ids_count_from_zero_by_default(kind, tmp_path):
 def test_first_known_entry_of_an_npz_is_read(keys, chosen, tmp_path):
     entries = {key: make_images(seed=i) for i, key in enumerate(keys)}
     path = write_npz(tmp_path / "a.npz", **entries)
-    read = images_of(read_inputs([path], Frame(SHAPE)).source)
+    read = images_of(read_inputs([path], FRAME).source)
     np.testing.assert_array_equal(read, entries[chosen])
 
 
 def test_other_entries_of_an_npz_may_be_objects(tmp_path):
     names = np.array([None] * 4)
     path = write_npz(tmp_path / "a.npz", images=make_images(), names=names)
-    assert len(read_inputs([path], Frame(SHAPE)).source) == 4
+    assert len(read_inputs([path], FRAME).source) == 4
 
 
 ACCEPTED = r"must be uint8 \[N, 32, 32, 3\] or \[N, 3, 32, 32\] or \[N, 3072\]"
@@ -163,13 +164,13 @@ ACCEPTED = r"must be uint8 \[N, 32, 32, 3\] or \[N, 3, 32, 32\] or \[N, 3072\]"
 def test_wrong_images_name_what_is_found_and_accepted(data, found, kind, tmp_path):
     path = write_file(kind, tmp_path, data=data)
     message = rf"test\.(npz|pkl): data: {found}, {ACCEPTED} with N at least 1\Z"
-    check_refused(message, read_inputs, [path], Frame(SHAPE))
+    check_refused(message, read_inputs, [path], FRAME)
 
 
 @pytest.mark.parametrize("data", [[[1, 2], [3]], "text", None, {"a": 1}])
 def test_pickled_images_that_are_no_array_are_refused(data, tmp_path):
     path = write_pickle(tmp_path / "test", data=data)
-    check_refused(rf"test: data: .*{ACCEPTED}", read_inputs, [path], Frame(SHAPE))
+    check_refused(rf"test: data: .*{ACCEPTED}", read_inputs, [path], FRAME)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "npz"])
@@ -193,7 +194,7 @@ def test_wrong_ids_are_named(ids, message, kind, tmp_path):
 @pytest.mark.parametrize("ids", [[1, 2, [3], 4], ["a", "b", "c", "d"], "abcd"])
 def test_pickled_ids_that_are_no_integers_are_refused(ids, tmp_path):
     path = write_pickle(tmp_path / "test", data=make_images(), ids=ids)
-    check_refused("test: ids: .*must be integers", read_inputs, [path], Frame(SHAPE))
+    check_refused("test: ids: .*must be integers", read_inputs, [path], FRAME)
 
 
 class Exploit:
@@ -209,9 +210,7 @@ def test_malicious_pickle_is_refused_and_not_run(protocol, tmp_path):
     proof = tmp_path / "executed"
     payload = pickle.dumps({"data": Exploit(f"touch {proof}")}, protocol)
     path = write_text(tmp_path / "test.pkl", payload)
-    check_refused(
-        r"test\.pkl: .*system.*not allowed", read_inputs, [path], Frame(SHAPE)
-    )
+    check_refused(r"test\.pkl: .*system.*not allowed", read_inputs, [path], FRAME)
     assert not proof.exists()
 
 
@@ -220,7 +219,7 @@ def test_malicious_pickle_in_an_npz_is_not_run(tmp_path):
     objects = np.array([Exploit(f"touch {proof}")], object)
     path = write_npz(tmp_path / "a.npz", images=objects)
     message = r"a\.npz: not a readable npz \(Object arrays cannot be loaded"
-    check_refused(message, read_inputs, [path], Frame(SHAPE))
+    check_refused(message, read_inputs, [path], FRAME)
     assert not proof.exists()
 
 
@@ -244,26 +243,26 @@ def test_malicious_pickle_in_an_npz_is_not_run(tmp_path):
 )
 def test_unreadable_file_is_named(name, content, message, tmp_path):
     path = write_text(tmp_path / name, content)
-    check_refused(rf"{name}: {message}", read_inputs, [path], Frame(SHAPE))
+    check_refused(rf"{name}: {message}", read_inputs, [path], FRAME)
 
 
 def test_truncated_npz_is_named(tmp_path):
     path = write_npz(tmp_path / "a.npz", images=make_images())
     path.write_bytes(path.read_bytes()[:-100])
-    check_refused(r"a\.npz: not a readable npz", read_inputs, [path], Frame(SHAPE))
+    check_refused(r"a\.npz: not a readable npz", read_inputs, [path], FRAME)
 
 
 def test_npz_without_a_known_entry_lists_those_it_has(tmp_path):
     path = write_npz(tmp_path / "a.npz", x_train=make_images(), y=np.arange(4))
     message = r"no entry 'images' or 'data' or 'x_test', only \['x_train', 'y'\]"
-    check_refused(message, read_inputs, [path], Frame(SHAPE))
+    check_refused(message, read_inputs, [path], FRAME)
 
 
 # Inputs from image files
 
 
 def test_empty_path_is_not_the_current_folder():
-    check_refused(": no such file or folder", read_inputs, [""], Frame(SHAPE))
+    check_refused(": no such file or folder", read_inputs, [""], FRAME)
 
 
 def test_folder_is_read_with_ids_relative_to_it(tmp_path):
@@ -288,17 +287,17 @@ def test_image_files_keep_their_order_and_paths(tmp_path, monkeypatch):
 
 def test_single_image_is_scaled_to_the_network(tmp_path):
     path = write_image(tmp_path / "a.PNG", make_images(1, shape=(40, 90, 3))[0])
-    assert read_inputs([path], Frame(SHAPE)).source[0]["image"].shape == SHAPE
+    assert read_inputs([path], FRAME).source[0]["image"].shape == SHAPE
 
 
 def test_no_path_says_what_to_give():
-    check_refused(r"no path; must be a pickle, an \.npz", read_inputs, [], Frame(SHAPE))
+    check_refused(r"no path; must be a pickle, an \.npz", read_inputs, [], FRAME)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.png", "folder", "test"])
 def test_missing_path_is_named(name, tmp_path):
     message = rf"{name}: no such file or folder; must be"
-    check_refused(message, read_inputs, [tmp_path / name], Frame(SHAPE))
+    check_refused(message, read_inputs, [tmp_path / name], FRAME)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "test", "folder", "folder.png"])
@@ -307,18 +306,16 @@ def test_several_paths_must_all_be_images(name, tmp_path):
     other = tmp_path / name
     other.mkdir() if name.startswith("folder") else other.touch()
     message = rf"{name}: not an image; several paths must all be image files \(\.jpg"
-    check_refused(message, read_inputs, [image, other], Frame(SHAPE))
+    check_refused(message, read_inputs, [image, other], FRAME)
 
 
 def test_image_given_twice_is_refused(tmp_path):
     path = write_image(tmp_path / "a.png", make_images(1)[0])
-    check_refused(r"a\.png: is given twice", read_inputs, [path, path], Frame(SHAPE))
+    check_refused(r"a\.png: is given twice", read_inputs, [path, path], FRAME)
 
 
 def test_empty_folder_is_named(tmp_path):
-    check_refused(
-        r"holds no image; must hold.*\.jpg", read_inputs, [tmp_path], Frame(SHAPE)
-    )
+    check_refused(r"holds no image; must hold.*\.jpg", read_inputs, [tmp_path], FRAME)
 
 
 def test_image_files_need_a_network_for_colours(tmp_path):

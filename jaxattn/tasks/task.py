@@ -52,6 +52,9 @@ class Task(Protocol):
     shown: ClassVar[Sequence[str]]
     """The values of `measure` that logs and epochs report, the loss first."""
 
+    moved: ClassVar[frozenset[str]]
+    """What a transform of images must keep right; see `Transform.targets`."""
+
     # The network and its data ---------------------------------------------------------
 
     def make_model(

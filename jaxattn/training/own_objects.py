@@ -63,13 +63,13 @@ def make_data(given: Mapping[str, Any], task: Task) -> Data:
     )
 
 
-def for_devices(model: nn.Module | None, parallel: Parallel) -> nn.Module | None:
+def for_devices(model: nn.Module, parallel: Parallel) -> nn.Module:
     """Returns a user's network as a way to run it over devices needs it.
 
     Raises:
         UserError: If it cannot be had so.
     """
-    if model is None or parallel.axis_name is None:
+    if parallel.axis_name is None:
         return model
     if not hasattr(model, "axis_name"):
         raise UserError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -198,23 +198,21 @@ def build(
     given = {"data": data, "model": model, "task": task}
     given = {name: value for name, value in given.items() if value is not None}
     own = own_objects.describe(given)
-    sections |= {name: {} for name in given if name in sections}
+    stands_for = {"data": "data", "model": "model", "task": "loss"}
+    sections |= {stands_for[name]: {} for name in given}
     task = task or make_task(options.task, sections["loss"])
-    as_model = functools.partial(
-        task.make_model,
-        sections["model"],
-        dtype=DTYPES[options.dtype],
-        axis_name=parallel.axis_name,
-    )
     if model is None:
-        as_model(("",))
+        _make_model(task, ("",), sections, options, parallel)
     _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
 
     if data is None:
         data = bind(load_data, sections["data"], "data")()
     elif not isinstance(data, Data):
         data = own_objects.make_data(data, task)
-    model = own_objects.for_devices(model, parallel) or as_model(data.class_names)
+    if model is None:
+        model = _make_model(task, data.class_names, sections, options, parallel)
+    else:
+        model = own_objects.for_devices(model, parallel)
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
     as_loader = bind(make_loader, sections["pipeline"], "pipeline")
@@ -299,6 +297,21 @@ def _make_optimizer(sections: Mapping[str, Any], length: optim.RunLength) -> Any
     return schedule, optimizer
 
 
+def _make_model(
+    task: Task,
+    class_names: Sequence[str],
+    sections: Mapping[str, Any],
+    options: Options,
+    parallel: Parallel,
+) -> nn.Module:
+    return task.make_model(
+        sections["model"],
+        class_names,
+        dtype=DTYPES[options.dtype],
+        axis_name=parallel.axis_name,
+    )
+
+
 def _check_run(run: Run) -> None:
     """Says before compilation what does not fit."""
     patience = run.early_stopping.patience
@@ -308,7 +321,19 @@ def _check_run(run: Run) -> None:
     steps, total = run.log.profile_steps, run.total_steps
     wanted = f"within the {total} steps of the run"
     require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
+    _check_transforms(run)
     _check_shapes(run)
+
+
+def _check_transforms(run: Run) -> None:
+    """Refuses transforms that would leave the task's targets wrong."""
+    for transform in run.augment.running:
+        if lacking := sorted(run.task.moved - transform.targets):
+            task = type(run.task).__name__
+            raise UserError(
+                f"augment: {transform.name} does not move {' and '.join(lacking)} along"
+                f" with the images, as {task} needs; turn it off"
+            )
 
 
 def _check_shapes(run: Run) -> None:

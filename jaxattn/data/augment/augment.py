@@ -111,10 +111,14 @@ class Augment:
         return self.mixing.runs
 
     @property
+    def running(self) -> tuple[Any, ...]:
+        """What runs: the transforms, and the mixing of batches if there is any."""
+        return (*self.transforms, *([self.mixing] if self.mixes else []))
+
+    @property
     def targets(self) -> frozenset[str]:
         """What of an example is right after all of it: see `Transform.targets`."""
-        running = [*self.transforms, *([self.mixing] if self.mixes else [])]
-        return ALL_TARGETS.intersection(*(each.targets for each in running))
+        return ALL_TARGETS.intersection(*(each.targets for each in self.running))
 
     def draw(self, key: jax.Array, n: int, height: int, width: int) -> Draws:
         """Draws the parameters of one step.

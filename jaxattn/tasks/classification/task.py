@@ -51,6 +51,7 @@ class Classification:
 
     metric: ClassVar[str] = "accuracy"
     shown: ClassVar[Sequence[str]] = ("loss", "accuracy")
+    moved: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __post_init__(self) -> None:
         share = self.label_smoothing

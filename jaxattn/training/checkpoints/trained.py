@@ -60,7 +60,11 @@ class Trained:
 
 
 def load_trained(
-    workdir: str | os.PathLike[str] | None = None, *, weights: str = "best"
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    weights: str = "best",
+    model: nn.Module | None = None,
+    task: Task | None = None,
 ) -> Trained:
     """Loads the network of a workdir, finished or not, or one of the package's own.
 
@@ -69,6 +73,8 @@ def load_trained(
         weights: "best" (on the validation split; the last ones of a run without
             validation), "last", or the moving averages "best_ema" and "last_ema";
             or, without a workdir, one of `jaxattn.weights.list_weights()`.
+        model: The network of a run that `build` was given one for.
+        task: The task, likewise.
 
     Raises:
         UserError: If the folder holds no run, no checkpoint, or no such weights; if
@@ -84,7 +90,7 @@ def load_trained(
         raise UserError(
             f"workdir=None: must be given, or weights one of {', '.join(own)}"
         )
-    return _load_run(pathlib.Path(workdir).resolve(), weights)
+    return _load_run(pathlib.Path(workdir).resolve(), weights, model, task)
 
 
 def _load_own(name: str) -> Trained:
@@ -93,13 +99,19 @@ def _load_own(name: str) -> Trained:
     return _make_untrained(config)(variables=variables, step=step)
 
 
-def _load_run(workdir: pathlib.Path, weights: str) -> Trained:
+def _load_run(
+    workdir: pathlib.Path, weights: str, model: nn.Module | None, task: Task | None
+) -> Trained:
     config = read_config(workdir)
     kind, is_best = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
         raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
+    for key, value in (("model", model), ("task", task)):
+        is_own = key in config.get("own", {})
+        wanted = "given, since the run was built with an object of its own"
+        require(key, value, value is not None or not is_own, wanted)
     with _naming(workdir):
-        untrained = _make_untrained(config)
+        untrained = _make_untrained(config, model, task)
         given = untrained.keywords
         target = _target(given["model"], given["image_shape"], kind, config)
         sources = _sources(kind, config)
@@ -170,16 +182,21 @@ def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         return _target(given["model"], given["image_shape"], "raw", config)
 
 
-def _make_untrained(config: dict[str, Any]) -> functools.partial[Trained]:
+def _make_untrained(
+    config: dict[str, Any], model: nn.Module | None = None, task: Task | None = None
+) -> functools.partial[Trained]:
     """Returns all of a `Trained` but its variables and its step."""
     class_names = tuple(config["dataset"]["class_names"])
     dtype = config.get("dtype", "float32")
     choose("dtype", dtype, DTYPES)
-    task = make_task(config.get("task", "classification"), config.get("loss", {}))
+    if task is None:
+        task = make_task(config.get("task", "classification"), config.get("loss", {}))
+    if model is None:
+        model = task.make_model(config["model"], class_names, dtype=DTYPES[dtype])
     as_preprocess = functools.partial(bind, Preprocess, config["normalize"])
     return functools.partial(
         Trained,
-        model=task.make_model(config["model"], class_names, dtype=DTYPES[dtype]),
+        model=model,
         task=task,
         preprocess=as_preprocess("normalize", frame=_frame(config))(),
         class_names=class_names,

@@ -1,0 +1,153 @@
+"""A user's own arrays and network in the trainer, and what a run records of them."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn.errors import UserError
+from jaxattn.training import build, load_trained, train_and_evaluate
+from tests import smoke
+
+ONE = smoke.one_device()
+CONFIG = {
+    "seed": 0,
+    "num_epochs": 2,
+    "batch_size": 8,
+    "normalize": {"mean": (0.5,), "std": (0.5,)},
+    "schedule": {"name": "constant", "learning_rate": 0.1},
+    "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0},
+    "log": {"tensorboard": False},
+}
+
+
+class Net(nn.Module):
+    """A linear classifier."""
+
+    num_classes: int = 3
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return nn.Dense(self.num_classes)(self.scale * x.reshape(len(x), -1))
+
+
+def arrays(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 4, 4, 3), np.uint8), rng.integers(0, 3, count)
+
+
+DATA = {"train": arrays(24), "test": arrays(10, 1)}
+
+
+NET = Net()
+
+
+def make_run(data=DATA, model=NET, **changes):
+    return build({**CONFIG, **changes}, data=data, model=model, devices=ONE)
+
+
+def test_own_arrays_and_network_train_and_load(tmp_path):
+    results = train_and_evaluate(make_run(), tmp_path)
+    assert results["model"] == "Net"
+    assert results["num_examples"] == {"train": 24, "val": 0, "test": 10}
+    trained = load_trained(tmp_path, model=Net())
+    logits = trained.model.apply(
+        trained.variables, trained.preprocess.normalize(DATA["test"][0])
+    )
+    right = np.mean(np.argmax(logits, -1) == DATA["test"][1])
+    assert results["test_accuracy"] == pytest.approx(right)
+
+
+def test_a_run_of_an_own_network_says_that_it_needs_it(tmp_path):
+    train_and_evaluate(make_run(), tmp_path)
+    with pytest.raises(UserError, match="model=None: must be given, since the run"):
+        load_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {**DATA, "train": arrays(24, 9)}}, r"own\.data\.train: sha256"),
+        ({"model": Net(scale=2.0)}, r"own\.model: "),
+    ],
+)
+def test_resuming_with_other_objects_is_refused(tmp_path, change, message):
+    train_and_evaluate(make_run(), tmp_path)
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(make_run(**change), tmp_path)
+
+
+def test_objects_take_the_place_of_sections():
+    run = make_run(model=Net(), data=DATA)
+    named = build(
+        {**CONFIG, "model": {"name": "vgg11"}, "data": {"name": "digits"}},
+        data=DATA,
+        model=Net(),
+        devices=ONE,
+    )
+    assert named.record == run.record
+    assert named.model == run.model
+
+
+def test_some_named_some_own():
+    config = {**CONFIG, "model": {"name": "efficient_resnet", "base_width": 2}}
+    run = build(config, data=DATA, devices=ONE)
+    assert run.model.num_classes == 3  # pyright: ignore
+    assert set(run.record["own"]) == {"data"}
+
+
+def test_validation_and_test_splits_are_optional():
+    run = make_run(data={"train": arrays(8)})
+    assert run.data.val is None
+    assert run.data.test is run.data.train
+    run = make_run(data={"train": arrays(8), "val": arrays(8, 1)})
+    assert run.data.test is run.data.val
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"test": arrays(4)}, "data: has none; must be train"),
+        ({"train": arrays(4), "valid": arrays(4)}, "data: has valid; must be train"),
+        ({"train": arrays(4)[0]}, r"data\['train'\]: must be a pair"),
+        (
+            {"train": (np.zeros((4, 4, 4, 3)), np.zeros(4, int))},
+            r"images are float64 \[4, 4, 4, 3\], must be uint8",
+        ),
+        (
+            {"train": (arrays(4)[0], np.zeros(3, int))},
+            r"data\['train'\]: labels are int64 \[3\], must be integers \[4\]",
+        ),
+        ({"train": (arrays(4)[0], np.full(4, -1))}, "has a label -1"),
+        ({"train": (arrays(4)[0], np.zeros(4))}, "labels are float64"),
+        (
+            {"train": arrays(4), "test": (np.zeros((2, 5, 5, 3), np.uint8), [0, 1])},
+            r"data\['test'\]: images of \[5, 5, 3\], must be of \[4, 4, 3\]",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(data, message):
+    with pytest.raises(UserError, match=message):
+        make_run(data=data)
+
+
+class NoClasses(nn.Module):
+    """Says nothing of its classes."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return nn.Dense(3)(jnp.mean(x, (1, 2)))
+
+
+def test_an_own_network_without_num_classes_has_no_known_head():
+    make_run(model=NoClasses())
+    with pytest.raises(UserError, match="NoClasses: has no attribute num_classes"):
+        make_run(model=NoClasses(), trainable="head")
+
+
+def test_pmap_needs_a_network_with_an_axis_name():
+    with pytest.raises(UserError, match="data_parallel='pmap': model=Net has no"):
+        make_run(data_parallel="pmap")
