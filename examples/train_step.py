@@ -9,9 +9,11 @@ from jaxattn.training import Trainer, build
 config = quickstart.get_config()
 config.num_epochs = 1
 trainer = Trainer(build(config))
-for update in trainer.train():
+state = trainer.init_state()
+for update in trainer.train(state):
+    state = update.state
     loss, accuracy = (update.metrics[key].mean() for key in ("loss", "accuracy"))
     print(f"step {update.step}: loss {loss:.3f}, accuracy {accuracy:.2f}")
-summary = trainer.test(update.state)
+summary = trainer.test(state)
 assert summary is not None
 print(f"test accuracy {summary['accuracy']:.2f} of {summary['count']} images")

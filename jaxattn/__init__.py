@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from jaxattn import lazy
-from jaxattn.errors import UserError
 
 if TYPE_CHECKING:
+    from jaxattn.errors import UserError as UserError
     from jaxattn.models.registry import create_model as create_model
     from jaxattn.models.registry import list_models as list_models
     from jaxattn.models.torch_weights import from_torch as from_torch
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Programs start without JAX and the networks, which come at their first use.
-__getattr__, __dir__, _names = lazy.face(
+__getattr__, __dir__, __all__ = lazy.face(
     __name__,
     {
+        "UserError": "jaxattn.errors",
         "create_model": "jaxattn.models.registry",
         "from_torch": "jaxattn.models.torch_weights",
         "list_models": "jaxattn.models.registry",
         "to_torch": "jaxattn.models.torch_weights",
     },
 )
-__all__ = ["UserError", *_names]  # pyright: ignore[reportUnsupportedDunderAll]

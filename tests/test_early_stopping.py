@@ -7,7 +7,7 @@ import smoke
 from test_loop import rows_of, train
 
 from jaxattn.errors import InterruptedRun, UserError
-from jaxattn.training import loop
+from jaxattn.training import loop, trainer
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.guards.early_stopping import EarlyStopping, Plateau
@@ -41,7 +41,7 @@ class Scripted(Evaluator):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch):
-    monkeypatch.setattr(loop, "Evaluator", Scripted)
+    monkeypatch.setattr(trainer, "Evaluator", Scripted)
     Scripted.seen = []
 
 

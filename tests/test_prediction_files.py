@@ -186,9 +186,7 @@ def test_pickled_images_that_are_no_array_are_refused(data, tmp_path):
 )
 def test_wrong_ids_are_named(ids, message, kind, tmp_path):
     path = write_file(kind, tmp_path, data=make_images(), ids=ids)
-    check_refused(
-        rf"test\.(npz|pkl): ids: {message}", read_inputs, [path], image_shape=SHAPE
-    )
+    check_refused(rf"test\.(npz|pkl): ids: {message}", read_inputs, [path], frame=FRAME)
 
 
 @pytest.mark.parametrize("ids", [[1, 2, [3], 4], ["a", "b", "c", "d"], "abcd"])
@@ -321,7 +319,7 @@ def test_empty_folder_is_named(tmp_path):
 def test_image_files_need_a_network_for_colours(tmp_path):
     path = write_image(tmp_path / "a.png", make_images(1)[0])
     message = r"a\.png: image files have 3 channels.*\[32, 32, 1\]"
-    check_refused(message, read_inputs, [path], (32, 32, 1))
+    check_refused(message, read_inputs, [path], Frame((32, 32, 1)))
 
 
 # Writing predictions

@@ -1,9 +1,11 @@
 """A run, step by step: for the training loop, studies, benchmarks and notebooks.
 
 trainer = Trainer(build(config))
-for update in trainer.train():
+state = trainer.init_state()
+for update in trainer.train(state):
+state = update.state
 print(update.step, float(update.metrics["loss"][-1]))
-print(trainer.test(update.state)["accuracy"])
+print(trainer.test(state))
 """
 
 import contextlib
