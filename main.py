@@ -13,8 +13,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxattn import host
+from jaxattn.config.file import parse_flags
 from jaxattn.errors import UserError, explain
-from jaxattn.training.config_file import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, such as configs/canet.py:tiny.", lock_config=True

@@ -36,7 +36,7 @@ from benchmarks import timing
 from benchmarks.steps import Work, jax_peak
 from configs import canet
 from jaxattn import list_models
-from jaxattn.data.source import load_data
+from jaxattn.data import load_data
 from jaxattn.models.registry import model_keywords
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.meter import Meter
@@ -81,7 +81,7 @@ def write_subset(
         num_train: Images of the training split; None: all.
         num_test: Images of the test split; None: all.
     """
-    cifar: Any = load_data("cifar10", data, val_fraction=0.0)
+    cifar: Any = load_data("cifar10", path=data, val_fraction=0.0)
     np.savez(
         path,
         x_train=cifar.train.images[:num_train],
@@ -109,7 +109,7 @@ def compare(
     }
     timings = timing.time_in_turn(sides, blocks=blocks, seconds=0.0)
     ours, theirs = (timing.median(timings[name]) for name in sides)
-    cifar = load_data("cifar10", path, val_fraction=0.0)
+    cifar = load_data("cifar10", path=path, val_fraction=0.0)
     return {
         "work": dataclasses.asdict(work),
         "num_train": len(cifar.train),
@@ -308,7 +308,7 @@ def _torch_network(work: Work, device: Any, layout: Any) -> Any:
 def _torch_loaders(work: Work, path: str, recipe: Any, workers: int) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
-    cifar = load_data("cifar10", path, val_fraction=0.0)
+    cifar = load_data("cifar10", path=path, val_fraction=0.0)
     make: Any = functools.partial(
         DataLoader,
         batch_size=work.batch_size,

@@ -29,12 +29,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxattn import host
 from jaxattn.atomic import write_atomically
+from jaxattn.config.file import load_config
 from jaxattn.errors import UserError, choose
 from jaxattn.studies import compare, trials
 from jaxattn.studies.bn_landscape import make_run_config
 from jaxattn.studies.trials import Outcome, Trial
-from jaxattn.training.config_file import load_config
-from jaxattn.training.writer import history, read_metrics
+from jaxattn.training.records.writer import history, read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"

@@ -29,9 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import smoke  # noqa: E402 # pyright: ignore[reportMissingImports]
 
-from jaxattn.training.checkpoint import Checkpoints  # noqa: E402
+from jaxattn.training.checkpoints.checkpoint import Checkpoints  # noqa: E402
+from jaxattn.training.records.writer import read_metrics  # noqa: E402
 from jaxattn.training.run import build  # noqa: E402
-from jaxattn.training.writer import read_metrics  # noqa: E402
 
 
 class Start:

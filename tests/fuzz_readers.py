@@ -26,14 +26,14 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import flags
+from jaxattn.inference.files import read_inputs, read_predictions
 from PIL import Image
 
-from jaxattn.data.archives import LAYOUTS, read_cifar, read_pickle
+from jaxattn.data.datasets.archives import LAYOUTS, read_cifar, read_pickle
 from jaxattn.data.images import read_crop, read_image
 from jaxattn.errors import UserError
-from jaxattn.inference.files import read_inputs, read_predictions
-from jaxattn.training.trained import load_trained
-from jaxattn.training.writer import read_metrics, truncate_run
+from jaxattn.training.checkpoints.trained import load_trained
+from jaxattn.training.records.writer import read_metrics, truncate_run
 
 CRASHERS = pathlib.Path(__file__).parent / "golden" / "crashers"
 SLOW_S = 10.0

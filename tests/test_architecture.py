@@ -9,13 +9,15 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxattn"
 FLOORS = [
-    {"atomic", "errors", "host"},
+    {"atomic", "errors", "host", "lazy"},
+    {"config"},
     {"ops", "weights"},
     {"attention", "data"},
     {"models"},
     {"viz"},
+    {"tasks"},
     {"training"},
-    {"inference", "studies"},
+    {"inference", "studies", "doctor"},
     {"cli"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -50,7 +52,9 @@ def test_imports_never_point_up(path):
     [
         # A program that starts itself anew has not paid for JAX twice.
         ("jaxattn, jaxattn.__main__", "jax flax numpy"),
+        ("jaxattn.data, jaxattn.data.datasets, jaxattn.data.augment", "jax numpy PIL"),
         ("jaxattn.attention", "tensorflow grain clu orbax matplotlib"),
+        ("jaxattn.data.datasets.registry", "PIL sklearn tensorflow_datasets grain"),
         # A machine without TensorFlow trains; Orbax, Grain and CLU wait for their use.
         ("jaxattn.training.loop", "tensorflow tensorflow_datasets grain clu orbax"),
     ],

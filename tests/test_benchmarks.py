@@ -29,10 +29,10 @@ from benchmarks import (
 )
 from benchmarks.gpu_suite import Context, Item, run_items, status
 from benchmarks.steps import Work
-from jaxattn.data.source import load_data
+from jaxattn.data import load_data
 from jaxattn.errors import UserError
+from jaxattn.training.records.writer import RunWriter
 from jaxattn.training.run import build
-from jaxattn.training.writer import RunWriter
 
 TIMED = {"items_per_s": [90.0, 100.0, 130.0], "first_call_s": 5.2, "peak_bytes": 2e9}
 SLOWER = {"items_per_s": [40.0, 50.0, 60.0], "first_call_s": 3.0, "peak_bytes": 1e9}
@@ -228,8 +228,8 @@ def cifar(tmp_path_factory):
 
 
 def test_subset_is_the_first_images(cifar):
-    part = load_data("cifar10", cifar, val_fraction=0.0)
-    whole = load_data("cifar10", cifar.replace("part", "whole"), val_fraction=0.0)
+    part = load_data("cifar10", path=cifar, val_fraction=0.0)
+    whole = load_data("cifar10", path=cifar.replace("part", "whole"), val_fraction=0.0)
     assert (len(part.train), len(part.test)) == (48, 20)
     np.testing.assert_array_equal(part.train.images, whole.train.images[:48])
 
@@ -268,7 +268,7 @@ def test_torch_epoch_trains_and_tests(cifar):
 def test_torch_images_are_normalised_and_augmented(cifar):
     torch = pytest.importorskip("torch")
     recipe = epoch.canet.get_config()
-    data = load_data("cifar10", cifar, val_fraction=0.0)
+    data = load_data("cifar10", path=cifar, val_fraction=0.0)
     plain = epoch.TorchImages(data.test, recipe, train=False)
     x, label = plain[3]
     mean, std = (np.array(v, np.float32) for v in recipe.normalize.values())

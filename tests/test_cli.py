@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from jaxattn.cli import main
-from jaxattn.data.source import load_data
+from jaxattn.data import load_data
 from jaxattn.inference.attention import read_examples
 from jaxattn.inference.evaluate import load_data_of
-from jaxattn.training.trained import load_trained
+from jaxattn.training.checkpoints.trained import load_trained
 
 THRESHOLDS = "0.9,0.9,0.9,0.9,0.9"
 METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")

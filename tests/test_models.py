@@ -1,12 +1,14 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxattn
+import jaxattn.models
+import jaxattn.ops
 from jaxattn import UserError, create_model, from_torch, list_models, to_torch
 from jaxattn.models.registry import model_keywords
 
@@ -358,3 +360,63 @@ def test_the_attention_resnets_take_any_size(size):
 def test_the_package_exports_its_names():
     for name in ("create_model", "from_torch", "list_models", "to_torch"):
         assert name in jaxattn.__all__
+
+
+@pytest.mark.parametrize("face", [jaxattn.models, jaxattn.ops])
+def test_a_face_has_every_name_it_lists(face):
+    for name in face.__all__:
+        assert getattr(face, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = face.nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("resnet18", (64, 128, 256, 512)),
+        ("resnet50_scsa", (256, 512, 1024, 2048)),
+        ("sccnet18", (64, 128, 256, 512)),
+        ("mobilenet_v2", (24, 32, 96, 320)),
+        ("mobilenet_v2_scsa", (24, 32, 96, 320)),
+        ("shufflenet_v2_x0_5", (24, 48, 96, 192)),
+    ],
+)
+def test_a_backbone_gives_maps_of_strides_4_to_32(name, widths):
+    model = create_model(name, dtype=jnp.bfloat16)
+    x = jnp.zeros((2, 224, 224, 3))
+    features = functools.partial(model.init_with_output, return_features=True)
+    maps, variables = jax.eval_shape(features, jax.random.key(0), x)
+    sides = (56, 28, 14, 7)
+    assert [m.shape for m in maps] == [
+        (2, side, side, width) for side, width in zip(sides, widths, strict=True)
+    ]
+    assert {m.dtype for m in maps} == {jnp.dtype(jnp.bfloat16)}
+    heads = {"fc", "head", "classifier.1", "conv5.0", "features.18"}
+    assert not heads & variables["params"].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("resnet18", ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]),
+        ("mobilenet_v2", ["features.3", "features.6", "features.13", "features.17"]),
+        ("shufflenet_v2_x0_5", ["stage2.3", "stage3.7", "stage4.3"]),
+    ],
+)
+def test_the_maps_are_those_of_the_last_block_of_a_stage(name, blocks):
+    model, outputs = create_model(name), {}
+
+    def record(call, args, kwargs, context):
+        outputs[context.module.path] = call(*args, **kwargs)
+        return outputs[context.module.path]
+
+    def traced(variables, x):
+        with nn.intercept_methods(record):
+            maps = model.apply(variables, x, return_features=True)
+        assert all(
+            map_ is outputs[(block,)]
+            for map_, block in zip(maps[-len(blocks) :], blocks, strict=True)
+        )
+        return maps
+
+    jax.eval_shape(traced, abstract_variables(model), jnp.zeros((1, 32, 32, 3)))

@@ -18,7 +18,8 @@ from benchmarks.torch_models import (  # noqa: E402
     create_torch_model,
 )
 from jaxattn import attention, create_model, from_torch, to_torch  # noqa: E402
-from jaxattn.models import resnet, sccnet  # noqa: E402
+from jaxattn.models import Slot, resnet, sccnet  # noqa: E402
+from jaxattn.models.stems import STEMS  # noqa: E402
 
 WITH_STEMS = [
     "mobilenet_v2",
@@ -114,8 +115,7 @@ BLOCKS = {
     "bottleneck_scsa": (
         resnet.Bottleneck(
             64,
-            attention=functools.partial(attention.SCSA, **SCSA_KWARGS),
-            attention_inside=True,
+            slot=Slot(functools.partial(attention.SCSA, **SCSA_KWARGS), "inside"),
         ),
         lambda: torch_models.Bottleneck(24, 64, scsa=SCSA_KWARGS),
         24,
@@ -241,7 +241,7 @@ def test_training_gradients_are_ours(block):
     ("name", "kwargs"),
     [
         *((name, {}) for name in WITHOUT),
-        *((name, {"stem": stem}) for name in WITH_STEMS for stem in resnet.STEMS),
+        *((name, {"stem": stem}) for name in WITH_STEMS for stem in STEMS),
     ],
 )
 def test_names_and_shapes_are_ours(name, kwargs):

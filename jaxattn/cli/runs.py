@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import Command, count
 from jaxattn.errors import UserError, require
-from jaxattn.inference import files
 
 if TYPE_CHECKING:  # imported where they are used
     from jaxattn.studies.compare import FinishedRun, Group
@@ -98,7 +98,7 @@ def _train_all(
     from jaxattn.studies import trials
 
     finished = [trial.is_finished() for trial in planned]  # all, before the first
-    files.require_writable(out / "comparison.md")
+    require_writable(out / "comparison.md")
     failures = []
     for i, (trial, is_done) in enumerate(zip(planned, finished, strict=True), 1):
         print(f"{trial.name} ({i} of {len(planned)}): ", end="", flush=True)
@@ -117,7 +117,7 @@ def _train_all(
 
 
 def _average(args: argparse.Namespace) -> None:
-    from jaxattn.training.average import average_checkpoints
+    from jaxattn.studies.average import average_checkpoints
 
     averaged = average_checkpoints(
         args.workdir,
@@ -138,8 +138,8 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _bn_landscape(args: argparse.Namespace) -> None:
+    from jaxattn.config.file import load_config
     from jaxattn.studies.bn_landscape import run_study
-    from jaxattn.training.config_file import load_config
 
     run_study(load_config(args.config, args.overrides), args.workdir)
 

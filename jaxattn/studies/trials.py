@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from jaxattn import host
+from jaxattn.config.changes import config_of, differences, is_harmless
 from jaxattn.errors import UserError, explain
-from jaxattn.training.run import config_of, differences, is_harmless
-from jaxattn.training.writer import read_metrics
+from jaxattn.training.records.writer import read_metrics
 
 # For a run to save once it was asked to stop. One that does not goes on from the
 # checkpoint of its last epoch.
@@ -159,7 +159,7 @@ def _of_seeds(
     overrides: Sequence[str],
 ) -> Iterator[Trial]:
     """Yields the runs of one config, each in a folder of its own."""
-    from jaxattn.training.config_file import load_config
+    from jaxattn.config.file import load_config
 
     folder = root.resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
     for seed in seeds or (None,):
