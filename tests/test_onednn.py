@@ -89,8 +89,7 @@ WINDOWS = {
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("mode", [jax.jit, lambda f: f])
-def test_values_and_gradients_are_xlas(window, batch, mode):
+def test_values_and_gradients_are_xlas(window, batch):
     size, *window = WINDOWS[window]
     x = normal(0, batch, 13, 12, 6)
     kernel = normal(1, size, size, 6 // window[-1], 12)
@@ -99,9 +98,9 @@ def test_values_and_gradients_are_xlas(window, batch, mode):
 
     def gradients(f):
         loss = lambda x, kernel: jnp.sum(f(x, kernel, *window) * g)  # noqa: E731
-        return mode(jax.grad(loss, (0, 1)))(x, kernel)
+        return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
 
-    own = mode(lambda x, kernel: onednn.conv2d(x, kernel, *window))(x, kernel)
+    own = jax.jit(lambda x, kernel: onednn.conv2d(x, kernel, *window))(x, kernel)
     chex.assert_trees_all_close(own, expected, atol=5e-5)
     chex.assert_trees_all_close(
         gradients(onednn.conv2d), gradients(lax_conv), atol=3e-4
@@ -162,9 +161,8 @@ def test_blocks_are_the_authors(golden, name):
     module, x = goldens.MODULES[name], goldens.nhwc(arrays["input"])
     state = goldens.section(arrays, "state/")
     case = module, goldens.from_torch(module, state, x), x, arrays
-    goldens.test_eval_output_is_the_authors(case, jax.jit)
-    goldens.test_train_output_and_statistics_are_the_authors(case, jax.jit)
-    goldens.test_input_gradient_is_the_authors(case, jax.jit)
+    goldens.test_eval_output_is_the_authors(case)
+    goldens.test_train_output_statistics_and_gradient_are_the_authors(case)
 
 
 @pytest.mark.usefixtures("enabled")
