@@ -139,3 +139,18 @@ def trained_workdir(once):
         assert results["last_test_accuracy"] > 0.5
 
     return once("trained", make)
+
+
+@pytest.fixture(scope="session")
+def two_epochs(once):
+    """The workdir of `smoke` after two epochs, for tests that copy it or only read."""
+    import smoke
+
+    from jaxattn.training.loop import train_and_evaluate
+
+    def make(folder):
+        config = smoke.get_config()
+        config.num_epochs = 2
+        train_and_evaluate(config, folder, devices=smoke.one_device())
+
+    return once("two_epochs", make)

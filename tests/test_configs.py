@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 import smoke
+from tiers import full_but
 
 from jaxattn import create_model
 from jaxattn.training import optim
@@ -40,7 +41,11 @@ def flat(config):
     }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    full_but(RECIPES, smoke.ROOT / "configs" / "canet.py"),
+    ids=lambda p: p.stem,
+)
 def test_config_loads_bare_and_builds(path):
     assert built(load(path).get_config()).total_steps > 0
 
@@ -56,6 +61,7 @@ def built(config):
     return build(config, devices=smoke.one_device())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "variant"),
     [("sccnet", v) for v in SCCNETS] + [("scsa", v) for v in SCSAS],
@@ -72,6 +78,7 @@ def test_variant_builds_its_network(name, variant):
         assert model.attention == "scsa"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["none", "cbam", "eca", "scsa", "scc"])
 def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
     module = load(smoke.ROOT / "configs" / "attention_study.py")
@@ -83,12 +90,14 @@ def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
     assert cost.macs == pytest.approx(base_cost.macs, rel=0.1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])
 def test_best_is_small(variant):
     config = load(smoke.ROOT / "configs" / "best.py").get_config(variant)
     assert built(config).cost.parameters < 6.3e6
 
 
+@pytest.mark.full
 def test_attention_keywords_come_from_the_command_line():
     config = load(smoke.ROOT / "configs" / "scsa.py").get_config("resnet101")
     config.model.attention_kwargs.window_size = 5
@@ -210,6 +219,7 @@ def test_canet_follows_the_published_recipe():
     }  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", BASELINES)
 def test_baseline_is_its_network_for_small_images(variant):
     config = load(smoke.ROOT / "configs" / "baselines.py").get_config(variant)

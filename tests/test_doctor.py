@@ -119,18 +119,9 @@ def test_data_path_needs_a_name(capsys):
 # Checkpoints
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    config = smoke.get_config()
-    config.num_epochs = 2
-    train_and_evaluate(config, workdir, devices=smoke.one_device())
-    return workdir
-
-
 @pytest.fixture
-def workdir(finished, tmp_path):
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+def workdir(two_epochs, tmp_path):
+    shutil.copytree(two_epochs, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -154,6 +154,7 @@ def test_other_dtypes_and_several_devices_do_not(monkeypatch):
         assert "jaxattn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("enabled")
 @pytest.mark.parametrize("name", ["att_res_block_s2", "enhanced_resnet_bw8"])
 def test_blocks_are_the_authors(golden, name):
@@ -165,6 +166,7 @@ def test_blocks_are_the_authors(golden, name):
     goldens.test_train_output_statistics_and_gradient_are_the_authors(case)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("enabled")
 def test_steps_in_a_loop_are_those_outside_bit_for_bit():
     run = build(smoke.get_config(), smoke.one_device())
