@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from benchmarks.steps import repeated_dispatch
 from configs import cbam_resnet
 from jaxattn.data.augment import mix
 from jaxattn.inference.predict import Predictor
@@ -44,7 +45,10 @@ def main() -> None:
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
         "augmentation": _compare(
-            {"train_step": repeated_dispatch(run), "augmentation": _augmentation(run)},
+            {
+                "train_step": repeated_dispatch(run, 1),
+                "augmentation": _augmentation(run),
+            },
             args.blocks,
         ),
         "eight_views": _compare(_predictions(run), args.blocks),

@@ -93,7 +93,7 @@ def last_state(workdir: pathlib.Path, epochs: int) -> tuple[Any, int]:
     config = smoke.get_config()
     config.num_epochs = epochs
     checkpoints = Checkpoints(workdir, read_only=True)
-    target = build(config, jax.devices()[:1]).abstract_state
+    target = build(config, devices=jax.devices()[:1]).abstract_state
     found = checkpoints.restore_latest(target)
     assert found is not None
     return jax.device_get(found[0]), found[1]

@@ -2,7 +2,7 @@
 
 Both gather a batch by index from uint8 images that lie on the device, normalise it, and
 do one step of SGD with momentum and weight decay on the cross entropy; both compute the
-loss and accuracy. PyTorch's side is `torch_models.py`, in float32 or under autocast to
+loss and accuracy. PyTorch's network is of `pytorch/`, in float32 or under autocast to
 bfloat16.
 """
 # pyright: reportMissingImports=false
@@ -177,8 +177,8 @@ def _torch_parts(work: Work, channels_last: bool, device: Any) -> tuple[Any, Any
     """Returns network, uint8 images `[N, H, W, 3]` and labels `[N]` on the device."""
     import torch
 
-    from benchmarks.torch_models import create_torch_model
-    from jaxattn.data import load_data
+    from benchmarks.pytorch.registry import create_torch_model
+    from jaxattn.data.source import load_data
 
     torch.manual_seed(0)
     if device.type == "cuda":

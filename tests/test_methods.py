@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from jaxattn.inference.files import align_predictions, write_predictions
 
 from jaxattn import UserError
-from jaxattn.inference.files import align_predictions, write_predictions
 from jaxattn.tasks.classification import methods
 from jaxattn.tasks.classification.methods import (
     TTA,

@@ -1,4 +1,4 @@
-"""What the README, the docs and the configs say can be run, can be run."""
+"""What the README, the docs and the recipes say can be run, can be run."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from benchmarks import compare_torch, epoch, reproduce
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [README, *(path.read_text() for path in sorted(ROOT.glob("docs/**/*.md")))]
-HEADERS = [path.read_text() for path in sorted(ROOT.glob("configs/*.py"))]
+HEADERS = [path.read_text() for path in sorted(ROOT.glob("jaxattn/recipes/*.py"))]
 
 
 def blocks(language):
@@ -69,7 +69,7 @@ def test_training_command_is_accepted(command):
 @pytest.mark.parametrize("command", jaxattn_commands())
 def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
-    if re.search("--configs|sweep", command):  # and so it would train
+    if re.search("--configs|sweep|jaxattn train", command):  # and so it would train
         command += " --config.model.nme=x"
     done = run(sys.executable, "-m", "jaxattn", *shlex.split(command)[1:])
     if command.startswith("jaxattn doctor"):  # what it finds is the machine's
@@ -148,6 +148,7 @@ def test_pictures_exist_and_are_small():
         (["--epochs=3"], "Unknown command line flag 'epochs'"),
         (["stray"], "stray: not a flag"),
         (["--config=configs/none.py"], "--config=configs/none.py: no such file"),
+        (["--config=canett"], "--config=canett: did you mean 'canet'? choices: "),
         (["--config=configs/canet.py:huge"], "must be one of tiny, light, base, pro"),
     ],
 )

@@ -365,7 +365,7 @@ class Nothing(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False):
         del train
-        return x * self.param("zero", nn.initializers.zeros, (1, 1, 1, x.shape[-1]))
+        return x * self.param("zero", nn.initializers.zeros, (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck, InvertedResidual])
@@ -381,16 +381,25 @@ def test_attention_outside_has_the_last_word_before_the_sum(block):
     chex.assert_trees_all_close(inside.apply(variables, x), x + 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("place", ["inside", "after"])
-def test_a_slot_of_ones_own_says_the_place(place):
-    slot = Slot(Nothing, place, zero_init=True)
+class PerChannel(nn.Module):
+    """Has a factor for each channel of its map."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return x * self.param("factor", nn.initializers.ones, (1, 1, 1, x.shape[-1]))
+
+
+@pytest.mark.parametrize(("place", "channels"), [("inside", 4), ("after", 16)])
+def test_a_slot_of_ones_own_says_the_place(place, channels):
+    slot = Slot(PerChannel, place)
     module = ResNet((1, 1, 1, 1), True, (4, 8, 16, 32), stem="cifar", attention=slot)
     block = abstract_variables(module, 32)["params"]["layer1.0"]
-    assert block["attn"]["zero"].shape == (1, 1, 1, 16 if place == "after" else 4)
+    assert block["attn"]["factor"].shape == (1, 1, 1, channels)
 
 
 def test_a_slot_refuses_an_unknown_place():
-    with pytest.raises(UserError, match="place='befor': .*choices: inside, after"):
+    with pytest.raises(UserError, match=r"place='befor': .*choices: inside, after"):
         Slot(Nothing, "befor")
 
 

@@ -154,8 +154,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--configs",
         nargs="+",
         metavar="CONFIG",
-        help="recipes, as configs/canet.py:tiny, to train first what is not finished;"
-        " --config.key=value overrides a value of all of them",
+        help="recipes, as canet:tiny or configs/canet.py:tiny, to train first what is"
+        " not finished; --config.key=value overrides a value of all of them",
     )
     add("--seeds", type=int, nargs="+", help="of each recipe (default its own)")
     add("--root", type=pathlib.Path, help="folder of the workdirs: recipe/seed")
@@ -174,8 +174,8 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add(
         "--config",
         required=True,
-        help="a recipe, as configs/canet.py:tiny; --config.key=value overrides a value"
-        " of every run",
+        help="a recipe, as canet:tiny or configs/canet.py:tiny; --config.key=value"
+        " overrides a value of every run",
     )
     add(
         "--workdir",
@@ -224,7 +224,7 @@ def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
     add(
         "--config",
         required=True,
-        help="configs/vgg_bn.py; --config.key=value overrides a value of it",
+        help="vgg_bn, or a file like it; --config.key=value overrides a value of it",
     )
     add("--workdir", required=True, help="folder of the study's outputs")
     parser.set_defaults(overrides=[])

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def bind(
-    function: Callable[..., T], section: Mapping[str, Any], name: str, **given: Any
+    function: Callable[..., T], section: Mapping[str, Any], name: str, /, **given: Any
 ) -> Callable[..., T]:
     """Returns `function` with a config section as its keyword arguments.
 

@@ -17,6 +17,7 @@ _DEFAULTS: dict[str, Any] = {
     "seed": 0,  # of weights, order, augmentation and every other draw
     "num_epochs": int,  # passes over the training split
     "batch_size": int,  # images of the global batch; divisible by the devices
+    "task": "classification",  # what is learnt
     "dtype": "float32",  # computation: float32, or bfloat16 for GPU and TPU
     "data_parallel": "jit",  # jit (over a mesh) or pmap
     "steps_per_dispatch": int,  # steps per device call; None: 1 to 25

@@ -14,10 +14,10 @@ it into a batch inside the jitted step:
 
 Batches are `{"image": uint8 [N, H, W, C], ...}`: every further entry is a target, an
 array `[N, ...]` that means what the task says. Training batches are always full.
-Evaluation batches are padded and carry `"mask"`, bool `[N]`, so that every example counts
-once: False for padding. It is False
-too for what stands in for an image that cannot be decoded (`SkippingSource`). Each such
-image is named once, by a warning of the process that consumes the feeds.
+Evaluation batches are padded and carry `"mask"`, bool `[N]`, so that every example
+counts once: False for padding. It is False too for what stands in for an image that
+cannot be decoded (`SkippingSource`). Each such image is named once, by a warning of the
+process that consumes the feeds.
 """
 
 import dataclasses

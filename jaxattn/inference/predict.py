@@ -49,7 +49,7 @@ class Method(Protocol):
         """The views, V of them."""
         ...
 
-    def decide(self, outputs: np.ndarray) -> Any:
+    def decide(self, outputs: np.ndarray, /) -> Any:
         """Decides by the outputs `[V, N, ...]`: a tuple of arrays `[N, ...]`."""
         ...
 

@@ -1,69 +1,57 @@
 """Networks, their weights from and to PyTorch, and what they cost."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxattn import lazy
 
 if TYPE_CHECKING:
-    from jaxattn.models.canet import CANet
-    from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
-    from jaxattn.models.cost import (
-        Cost,
-        count_parameters,
-        measure_cost,
-        summarize_model,
+    from jaxattn.models.canet import CANet as CANet
+    from jaxattn.models.cbam_resnet import EfficientResNet as EfficientResNet
+    from jaxattn.models.cbam_resnet import (
+        EnhancedEfficientResNet as EnhancedEfficientResNet,
     )
-    from jaxattn.models.mobilenet_v2 import MobileNetV2
-    from jaxattn.models.registry import create_model, list_models
-    from jaxattn.models.resnet import ResNet
-    from jaxattn.models.sccnet import SCCNet
-    from jaxattn.models.shufflenet_v2 import ShuffleNetV2
-    from jaxattn.models.slots import Slot
-    from jaxattn.models.torch_weights import from_torch, read_state_dict, to_torch
-    from jaxattn.models.vgg import VGG11, VGGA, VGGADropout, VGGALight
+    from jaxattn.models.cost import Cost as Cost
+    from jaxattn.models.cost import count_parameters as count_parameters
+    from jaxattn.models.cost import measure_cost as measure_cost
+    from jaxattn.models.cost import summarize_model as summarize_model
+    from jaxattn.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
+    from jaxattn.models.registry import create_model as create_model
+    from jaxattn.models.registry import list_models as list_models
+    from jaxattn.models.resnet import ResNet as ResNet
+    from jaxattn.models.sccnet import SCCNet as SCCNet
+    from jaxattn.models.shufflenet_v2 import ShuffleNetV2 as ShuffleNetV2
+    from jaxattn.models.slots import Slot as Slot
+    from jaxattn.models.torch_weights import from_torch as from_torch
+    from jaxattn.models.torch_weights import read_state_dict as read_state_dict
+    from jaxattn.models.torch_weights import to_torch as to_torch
+    from jaxattn.models.vgg import VGG11 as VGG11
+    from jaxattn.models.vgg import VGGA as VGGA
+    from jaxattn.models.vgg import VGGADropout as VGGADropout
+    from jaxattn.models.vgg import VGGALight as VGGALight
 
-__all__ = [
-    "VGG11",
-    "VGGA",
-    "CANet",
-    "Cost",
-    "EfficientResNet",
-    "EnhancedEfficientResNet",
-    "MobileNetV2",
-    "ResNet",
-    "SCCNet",
-    "ShuffleNetV2",
-    "Slot",
-    "VGGADropout",
-    "VGGALight",
-    "count_parameters",
-    "create_model",
-    "from_torch",
-    "list_models",
-    "measure_cost",
-    "read_state_dict",
-    "summarize_model",
-    "to_torch",
-]
-
-# The file of every name.
-_FILES = {
-    "canet": ["CANet"],
-    "cbam_resnet": ["EfficientResNet", "EnhancedEfficientResNet"],
-    "cost": ["Cost", "count_parameters", "measure_cost", "summarize_model"],
-    "mobilenet_v2": ["MobileNetV2"],
-    "registry": ["create_model", "list_models"],
-    "resnet": ["ResNet"],
-    "sccnet": ["SCCNet"],
-    "shufflenet_v2": ["ShuffleNetV2"],
-    "slots": ["Slot"],
-    "torch_weights": ["from_torch", "read_state_dict", "to_torch"],
-    "vgg": ["VGG11", "VGGA", "VGGADropout", "VGGALight"],
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the file of a name at the name's first use."""
-    for file, names in _FILES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{file}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy.face(
+    __name__,
+    {
+        "CANet": "jaxattn.models.canet",
+        "Cost": "jaxattn.models.cost",
+        "EfficientResNet": "jaxattn.models.cbam_resnet",
+        "EnhancedEfficientResNet": "jaxattn.models.cbam_resnet",
+        "MobileNetV2": "jaxattn.models.mobilenet_v2",
+        "ResNet": "jaxattn.models.resnet",
+        "SCCNet": "jaxattn.models.sccnet",
+        "ShuffleNetV2": "jaxattn.models.shufflenet_v2",
+        "Slot": "jaxattn.models.slots",
+        "VGG11": "jaxattn.models.vgg",
+        "VGGA": "jaxattn.models.vgg",
+        "VGGADropout": "jaxattn.models.vgg",
+        "VGGALight": "jaxattn.models.vgg",
+        "count_parameters": "jaxattn.models.cost",
+        "create_model": "jaxattn.models.registry",
+        "from_torch": "jaxattn.models.torch_weights",
+        "list_models": "jaxattn.models.registry",
+        "measure_cost": "jaxattn.models.cost",
+        "read_state_dict": "jaxattn.models.torch_weights",
+        "summarize_model": "jaxattn.models.cost",
+        "to_torch": "jaxattn.models.torch_weights",
+    },
+)

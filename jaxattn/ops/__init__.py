@@ -1,51 +1,41 @@
 """What PyTorch computes differently, and every choice that depends on the platform."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxattn import lazy
 
 if TYPE_CHECKING:
-    from jaxattn.ops.conv import Conv, ConvKernel, conv2d
-    from jaxattn.ops.features import mark_features
-    from jaxattn.ops.group_norm import GroupNorm
-    from jaxattn.ops.init import kaiming_normal, torch_bias, torch_kernel
-    from jaxattn.ops.linear import Linear
-    from jaxattn.ops.norm import BatchNorm
-    from jaxattn.ops.pool import adaptive_avg_pool, max_along, max_pool
-    from jaxattn.ops.random import hashed_uniform
+    from jaxattn.ops.conv import Conv as Conv
+    from jaxattn.ops.conv import ConvKernel as ConvKernel
+    from jaxattn.ops.conv import conv2d as conv2d
+    from jaxattn.ops.features import mark_features as mark_features
+    from jaxattn.ops.group_norm import GroupNorm as GroupNorm
+    from jaxattn.ops.init import kaiming_normal as kaiming_normal
+    from jaxattn.ops.init import torch_bias as torch_bias
+    from jaxattn.ops.init import torch_kernel as torch_kernel
+    from jaxattn.ops.linear import Linear as Linear
+    from jaxattn.ops.norm import BatchNorm as BatchNorm
+    from jaxattn.ops.pool import adaptive_avg_pool as adaptive_avg_pool
+    from jaxattn.ops.pool import max_along as max_along
+    from jaxattn.ops.pool import max_pool as max_pool
+    from jaxattn.ops.random import hashed_uniform as hashed_uniform
 
-__all__ = [
-    "BatchNorm",
-    "Conv",
-    "ConvKernel",
-    "GroupNorm",
-    "Linear",
-    "adaptive_avg_pool",
-    "conv2d",
-    "hashed_uniform",
-    "kaiming_normal",
-    "mark_features",
-    "max_along",
-    "max_pool",
-    "torch_bias",
-    "torch_kernel",
-]
-
-# The file of every name.
-_FILES = {
-    "conv": ["Conv", "ConvKernel", "conv2d"],
-    "features": ["mark_features"],
-    "group_norm": ["GroupNorm"],
-    "init": ["kaiming_normal", "torch_bias", "torch_kernel"],
-    "linear": ["Linear"],
-    "norm": ["BatchNorm"],
-    "pool": ["adaptive_avg_pool", "max_along", "max_pool"],
-    "random": ["hashed_uniform"],
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the file of a name at the name's first use."""
-    for file, names in _FILES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{file}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy.face(
+    __name__,
+    {
+        "BatchNorm": "jaxattn.ops.norm",
+        "Conv": "jaxattn.ops.conv",
+        "ConvKernel": "jaxattn.ops.conv",
+        "GroupNorm": "jaxattn.ops.group_norm",
+        "Linear": "jaxattn.ops.linear",
+        "adaptive_avg_pool": "jaxattn.ops.pool",
+        "conv2d": "jaxattn.ops.conv",
+        "hashed_uniform": "jaxattn.ops.random",
+        "kaiming_normal": "jaxattn.ops.init",
+        "mark_features": "jaxattn.ops.features",
+        "max_along": "jaxattn.ops.pool",
+        "max_pool": "jaxattn.ops.pool",
+        "torch_bias": "jaxattn.ops.init",
+        "torch_kernel": "jaxattn.ops.init",
+    },
+)

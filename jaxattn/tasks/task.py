@@ -11,7 +11,7 @@ and average, and a sum over examples, so that an evaluation counts each once.
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ from jaxattn.data.source import Data, Example, Source
 
 Targets = Mapping[str, jax.Array]
 Figures = Mapping[str, float]
-Summary = dict[str, Any]
+Summary = Mapping[str, Any]
 Predict = Callable[[Source], Any]
 
 
@@ -46,15 +46,11 @@ class Task(Protocol):
     A task is a frozen dataclass whose fields are the config's section `loss`.
     """
 
-    @property
-    def metric(self) -> str:
-        """The figure of a summary by which weights are best; higher is better."""
-        ...
+    metric: ClassVar[str]
+    """The figure of a summary by which weights are best; higher is better."""
 
-    @property
-    def shown(self) -> Sequence[str]:
-        """The values of `measure` that logs and epochs report, the loss first."""
-        ...
+    shown: ClassVar[Sequence[str]]
+    """The values of `measure` that logs and epochs report, the loss first."""
 
     # The network and its data ---------------------------------------------------------
 

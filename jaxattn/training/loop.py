@@ -250,8 +250,8 @@ class _Attempt:
         self.progress.message(
             f"stopped early, after epoch {step // run.steps_per_epoch} of"
             f" {run.options.num_epochs}: no gain in validation"
-            f" {run.task.metric} for {plateau.epochs} epochs; to go on, repeat the command with"
-            " --config.early_stopping.patience=0"
+            f" {run.task.metric} for {plateau.epochs} epochs; to go on, repeat the"
+            " command with --config.early_stopping.patience=0"
         )
         return True
 

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.config.changes import harmless_changes

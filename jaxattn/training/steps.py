@@ -30,7 +30,8 @@ Examples = tuple[jax.Array, Targets, Targets]  # inputs, own targets, partners' 
 Keys = dict[str, jax.Array]
 Means = tuple[Metrics, Any]  # of what the task measures, and gradients
 
-# From pixels to intensities in [0, 1], where nothing else is said.
+# Where nothing else is said; the last from pixels to intensities in [0, 1].
+_NO_AUGMENT, _NO_EMA = Augment(), Ema()
 _TO_INTENSITIES = functools.partial(normalize, mean=(0.0,), std=(1.0,))
 
 
@@ -40,9 +41,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     schedule: Schedule | None = None,
-    augment: Augment = Augment(),
+    augment: Augment = _NO_AUGMENT,
     normalize: Normalize = _TO_INTENSITIES,
-    ema: Ema = Ema(),
+    ema: Ema = _NO_EMA,
     trainable: Collection[TreePath] | None = None,
     skips: bool = False,
     gradient_metrics: Callable[[Any], dict[str, Any]] | None = None,
@@ -170,7 +171,7 @@ def make_eval_step(
 def make_statistics_step(
     model: nn.Module,
     *,
-    augment: Augment = Augment(),
+    augment: Augment = _NO_AUGMENT,
     normalize: Normalize = _TO_INTENSITIES,
     axis_name: str | None = None,
 ) -> TrainStep:

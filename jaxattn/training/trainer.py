@@ -126,7 +126,7 @@ class Trainer:
         return self._loader.train_feeds(self.run.order, start, stop)
 
     def place(self, feeds: Sequence[Feed]) -> Batch:
-        """Puts the feeds of several steps on the devices, for what `compile` returns."""
+        """Puts the feeds of several steps on the devices, for a compiled step."""
         return self.run.parallel.place_stacked(feeds)
 
 

@@ -73,7 +73,7 @@ def load_data(
                 f"data.{key}={value!r}: not accepted with data.name={name}; leave it "
                 f"out ({suggest(key, accepted)})"
             )
-    data = bind(loader, given, "data", name=name)()
+    data = bind(loader, {"name": name, **given}, "data")()
     return thin(hold_out(data, val_fraction, split_seed), max_train_examples)
 
 

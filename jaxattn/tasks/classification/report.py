@@ -45,7 +45,7 @@ def format_test(summary: Summary, class_names: Sequence[str]) -> list[str]:
     ]
 
 
-def class_table(summary: dict[str, Any], class_names: Sequence[str]) -> list[str]:
+def class_table(summary: Summary, class_names: Sequence[str]) -> list[str]:
     """Returns the lines of a table of precision, recall, F1 and support by class.
 
     Args:

@@ -50,7 +50,7 @@ class Classification:
     label_smoothing: float = 0.0
 
     metric: ClassVar[str] = "accuracy"
-    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    shown: ClassVar[Sequence[str]] = ("loss", "accuracy")
 
     def __post_init__(self) -> None:
         share = self.label_smoothing

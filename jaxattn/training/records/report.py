@@ -18,7 +18,7 @@ from jaxattn.config.changes import flatten
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import onednn
-from jaxattn.tasks.task import Tested
+from jaxattn.tasks.task import Summary, Tested
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RunWriter, read_metrics
 from jaxattn.training.run import Run
@@ -181,7 +181,7 @@ def write_results(
     return results
 
 
-def format_report(results: dict[str, Any], best: dict[str, Any], run: Run) -> str:
+def format_report(results: dict[str, Any], best: Summary, run: Run) -> str:
     """Returns the text of `report.txt`."""
     lines = [
         f"{results['model']} on {results['data']}, seed {results['seed']}:"
