@@ -165,7 +165,9 @@ def _devices() -> Iterator[Finding]:
 def _kernels() -> Iterator[Finding]:
     if jax.default_backend() != "cpu":
         return
-    if not onednn.compiled_path().exists():
+    if onednn.is_refused():
+        yield Finding(OK, "oneDNN's convolutions: not used, as JAXATTN_CPU_KERNELS=0")
+    elif not onednn.compiled_path().exists():
         yield Finding(
             WARNING,
             "oneDNN's convolutions: not built, training is slower:"

@@ -1,5 +1,11 @@
+import contextlib
+import ctypes
+import fcntl
+import gc
 import os
 import pathlib
+import resource
+import shutil
 
 # Compiling is most of the time here, and this halves it: LLVM optimises little. What
 # XLA makes of a program before, its fusions, stays as it is.
@@ -22,9 +28,89 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 # What the user has built is not tested by accident.
 os.environ["GLIBC_TUNABLES"] = ""  # no program of the tests starts itself anew
 os.environ["XDG_CACHE_HOME"] = str(CACHE.parent / "user_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+# Memory -----------------------------------------------------------------------------
+
+# What a worker may keep from one test to the next, in bytes: a training of the tests
+# takes 0.4 GB while it compiles.
+KEPT = 900_000_000
+
+
+@pytest.fixture(autouse=True)
+def give_memory_back():
+    """Returns what was freed to the system, and if that is little, drops programs.
+
+    The allocator keeps what compiling took, and JAX every program: a worker would grow
+    to 7 GB. To compile all anew after each test would take longer than the tests.
+    """
+    yield
+    for drop in (lambda: None, jax.clear_caches):
+        if resident() > KEPT:
+            drop()
+            gc.collect()
+            with contextlib.suppress(AttributeError):  # glibc's alone
+                ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident():
+    """Bytes of this process in memory; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * resource.getpagesize()
+    return 0
+
+
+LARGEST = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    LARGEST[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak_kb", 0)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        session.config.workeroutput["peak_kb"] = peak_kb
+
+
+def pytest_terminal_summary(terminalreporter):
+    sizes = [f"{name} {size / 1e6:.2f} GB" for name, size in sorted(LARGEST.items())]
+    if sizes:
+        terminalreporter.write_line(f"largest memory: {', '.join(sizes)}")
+
+
+# Fixtures ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Has one worker make a folder, and gives each worker a copy of its own."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of this call of pytest
+
+    def folder(name, make):
+        whole = shared / f"{name}_of_all"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                part = shared / f"{name}_part"
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir()
+                make(part)
+                part.rename(whole)
+        return pathlib.Path(
+            shutil.copytree(whole, tmp_path_factory.mktemp(name), dirs_exist_ok=True)
+        )
+
+    return folder
 
 
 @pytest.fixture
@@ -39,16 +125,32 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def trained_workdir(tmp_path_factory):
+def trained_workdir(once):
     """A finished run that tells its five classes apart, for tests that only read it."""
     import smoke
 
     from jaxattn.training.loop import train_and_evaluate
 
-    folder = tmp_path_factory.mktemp("trained")
-    config = smoke.get_config()
-    config.num_epochs = 20
-    config.data.image_size = 16  # on 8 pixels a rotation by 5 degrees moves none
-    results = train_and_evaluate(config, folder, devices=smoke.one_device())
-    assert results["last_test_accuracy"] > 0.5
-    return folder
+    def make(folder):
+        config = smoke.get_config()
+        config.num_epochs = 20
+        config.data.image_size = 16  # on 8 pixels a rotation by 5 degrees moves none
+        results = train_and_evaluate(config, folder, devices=smoke.one_device())
+        assert results["last_test_accuracy"] > 0.5
+
+    return once("trained", make)
+
+
+@pytest.fixture(scope="session")
+def two_epochs(once):
+    """The workdir of `smoke` after two epochs, for tests that copy it or only read."""
+    import smoke
+
+    from jaxattn.training.loop import train_and_evaluate
+
+    def make(folder):
+        config = smoke.get_config()
+        config.num_epochs = 2
+        train_and_evaluate(config, folder, devices=smoke.one_device())
+
+    return once("two_epochs", make)

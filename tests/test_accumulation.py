@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import full_but
 
 from jaxattn.data.augment import Augment, normalize
 from jaxattn.data.pipeline import StreamedLoader
@@ -104,9 +105,16 @@ def whole():
 
 @pytest.mark.parametrize(
     ("kind", "devices", "count"),
-    [(MeshParallel, 1, 4), (MeshParallel, 1, N), (MeshParallel, 4, 4),
-     (PmapParallel, 2, 4)],
-)  # fmt: skip
+    full_but(
+        [
+            (MeshParallel, 1, 4),
+            (MeshParallel, 1, N),
+            (MeshParallel, 4, 4),
+            (PmapParallel, 2, 4),
+        ],
+        (MeshParallel, 4, 4),
+    ),
+)
 def test_without_batch_norm_micro_batches_train_as_the_whole_batch(
     whole, kind, devices, count
 ):
@@ -121,6 +129,7 @@ def test_without_batch_norm_micro_batches_train_as_the_whole_batch(
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
 
 
+@pytest.mark.full
 # In a loop XLA rounds otherwise: a mean of -1e-5 is 2e-10 off, as its terms are.
 @pytest.mark.parametrize(("unroll", "mean_atol"), [(True, 0.0), (False, 1e-9)])
 def test_it_is_what_optax_accumulates(unroll, mean_atol):
@@ -156,6 +165,7 @@ def test_it_is_what_optax_accumulates(unroll, mean_atol):
     chex.assert_trees_all_close(state.batch_stats, stats, rtol=1e-5, atol=mean_atol)
 
 
+@pytest.mark.full
 def test_pmap_takes_batch_statistics_of_a_micro_batch_over_all_devices():
     devices = jax.devices()
     state, _ = train(
@@ -197,6 +207,7 @@ def test_one_micro_batch_is_no_loop():
     assert ["scan[" in text for text in texts] == [False, True]
 
 
+@pytest.mark.full
 def test_loop_takes_the_memory_of_one_micro_batch():
     model, (feed,) = Network(norm=True), feeds(1)
     state = make_state(model, adamw())

@@ -1,11 +1,14 @@
 """The blocks against their authors' numbers."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import full_but
 
 from jaxattn import attention, create_model, from_torch, to_torch
 from jaxattn.attention import (
@@ -44,6 +47,9 @@ MODULES = {
     "vgg_a_light": create_model("vgg_a_light"),
 }
 
+# Whole networks compile for long; CANet_tiny stands for them.
+SMALL = [name for name in MODULES if "resnet_" not in name and name != "vgg_a_light"]
+
 
 def nhwc(x):
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
@@ -54,17 +60,12 @@ def section(arrays, prefix):
     return {k[n:]: v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=full_but(MODULES, *SMALL))
 def case(request, golden):
     arrays = golden(request.param)
     module, x = MODULES[request.param], nhwc(arrays["input"])
     variables = from_torch(module, section(arrays, "state/"), x)
     return module, variables, x, arrays
-
-
-@pytest.fixture(params=["eager", "jit"])
-def mode(request):
-    return jax.jit if request.param == "jit" else lambda f: f
 
 
 def assert_close(actual, expected, relative):
@@ -77,29 +78,28 @@ def train_forward(module, variables, x):
     return module.apply(variables, x, train=True, mutable=["batch_stats"])
 
 
-def test_eval_output_is_the_authors(case, mode):
+def test_eval_output_is_the_authors(case):
     module, variables, x, arrays = case
-    output = mode(lambda x: module.apply(variables, x, train=False))(x)
+    output = jax.jit(lambda x: module.apply(variables, x, train=False))(x)
     assert_close(output, nhwc(arrays["output"]), 2e-5)
 
 
-def test_train_output_and_statistics_are_the_authors(case, mode):
+def test_train_output_statistics_and_gradient_are_the_authors(case):
     module, variables, x, arrays = case
-    output, updated = mode(lambda x: train_forward(module, variables, x))(x)
+    cotangent = nhwc(arrays["cotangent"])
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient_of(x):
+        output, updated = train_forward(module, variables, x)
+        return jnp.sum(output * cotangent), (output, updated)
+
+    gradient, (output, updated) = gradient_of(x)
     assert_close(output, nhwc(arrays["output_train"]), 2e-5)
     after = to_torch(module, {**variables, **updated})
     for name, expected in section(arrays, "state_after_train/").items():
         assert_close(after[name], expected, 1e-5)
-
-
-def test_input_gradient_is_the_authors(case, mode):
-    module, variables, x, arrays = case
-    cotangent = nhwc(arrays["cotangent"])
-
-    def loss(x):
-        return jnp.sum(train_forward(module, variables, x)[0] * cotangent)
-
-    gradient, expected = mode(jax.grad(loss))(x), nhwc(arrays["grad_input"])
+    expected = nhwc(arrays["grad_input"])
     error = np.linalg.norm(gradient - expected) / np.linalg.norm(expected)
     # golden_stats: the whole net's own sensitivity to rounding is 7e-5.
     assert error < (3e-4 if "fc2" in variables["params"] else 1e-4)
@@ -111,7 +111,7 @@ def test_state_dict_survives_the_round_trip(case):
     chex.assert_trees_all_equal(to_torch(module, variables), state)
 
 
-def test_cbam_is_the_papers_formula(mode):
+def test_cbam_is_the_papers_formula():
     """W1(relu(W0(.))) of mean and maximum, the sigmoid of their sum; then space."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 32))
     module = CBAM()
@@ -126,7 +126,7 @@ def test_cbam_is_the_papers_formula(mode):
     gated = x * nn.sigmoid(responses[0] + responses[1])[:, None, None]
     spatial = {"params": params["spatial_attention"]}
     expected = SpatialAttention().apply(spatial, gated)
-    assert_close(mode(module.apply)(variables, x), expected, 1e-6)
+    assert_close(jax.jit(module.apply)(variables, x), expected, 1e-6)
 
 
 def test_cbam_refuses_a_bottleneck_without_channels():
@@ -157,7 +157,30 @@ def test_every_public_block_is_under_contract():
 def block(request):
     module = BLOCKS[request.param]
     x = jax.random.normal(jax.random.key(0), (2, 8, 6, 32))
-    return module, module.init(jax.random.key(1), x), x
+    return module, jax.jit(module.init)(jax.random.key(1), x), x
+
+
+def test_compiled_it_is_the_block_without(block):
+    """The one place where it runs operation by operation: all other tests compile."""
+    module, variables, x = block
+
+    def loss(params, x):
+        forced = jnp.zeros(x.shape, int).at[0].set(-1)
+        kwargs = {"forced": forced} if isinstance(module, SCC) else {}
+        y, updated = module.apply(
+            {**variables, "params": params},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            **kwargs,
+        )
+        return jnp.sum(jnp.sin(y)), (y, updated)
+
+    gradients = jax.grad(loss, (0, 1), has_aux=True)
+    plain = gradients(variables["params"], x)
+    compiled = jax.jit(gradients)(variables["params"], x)
+    for actual, expected in zip(*map(jax.tree.leaves, (compiled, plain)), strict=True):
+        assert_close(actual, expected, 1e-4)
 
 
 def test_block_keeps_shape_and_follows_its_input_dtype(block):
@@ -177,7 +200,8 @@ def test_block_computes_in_its_dtype(block):
 
 def test_blocks_images_do_not_see_each_other(block):
     module, variables, x = block
-    both, first = module.apply(variables, x), module.apply(variables, x[:1])
+    apply = jax.jit(module.apply)
+    both, first = apply(variables, x), apply(variables, x[:1])
     assert_close(both[:1], first, 1e-5)
 
 
@@ -188,5 +212,5 @@ def test_every_parameter_of_a_block_matters(block):
         y = module.apply({**variables, "params": params}, x, train=False)
         return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
 
-    for leaf in jax.tree.leaves(jax.grad(loss)(variables["params"])):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(variables["params"])):
         assert jnp.any(leaf != 0)

@@ -23,6 +23,9 @@ from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.run import build
 
+# Of a training of their own.
+pytestmark = pytest.mark.full
+
 ONE = smoke.one_device()
 
 

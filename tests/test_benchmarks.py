@@ -59,6 +59,7 @@ def side(name, log):
     return functools.partial(timing.Side, call, 10)
 
 
+@pytest.mark.full
 def test_sides_are_timed_in_turn(tmp_path):
     log = tmp_path / "calls"
     sides = {name: side(name, log) for name in "ab"}
@@ -72,6 +73,7 @@ def test_sides_are_timed_in_turn(tmp_path):
         assert timed["peak_bytes"] > 10**6
 
 
+@pytest.mark.full
 def test_failing_side_is_reported_and_the_others_are_timed(tmp_path):
     sides = {
         "raises": functools.partial(operator.truediv, 1, 0),
@@ -234,6 +236,7 @@ def test_subset_is_the_first_images(cifar):
     np.testing.assert_array_equal(part.train.images, whole.train.images[:48])
 
 
+@pytest.mark.full
 def test_our_epoch_has_the_recipe_of_canet(cifar):
     run = epoch._make_run(Work("canet_light", 32, 16, dtype="bfloat16"), cifar)
     assert (run.model.width, run.options.dtype) == (32, "bfloat16")
@@ -243,6 +246,7 @@ def test_our_epoch_has_the_recipe_of_canet(cifar):
     assert run.parallel.num_devices == 1
 
 
+@pytest.mark.full
 def test_our_epoch_trains_and_tests_on_every_image(monkeypatch):
     # On the run that other tests compile, too.
     run = build(smoke.get_config(), devices=smoke.one_device())
@@ -366,6 +370,7 @@ def test_the_next_call_skips_what_is_done_and_tries_failures_last(suite):
     assert suite.begun == ["fake.c", "fake.a"]
 
 
+@pytest.mark.full
 def test_what_overruns_its_limit_ends_with_all_it_started(suite):
     suite.codes["fake.a"] = (
         "import subprocess\n"
@@ -391,6 +396,7 @@ saved.exists() or time.sleep(60)
 """
 
 
+@pytest.mark.full
 def test_training_is_asked_to_stop_and_goes_on_in_the_next_call(suite):
     suite.codes["train.canet"] = SAVES.format(saved=str(suite.out / "saved"))
     item = Item("train.canet", 2 / 60)
@@ -399,6 +405,7 @@ def test_training_is_asked_to_stop_and_goes_on_in_the_next_call(suite):
     assert suite.run(item) == {"train.canet": "done"}
 
 
+@pytest.mark.full
 def test_training_that_does_not_stop_is_killed(suite, monkeypatch):
     monkeypatch.setattr(gpu_suite, "_GRACE_S", 0.3)
     suite.codes["train.canet"] = (
@@ -409,6 +416,7 @@ def test_training_that_does_not_stop_is_killed(suite, monkeypatch):
     assert time.monotonic() - start_s < 20
 
 
+@pytest.mark.full
 def test_the_suite_ends_in_time(suite):
     """What needs more time than is left does not begin; training takes what is left."""
     suite.codes["train.canet_tiny"] = SAVES.format(saved=str(suite.out / "saved"))
@@ -421,6 +429,7 @@ def test_the_suite_ends_in_time(suite):
     assert time.monotonic() - start_s < 10
 
 
+@pytest.mark.full
 def test_a_benchmark_that_the_end_cuts_off_has_not_failed(suite):
     suite.codes["fake.a"] = "time.sleep(60)"
     assert suite.run(Item("fake.a", 2 / 60), seconds=1.2) == {"fake.a": "unfinished"}
@@ -451,6 +460,7 @@ def test_items_are_selected_by_name_and_kind():
         gpu_suite.select_items(["trains"], smoke=False)
 
 
+@pytest.mark.full
 def test_training_runs_are_rows_in_the_devices_dtype(cifar, tmp_path):
     context = Context(cifar, tmp_path, smoke=False)
     names = [n.partition(".")[2] for n in gpu_suite.MINUTES if n.startswith("train.")]

@@ -75,6 +75,7 @@ def curves(undisturbed):
     return read_curves(undisturbed[0], MEMBERS, FACTORS)
 
 
+@pytest.mark.full
 def test_every_step_and_epoch_is_recorded(curves):
     for c in curves.values():
         for values in (c.loss, c.gradient_max, c.gradient_min):
@@ -86,6 +87,7 @@ def test_every_step_and_epoch_is_recorded(curves):
         assert c.gradient_change.shape == (len(RATES), 4, len(FACTORS))
 
 
+@pytest.mark.full
 def test_an_epochs_loss_is_the_mean_of_its_steps(curves):
     for c in curves.values():
         np.testing.assert_allclose(c.train_loss, by_epoch(c.loss, EPOCHS), rtol=1e-12)
@@ -160,6 +162,7 @@ def test_looks_are_losses_and_gradients_along_the_step(first_step):
         )
 
 
+@pytest.mark.full
 def test_looking_changes_no_step(undisturbed, curves, tmp_path):
     study(tiny(landscape__every_steps=0), tmp_path)
     without = read_curves(tmp_path, MEMBERS, FACTORS)
@@ -171,6 +174,7 @@ def test_looking_changes_no_step(undisturbed, curves, tmp_path):
     assert not (tmp_path / "landscape.png").exists()
 
 
+@pytest.mark.full
 def test_runs_of_one_network_start_alike_and_those_of_two_do_not(curves):
     plain, bn = curves["plain"], curves["bn"]
     np.testing.assert_array_equal(plain.loss[0, 0], plain.loss[1, 0])
@@ -194,6 +198,7 @@ def records(workdir):
     return arrays
 
 
+@pytest.mark.full
 def test_interrupted_anywhere_it_records_the_same(of_one_rate, tmp_path, monkeypatch):
     config = tiny(learning_rates=RATES[:1])
     # In a step, in an evaluation, in the second run; it is asked 8 times an epoch.
@@ -208,6 +213,7 @@ def test_interrupted_anywhere_it_records_the_same(of_one_rate, tmp_path, monkeyp
     chex.assert_trees_all_equal(records(tmp_path), of_one_rate)
 
 
+@pytest.mark.full
 def test_killed_after_an_epoch_it_goes_on_from_there(
     of_one_rate, tmp_path, monkeypatch
 ):
@@ -229,17 +235,20 @@ def test_killed_after_an_epoch_it_goes_on_from_there(
     chex.assert_trees_all_equal(records(tmp_path), of_one_rate)
 
 
+@pytest.mark.full
 def test_another_config_is_refused(undisturbed):
     with pytest.raises(UserError, match=r"another config \(num_epochs: 2 -> 3\)"):
         study(tiny(num_epochs=3), undisturbed[0])
 
 
+@pytest.mark.full
 def test_the_report_is_made_again_without_training(undisturbed):
     workdir, results = undisturbed
     (workdir / "results.json").unlink()
     assert study(tiny(), workdir) == results
 
 
+@pytest.mark.full
 def test_a_study_leaves_its_files(undisturbed):
     workdir, results = undisturbed
     assert json.loads((workdir / "results.json").read_text()) == results
@@ -351,6 +360,7 @@ def test_the_command_takes_overrides(tmp_path, capsys):
     assert "no such key; did you mean 'num_epochs'?" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_events_have_the_projects_tags(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

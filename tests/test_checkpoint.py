@@ -429,7 +429,13 @@ def kill_during_saves(workdir, seed):
     return int([first, *rest.splitlines()][-1])
 
 
-@pytest.mark.parametrize("num_kills", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_kills",
+    [
+        pytest.param(2, marks=pytest.mark.full),
+        pytest.param(60, marks=pytest.mark.slow),
+    ],
+)
 def test_kill_at_random_moments_loses_no_committed_step(tmp_path, caplog, num_kills):
     for seed in range(num_kills):
         reported = kill_during_saves(tmp_path, seed)

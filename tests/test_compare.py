@@ -281,12 +281,14 @@ def test_workdir_of_another_config_is_refused(tmp_path):
         other.is_finished()
 
 
+@pytest.mark.full
 def test_what_is_asked_to_stop_stops(tmp_path):
     """Before its training began: nothing is saved and nothing has failed."""
     trial = Trial(name="a", config={}, workdir=tmp_path / "run")
     assert trials.train(trial, timeout_s=0.05).state == "stopped"
 
 
+@pytest.mark.full
 def test_mistake_in_a_run_comes_back_as_one_line(tmp_path):
     trial = Trial(name="a", config={"seed": -1}, workdir=tmp_path / "run")
     state, message = trials.train(trial)

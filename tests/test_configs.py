@@ -6,6 +6,7 @@ import re
 import pytest
 import smoke
 from ml_collections import ConfigDict
+from tiers import full_but
 
 from jaxattn import create_model
 from jaxattn.config import recipe as keys
@@ -74,7 +75,7 @@ def test_unknown_recipe_names_the_choices(name):
         load_config(name)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", full_but(RECIPES, "canet"))
 def test_config_loads_bare_and_builds(name):
     assert built(load(name).get_config()).total_steps > 0
 
@@ -90,6 +91,7 @@ def built(config):
     return build(config, devices=smoke.one_device())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "variant"),
     [("sccnet", v) for v in SCCNETS] + [("scsa", v) for v in SCSAS],
@@ -106,6 +108,7 @@ def test_variant_builds_its_network(name, variant):
         assert model.attention == "scsa"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["none", "cbam", "eca", "scsa", "scc"])
 def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
     module = load("attention_study")
@@ -117,12 +120,14 @@ def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
     assert cost.macs == pytest.approx(base_cost.macs, rel=0.1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])
 def test_best_is_small(variant):
     config = load("best").get_config(variant)
     assert built(config).cost.parameters < 6.3e6
 
 
+@pytest.mark.full
 def test_attention_keywords_come_from_the_command_line():
     config = load("scsa").get_config("resnet101")
     config.model.attention_kwargs.window_size = 5
@@ -275,6 +280,7 @@ def test_canet_follows_the_published_recipe():
     }  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", BASELINES)
 def test_baseline_is_its_network_for_small_images(variant):
     config = load("baselines").get_config(variant)

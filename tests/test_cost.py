@@ -1,6 +1,7 @@
 import flax.linen as nn
 import jax
 import pytest
+from tiers import full_but
 
 from jaxattn import create_model
 from jaxattn.attention import SCC, SCSA
@@ -22,12 +23,15 @@ def test_macs_are_the_hand_counted():
 
 @pytest.mark.parametrize(
     ("name", "million"),
-    [
+    full_but(
+        [
+            ("canet_tiny", 68),
+            ("canet_light", 269),
+            ("canet", 1071),
+            ("enhanced_efficient_resnet", 525),
+        ],
         ("canet_tiny", 68),
-        ("canet_light", 269),
-        ("canet", 1071),
-        ("enhanced_efficient_resnet", 525),
-    ],
+    ),
 )
 def test_macs_are_the_known(name, million):
     assert round(measure_cost(create_model(name), (32, 32, 3)).macs / 1e6) == million
@@ -57,7 +61,10 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kwargs", "macs", "theoretical"), PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "kwargs", "macs", "theoretical"),
+    full_but(PUBLISHED, PUBLISHED[5], PUBLISHED[13]),
+)
 def test_macs_are_the_published(name, kwargs, macs, theoretical):
     cost = measure_cost(create_model(name, 1000, **kwargs), (224, 224, 3))
     assert (cost.macs, cost.theoretical_macs) == (macs, theoretical or macs)

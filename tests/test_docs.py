@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+# Sphinx takes half a minute.
+pytestmark = pytest.mark.full
+
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
 

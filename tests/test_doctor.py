@@ -7,13 +7,11 @@ import shutil
 
 import jax
 import pytest
-import smoke
 
 from jaxattn import doctor
 from jaxattn.cli import main
 from jaxattn.errors import MachineError, describe_fault
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
-from jaxattn.training.loop import train_and_evaluate
 
 
 def run(capsys, *arguments):
@@ -119,18 +117,9 @@ def test_data_path_needs_a_name(capsys):
 # Checkpoints
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    config = smoke.get_config()
-    config.num_epochs = 2
-    train_and_evaluate(config, workdir, devices=smoke.one_device())
-    return workdir
-
-
 @pytest.fixture
-def workdir(finished, tmp_path):
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+def workdir(two_epochs, tmp_path):
+    shutil.copytree(two_epochs, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -50,6 +50,7 @@ def test_padding_is_no_mistake():
     np.testing.assert_allclose(predictions.confidence, 0.880797, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("data_parallel", "devices"), [("jit", 8), ("pmap", 2)])
 def test_predictions_are_in_the_order_of_the_split(data_parallel, devices):
     """45 test images in batches of 16, split over devices."""
@@ -72,6 +73,7 @@ def test_predictions_are_in_the_order_of_the_split(data_parallel, devices):
     assert wrong.sum() == 45 - round(45 * summary["accuracy"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "kwargs", "layer"),
     [
@@ -92,6 +94,7 @@ def test_filters_are_those_of_the_first_convolution(name, kwargs, layer):
     assert kernel.shape[:3] == (3, 3, 3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "kwargs", "expected"),
     [
@@ -120,6 +123,7 @@ def test_histograms_tell_every_familys_attention(name, kwargs, expected):
     assert not any(part & expected for part in rest)
 
 
+@pytest.mark.full
 def test_attention_maps_are_of_the_same_images_at_every_call():
     config = smoke.get_config()
     config.log.tensorboard = True
@@ -168,6 +172,7 @@ print(results["versions"]["jaxattn"], results["test_accuracy"] >= 0)
 """
 
 
+@pytest.mark.full
 def test_without_pictures_packages_and_metadata_a_run_trains(tmp_path):
     """A GPU machine with jax, flax, optax, orbax, numpy and ml_collections."""
     done = subprocess.run(

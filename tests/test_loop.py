@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import smoke
+from tiers import full_but
 
 from jaxattn.errors import DivergedError, InterruptedRun, UserError
 from jaxattn.training import loop
@@ -98,6 +99,7 @@ def test_rows_are_logged_at_their_steps(undisturbed):
     assert epochs == [6, 12, 18, 24]
 
 
+@pytest.mark.full
 def test_two_runs_of_one_seed_are_equal_and_of_two_differ(undisturbed, tmp_path):
     _, _, expected = undisturbed
     train(config(), tmp_path / "same")
@@ -111,11 +113,14 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_differ(undisturbed, tmp_path)
 
 @pytest.mark.parametrize(
     ("loader", "stops"),
-    [
-        # In a step, in a step, in the third evaluation, in the report.
-        ("resident", (3, 9, 13, 14)),
+    full_but(
+        [
+            # In a step, in a step, in the third evaluation, in the report.
+            ("resident", (3, 9, 13, 14)),
+            ("streamed", (9,)),
+        ],
         ("streamed", (9,)),
-    ],
+    ),
 )
 def test_interrupted_anywhere_it_resumes_exactly(
     loader, stops, undisturbed, tmp_path, monkeypatch
@@ -167,6 +172,7 @@ def wait_for_step(process, workdir, step, timeout_s=240):
     pytest.fail("no step in time")
 
 
+@pytest.mark.full
 def test_killed_and_terminated_it_resumes_exactly(tmp_path):
     """Two processes' runs are compared: the test's own has eight virtual devices."""
     workdir, flags = tmp_path / "a b", ["--config.num_epochs=12"]
@@ -301,6 +307,7 @@ def test_a_finished_run_only_reports_again(undisturbed):
     chex.assert_trees_all_equal(last_state(config(), workdir), expected)
 
 
+@pytest.mark.full
 def test_trace_is_beside_the_events_and_changes_nothing(undisturbed, tmp_path, capsys):
     _, _, expected = undisturbed
     traced = config(log__profile_steps=(3, 4))
@@ -312,6 +319,7 @@ def test_trace_is_beside_the_events_and_changes_nothing(undisturbed, tmp_path, c
     chex.assert_trees_all_equal(last_state(traced, tmp_path), expected)
 
 
+@pytest.mark.full
 def test_tensorboard_shows_scalars_histograms_images_and_texts(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -338,6 +346,7 @@ def test_tensorboard_shows_scalars_histograms_images_and_texts(tmp_path):
     assert len(events.Tensors("confusion_matrix")) == 1
 
 
+@pytest.mark.full
 def test_without_validation_the_last_weights_are_tested(tmp_path):
     results = train(config(num_epochs=1, data__val_fraction=0.0), tmp_path)
     assert results["best_val_accuracy"] is None
@@ -346,7 +355,7 @@ def test_without_validation_the_last_weights_are_tested(tmp_path):
     assert "no validation split" in (tmp_path / "report.txt").read_text()
 
 
-@pytest.mark.parametrize("every_steps", [1, 6])
+@pytest.mark.parametrize("every_steps", full_but([1, 6], 6))
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     every_steps, tmp_path
 ):
@@ -365,6 +374,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     chex.assert_tree_all_finite(state)
 
 
+@pytest.mark.full
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     """One step an epoch: the loss of that step is still finite."""
     bad = config(schedule__learning_rate=1e38, batch_size=96)
@@ -389,6 +399,7 @@ def test_a_resume_with_another_config_is_refused(change, message, undisturbed):
     assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.full
 def test_harmless_changes_are_said_and_recorded(undisturbed, capsys):
     workdir, results, _ = undisturbed
     again = train(config(log__every_steps=3, pipeline__loader="streamed"), workdir)

@@ -76,6 +76,7 @@ def test_run_starts_from_a_torch_file(torch_file, other_run, num_classes):
     chex.assert_trees_all_equal(state, expected)
 
 
+@pytest.mark.full
 def test_head_alone_trains(other_run, tmp_path):
     overrides = {"init_from": str(other_run), "data__num_classes": 7}
     tuned = config(**overrides, trainable="head", optimizer__weight_decay=0.1)
@@ -91,6 +92,7 @@ def test_head_alone_trains(other_run, tmp_path):
     assert np.any(stats["bn1"]["mean"] != old["bn1"]["mean"])
 
 
+@pytest.mark.full
 def test_resumed_run_needs_its_origin_no_more(other_run, tmp_path):
     origin = tmp_path / "origin"
     origin.symlink_to(other_run)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import pytest
+from tiers import full_but
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
@@ -53,7 +54,9 @@ def test_the_first_command_is_there():
     assert training_commands()
 
 
-@pytest.mark.parametrize("command", training_commands())
+@pytest.mark.parametrize(
+    "command", full_but(training_commands(), *training_commands()[:1])
+)
 def test_training_command_is_accepted(command):
     """The config loads with its overrides: only the added mistake is complained of."""
     flags = shlex.split(command)[2:]
@@ -62,6 +65,7 @@ def test_training_command_is_accepted(command):
     assert done.returncode == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("command", jaxattn_commands())
 def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
@@ -98,6 +102,7 @@ def help_of(*subcommand):
     return run(sys.executable, "-m", "jaxattn", *subcommand, "--help").stdout
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_example_runs(code):
     done = run(sys.executable, "-c", code)

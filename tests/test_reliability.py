@@ -50,10 +50,8 @@ def config(**overrides):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished")
-    train(config(num_epochs=2), workdir)
-    return workdir
+def finished(two_epochs):
+    return two_epochs
 
 
 @pytest.fixture
@@ -110,6 +108,7 @@ def test_damaged_newest_checkpoint_costs_an_epoch_and_no_bit(workdir, finished, 
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -134,6 +133,7 @@ def test_checkpoint_of_another_setting_names_what_differs(change, message, workd
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
 def test_checkpoint_of_a_released_version_loads(path, tmp_path):
     """Its weights give the logits that they gave, and its run can be resumed."""
@@ -198,6 +198,7 @@ def test_read_only_workdir_is_said_before_anything_is_compiled(monkeypatch):
         os.rmdir(folder)
 
 
+@pytest.mark.full
 def test_workdir_may_be_a_relative_link_with_any_name(tmp_path, monkeypatch):
     (tmp_path / "wörk 実験").mkdir()
     (tmp_path / "link").symlink_to("wörk 実験")
@@ -227,6 +228,7 @@ def largest_file(num_bytes):
         signal.signal(signal.SIGXFSZ, ignored)
 
 
+@pytest.mark.full
 def test_full_disk_says_what_is_saved_and_the_run_goes_on(
     tmp_path, monkeypatch, finished
 ):
@@ -292,12 +294,14 @@ def out_of_memory(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 B")
 
 
+@pytest.mark.full
 def test_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluator, "evaluate", out_of_memory)
     with pytest.raises(MachineError, match=r"out of memory .*; nothing is saved in"):
         train(config(), tmp_path)
 
 
+@pytest.mark.full
 def test_fault_is_one_line_and_exit_code_1(tmp_path):
     """Through main.py, by the limit of a shell: the log does not fit."""
     command = f"ulimit -f 0; exec {sys.executable} main.py --config tests/smoke.py"
@@ -397,6 +401,7 @@ def num_skipped(workdir):
     return sum(row["step/loss"] is None for row in rows)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("poisoned")
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, capsys):
     skipping = config(num_epochs=2, max_skipped_steps=12)
@@ -461,6 +466,7 @@ def twenty_steps(variant):
     return np.array(rows)
 
 
+@pytest.mark.full
 def test_evaluation_is_traced_once_with_a_partial_last_batch():
     """Of splits of 30 and 45 images in batches of 16."""
     run = build(config(), devices=ONE)
@@ -505,6 +511,7 @@ def test_import_takes_less_than_two_seconds():
 # Signals
 
 
+@pytest.mark.full
 def test_signal_in_an_evaluation_ends_it_midway_and_costs_nothing(
     tmp_path, monkeypatch, finished
 ):

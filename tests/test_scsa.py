@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from tiers import full_but
 
 from jaxattn import UserError, from_torch, to_torch
 from jaxattn.attention import SpatialAttention
@@ -45,13 +46,6 @@ NAMES = [
     "inverted_residual_scsa",
     "inverted_residual_scsa_e1",
     "inverted_residual_scsa_s2",
-]
-# Eager execution compiles every operation by itself, which takes most of this file's
-# time: all of them run with `-m slow`, by default those of other code paths.
-EAGER = ["scsa_maxpool", "bottleneck_scsa_train", "inverted_residual_scsa_e1"]
-CASES = [(name, "jit") for name in NAMES] + [
-    pytest.param(name, "eager", marks=[] if name in EAGER else pytest.mark.slow)
-    for name in NAMES
 ]
 TRAINING = [name for name in NAMES if name.endswith("_train")]
 # A softmax does not see a constant: this gradient is 0, and the authors' is rounding.
@@ -94,7 +88,7 @@ def build(config):
 
 
 @functools.cache
-def computed(name, mode):
+def computed(name):
     """Everything that a golden file has an expectation of, and its arrays."""
     with np.load(GOLDEN / f"{name}.npz") as archive:
         arrays = dict(archive)
@@ -109,8 +103,7 @@ def computed(name, mode):
         )
         return jnp.sum(y * nhwc(arrays["cotangent"])), (y, updated)
 
-    gradients = jax.grad(loss, (0, 1), has_aux=True)
-    gradients = jax.jit(gradients) if mode == "jit" else gradients
+    gradients = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
     (params_gradient, x_gradient), (y, updated) = gradients(variables["params"], x)
     result = {"output": y, "grad_input": x_gradient}
     result["grad"] = to_torch(module, {"params": params_gradient})
@@ -123,18 +116,18 @@ def relative_l2(actual, expected):
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(("name", "mode"), CASES)
-def test_output_is_the_authors(name, mode):
-    result, arrays = computed(name, mode)
+@pytest.mark.parametrize("name", NAMES)
+def test_output_is_the_authors(name):
+    result, arrays = computed(name)
     expected = nhwc(arrays["output"])
     # float32 rounding: the authors' own is up to 2e-6 of the largest value.
     atol = 2e-5 * np.abs(expected).max()
     np.testing.assert_allclose(result["output"], expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("name", "mode"), CASES)
-def test_gradients_are_the_authors(name, mode):
-    result, arrays = computed(name, mode)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_the_authors(name):
+    result, arrays = computed(name)
     # float32 rounding, which reductions over positions and softmax amplify.
     assert relative_l2(result["grad_input"], nhwc(arrays["grad_input"])) < 1e-4
     expected = section(arrays, "grad/")
@@ -148,10 +141,9 @@ def test_gradients_are_the_authors(name, mode):
             assert error < 1e-4, parameter
 
 
-@pytest.mark.parametrize("mode", ["eager", "jit"])
 @pytest.mark.parametrize("name", TRAINING)
-def test_batch_statistics_are_the_authors(name, mode):
-    result, arrays = computed(name, mode)
+def test_batch_statistics_are_the_authors(name):
+    result, arrays = computed(name)
     expected = section(arrays, "state_after/")
     statistics = [k for k in expected if not k.endswith("num_batches_tracked")]
     assert len(statistics) == 8
@@ -162,7 +154,7 @@ def test_batch_statistics_are_the_authors(name, mode):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_state_dict_survives_the_round_trip(name):
-    result, arrays = computed(name, "jit")
+    result, arrays = computed(name)
     expected = section(arrays, "state/")
     counters = [k for k in expected if k.endswith("num_batches_tracked")]
     # Steps are not counted.
@@ -332,6 +324,7 @@ def abstract_variables(module, size):
     return jax.eval_shape(module.init, jax.random.key(0), x)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", CIFAR_PARAMETERS)
 def test_parameters_with_the_cifar_stem_are_the_published(name):
     variables = abstract_variables(NETWORKS[name](stem="cifar"), 32)
@@ -341,7 +334,7 @@ def test_parameters_with_the_cifar_stem_are_the_published(name):
 ATTENTION = ["cbam", "scsa", "eca", SpatialAttention]
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", full_but(ATTENTION, "scsa"))
 @pytest.mark.parametrize(("name", "blocks"), [("resnet50", 16), ("mobilenet_v2", 17)])
 def test_attention_is_in_every_block(name, blocks, attention):
     plain = abstract_variables(NETWORKS[name](stem="cifar"), 32)["params"]
@@ -352,6 +345,7 @@ def test_attention_is_in_every_block(name, blocks, attention):
     assert rest == traverse_util.flatten_dict(plain).keys()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_attention_changes_the_logits(attention):
     module = ResNet((1, 1, 1, 1), stem="cifar", attention=attention)
@@ -418,6 +412,7 @@ def test_attention_keywords_reach_module_and_factory():
         assert kernel.shape == (5, 5, 2, 1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "stem", "size", "window"),
     [
@@ -468,6 +463,7 @@ def test_logits_are_float32_at_bfloat16_compute(name):
     assert all("bf16" in line and "f32" not in line for line in convolutions)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "entries", "some"),
     [

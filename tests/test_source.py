@@ -597,6 +597,7 @@ def shades_dir(tfds, tmp_path_factory):
     return prepare_shades(tfds, tmp_path_factory.mktemp("tfds"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("inside", ["", "shades/1.0.0"])
 def test_prepared_tfds_directory_is_read(inside, shades_dir):
     data = load_data("tfds:shades", path=str(shades_dir / inside), val_fraction=0)
@@ -612,12 +613,14 @@ def test_prepared_tfds_directory_is_read(inside, shades_dir):
         assert example["label"] == int(i >= 10)
 
 
+@pytest.mark.full
 def test_tfds_validation_is_held_out_by_class(shades_dir):
     data = load_data("tfds:shades", path=str(shades_dir), val_fraction=0.2)
     np.testing.assert_array_equal(np.bincount(labels_of(data.val)), [2, 2])
     assert len(data.train) == 16
 
 
+@pytest.mark.full
 def test_tfds_split_reads_labels_without_decoding_images(shades_dir, monkeypatch):
     def refuse(*_):
         raise AssertionError("decoded an image")
@@ -627,11 +630,13 @@ def test_tfds_split_reads_labels_without_decoding_images(shades_dir, monkeypatch
     assert data.train.labels.sum() == 10
 
 
+@pytest.mark.full
 def test_tfds_validation_serves_as_test_without_a_test_split(tfds, tmp_path):
     prepare_shades(tfds, tmp_path, splits=("train", "validation"))
     assert len(load_data("tfds:shades", path=str(tmp_path)).test) == 20
 
 
+@pytest.mark.full
 def test_tfds_without_a_test_split_is_refused(tfds, tmp_path):
     prepare_shades(tfds, tmp_path, splits=("train",))
     with pytest.raises(UserError, match=r"needs the splits train and test.*has train"):
@@ -649,6 +654,7 @@ def photos_dir(tfds, tmp_path_factory):
     return prepare_shades(tfds, root, shape, make_image=shade_of_many_sizes)
 
 
+@pytest.mark.full
 def test_tfds_images_of_many_sizes_are_cropped_to_one(photos_dir):
     data = load_data("tfds:shades", path=str(photos_dir), image_size=8, val_fraction=0)
     assert data.image_shape == (8, 8, 3)
@@ -667,6 +673,7 @@ def test_tfds_images_of_many_sizes_are_cropped_to_one(photos_dir):
             assert example["label"] == int(shade >= 10)
 
 
+@pytest.mark.full
 def test_tfds_images_of_many_sizes_are_split_by_class(photos_dir):
     data = load_data(
         "tfds:shades", path=str(photos_dir), image_size=8, val_fraction=0.2
@@ -677,10 +684,12 @@ def test_tfds_images_of_many_sizes_are_split_by_class(photos_dir):
     np.testing.assert_array_equal(read_labels(data.val), labels_of(data.val))
 
 
+@pytest.mark.full
 def test_tfds_images_of_many_sizes_are_224_by_default(photos_dir):
     assert load_data("tfds:shades", path=str(photos_dir)).image_shape == (224, 224, 3)
 
 
+@pytest.mark.full
 def test_broken_image_of_tfds_is_named(tfds, tmp_path):
     def make_image(_):
         return io.BytesIO(b"no image")
@@ -691,6 +700,7 @@ def test_broken_image_of_tfds_is_named(tfds, tmp_path):
         data.train[7]
 
 
+@pytest.mark.full
 def test_bad_image_of_tfds_is_skipped(tfds, tmp_path):
     def make_image(index):
         return io.BytesIO(b"no image") if index == 3 else shade_of_many_sizes(index)
@@ -712,6 +722,7 @@ def test_bad_image_of_tfds_is_skipped(tfds, tmp_path):
     assert examples[bad]["label"] == following["label"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -728,6 +739,7 @@ def test_crops_of_tfds_images_of_one_size_are_refused(key, value, shades_dir):
         load_data("tfds:shades", path=str(shades_dir), **{key: value})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["imagenet2012", "tfds:imagenet2012"])
 def test_imagenet_is_tested_on_its_validation_split(name, tfds, tmp_path):
     prepare_shades(
@@ -744,6 +756,7 @@ def test_imagenet_is_tested_on_its_validation_split(name, tfds, tmp_path):
     assert len(data.test) == 20
 
 
+@pytest.mark.full
 def test_tfds_without_class_labels_is_refused(tfds, tmp_path):
     prepare_shades(tfds, tmp_path, label=tfds.features.Scalar(np.int64))
     with pytest.raises(UserError, match="'label' is Scalar, must be ClassLabel"):
@@ -756,6 +769,7 @@ def test_tfds_data_sets_that_bring_code_are_refused(dataset):
         load_data(f"tfds:{dataset}")
 
 
+@pytest.mark.full
 def test_tfds_directory_of_another_data_set_is_refused(shades_dir):
     with pytest.raises(UserError, match="holds shades, not cifar10"):
         load_data("cifar10", path=str(shades_dir / "shades/1.0.0"))

@@ -12,6 +12,9 @@ import pytest
 
 from jaxattn.training.records.writer import RunWriter, read_metrics, truncate_run
 
+# TensorFlow alone takes 0.4 GB.
+pytestmark = pytest.mark.full
+
 
 def event_files(workdir):
     return sorted((workdir / "tensorboard").glob("*.tfevents.*"))

@@ -3,6 +3,8 @@
 XLA's CPU backend has no fast weight gradients, nor depthwise convolutions. `onednn.cc`
 calls those of oneDNN from inside a compiled program. It is compiled on the user's
 machine, into a cache folder, and never needed: without it convolutions are XLA's.
+The environment variable JAXATTN_CPU_KERNELS decides otherwise: with 0 the library is
+not used, with 1 it must be there. Unset, it is used where it has been built.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, choose
 from jaxattn.host import cache_folder
 
 _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
@@ -31,6 +33,7 @@ _CALLS = (
     "jaxattn_conv_input_gradient",
     "jaxattn_conv_kernel_gradient",
 )
+_VARIABLE = "JAXATTN_CPU_KERNELS"
 _disabled = 0
 
 
@@ -78,6 +81,7 @@ def build() -> pathlib.Path:
             raise UserError(_reason(done.stderr))
         _load(made)  # one that cannot be loaded is not kept
         made.replace(path)
+    _registered_suffix.cache_clear()  # this process, too, may use it now
     return path
 
 
@@ -99,10 +103,30 @@ def is_enabled() -> bool:
 
     They are on one CPU device, if the library has been built: XLA cannot divide its
     calls over devices.
+
+    Raises:
+        UserError: If JAXATTN_CPU_KERNELS is 1 and the library has not been built, or
+            if it is neither 0 nor 1.
     """
-    if _disabled or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    if is_refused() or _disabled:
         return False
-    return _is_registered()
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return False
+    if _registered_suffix() is None:
+        if os.environ.get(_VARIABLE) == "1":
+            raise UserError(
+                f"{_VARIABLE}=1: there is no {compiled_path()}; run jaxattn"
+                " build-cpu-kernels, or unset the variable"
+            )
+        return False
+    return True
+
+
+def is_refused() -> bool:
+    """Whether JAXATTN_CPU_KERNELS is 0: then the library is never loaded."""
+    if value := os.environ.get(_VARIABLE):
+        choose(_VARIABLE, value, ("0", "1"))
+    return value == "0"
 
 
 @contextlib.contextmanager
@@ -117,16 +141,23 @@ def disabled() -> Iterator[None]:
 
 
 @functools.cache
-def _is_registered() -> bool:
-    """Registers the calls, once in a process, and tells whether there are any."""
+def _registered_suffix() -> str | None:
+    """Registers the calls, and returns what their names end in, or None without any.
+
+    A name in XLA's registry keeps its first function for as long as the process lives,
+    and a second library, built in a notebook or found in another cache folder, has
+    functions of its own. So a name has its library's path in it, by which the system
+    knows a library that is already loaded.
+    """
     path = compiled_path()
     if not path.exists():
-        return False
+        return None
     library = _load(path)
+    suffix = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     for name in _CALLS:
         capsule = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
-    return True
+        jax.ffi.register_ffi_target(f"{name}_{suffix}", capsule, platform="cpu")
+    return suffix
 
 
 def _load(path: pathlib.Path) -> ctypes.CDLL:
@@ -197,7 +228,9 @@ def _call(
     window: tuple[int, int, int, int],
 ) -> jax.Array:
     call = jax.ffi.ffi_call(
-        name, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential"
+        f"{name}_{_registered_suffix()}",
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        vmap_method="sequential",
     )
     names = ("stride", "padding", "dilation", "groups")
     attributes = {k: np.int64(v) for k, v in zip(names, window, strict=True)}

@@ -54,7 +54,8 @@ def write_description(
     )
     writer.write_texts(0, {"config": _as_code(text), "model": _as_code(summary)})
     writer.write_hparams(flatten(run.config))
-    if run.log.images and (plots := figures.load_plots()):
+    shows = run.log.images and writer.shows_images
+    if shows and (plots := figures.load_plots()):
         images, titles = augmented_examples(run, key)
         figure = plots.plot_images(images, titles)
         writer.write_images(0, {"augmented_inputs": plots.figure_to_array(figure)})
@@ -170,7 +171,8 @@ def write_results(
         drawn = figures.draw_results(run, read_metrics(workdir), best_params, best)
         for name, figure in drawn.items():
             plots.save_figure(figure, workdir / f"{name}.png")
-        if has_trained:  # and so TensorBoard does not have them yet
+        # A run that is reported again has shown them.
+        if has_trained and writer.shows_images:
             arrays = {k: plots.figure_to_array(figure) for k, figure in drawn.items()}
             writer.write_images(last_step, arrays)
     say(

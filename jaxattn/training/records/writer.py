@@ -82,6 +82,11 @@ class RunWriter:
         kept = {k: v for k, v in finite.items() if v.size}
         self._summarize(lambda writer: writer.write_histograms(step, kept))
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether `write_images` has somewhere to write."""
+        return self._summary is not None
+
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes images, uint8 [H, W, 1 or 3] each."""
         self._summarize(lambda writer: writer.write_images(step, images))

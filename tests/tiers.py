@@ -1,0 +1,21 @@
+"""The tiers of parametrised tests; their markers are in pyproject.toml."""
+
+import pytest
+
+
+def full_but(cases, *kept):
+    """Returns the cases as parameters, of which those not `kept` are of tier `full`.
+
+    Args:
+        cases: Values, or tuples of the values of several arguments.
+        kept: Those of the default tier.
+    """
+    cases = list(cases)
+    assert all(case in cases for case in kept)
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=[] if case in kept else pytest.mark.full,
+        )
+        for case in cases
+    ]
