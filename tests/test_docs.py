@@ -11,7 +11,7 @@ DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    for package in ("sphinx", "furo", "myst_parser"):
+    for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
         pytest.importorskip(package)
     out = tmp_path_factory.mktemp("docs")
     command = ["sphinx", "-W", "--keep-going", "-q", "-b", "html"]
