@@ -188,7 +188,7 @@ def _make_limit(name: str, device: str) -> timing.Side:
 def format_table(results: dict[str, Any]) -> str:
     """Returns the rows as a Markdown table, images per second."""
     lines = [
-        "| network | pixels, batch | jaxattn | PyTorch, fastest of its | ratio"
+        "| network | pixels, batch | jaxattn | PyTorch, its fastest | ratio"
         " | compiled in | memory | of a matmul's FLOP/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
