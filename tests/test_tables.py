@@ -23,7 +23,6 @@ def finished(accuracy, **changes):
         "history": [],
         "config": {"model": {"name": "canet_tiny"}, "dtype": "float32"},
         "test_accuracy": accuracy,
-        "test_accuracy": accuracy,
         "last_test_accuracy": 0.87,
         "test_accuracy_ema": None,
         "images_per_s": 250.0,
