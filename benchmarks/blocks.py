@@ -162,14 +162,14 @@ def _make_jax(name: str, device: str) -> timing.Side:
 def _make_torch(name: str, device: str, layout: str) -> timing.Side:
     import torch
 
-    from benchmarks import torch_models
+    from benchmarks.pytorch.registry import create_torch_block
 
     N, H, W, C = _SHAPES[device]
     on = torch.device("cuda" if device == "gpu" else "cpu")
     torch.backends.cudnn.benchmark = True
     is_last = layout == "channels_last"
     memory = torch.channels_last if is_last else torch.contiguous_format
-    block: Any = torch_models.create_torch_block(name, C)
+    block: Any = create_torch_block(name, C)
     block = block.to(on).to(memory_format=memory).train()
     x, g = (
         torch.randn(N, C, H, W, device=on).contiguous(memory_format=memory)

@@ -3,7 +3,7 @@
     python benchmarks/compare_torch.py --out benchmarks/results/torch_cpu.json
     python benchmarks/compare_torch.py --device gpu --models canet sccnet34
 
-Each row trains one network: ours, and `torch_models.py` eager (on a CPU), in
+Each row trains one network: ours, and `pytorch/`'s eager (on a CPU), in
 channels_last and compiled, in turn (`timing.py`). The ratio is ours over the fastest of
 PyTorch's. On a GPU both compute in bfloat16, PyTorch by autocast. Needs
 `pip install -e '.[torch]'`.

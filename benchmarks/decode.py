@@ -21,7 +21,8 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import timing
-from jaxattn.data.folder import Crops, File, RandomlyCroppedImages, read_folder
+from jaxattn.data.crops import Crops, File, RandomlyCroppedImages
+from jaxattn.data.datasets.folder import read_folder
 
 _SIZE = (500, 375)  # width and height in pixels
 

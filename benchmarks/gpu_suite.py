@@ -36,7 +36,7 @@ from benchmarks import blocks, compare_torch, epoch, reproduce, scaling, tables,
 from benchmarks.steps import Work
 from jaxattn import host
 from jaxattn.atomic import write_atomically
-from jaxattn.data.source import load_data
+from jaxattn.data import load_data
 from jaxattn.errors import InterruptedRun, UserError, choose
 
 # Every item, most valuable first, and the minutes that one call gives it at most.
@@ -193,7 +193,7 @@ def _run_suite(args: argparse.Namespace, context: Context) -> None:
     # As an exception, so that the running item is ended, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     items = select_items(args.items, context.smoke)
-    load_data("cifar10", context.data)  # before time is spent, for its errors
+    load_data("cifar10", path=context.data)  # before time is spent, for its errors
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if context.smoke:
         environment["JAX_PLATFORMS"] = "cpu"
@@ -512,7 +512,7 @@ def _format_scaling(series: dict[str, Any], out: pathlib.Path) -> list[str]:
         return []
     parts = ["## Scaling", scaling.format_table(series)]
     with contextlib.suppress(ImportError):  # matplotlib
-        from jaxattn.viz.plots import save_figure
+        from jaxattn.viz.figure import save_figure
 
         save_figure(scaling.plot(series), out / "scaling.png")
         parts.append("![Images/s and GFLOP/s of the series](scaling.png)")

@@ -20,13 +20,14 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from benchmarks.steps import repeated_dispatch
 from configs import cbam_resnet
 from jaxattn.data.augment import mix
-from jaxattn.inference.methods import TTA, Plain
 from jaxattn.inference.predict import Predictor
-from jaxattn.training.report import versions
+from jaxattn.tasks.classification.methods import TTA, Plain
+from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.records.report import versions
 from jaxattn.training.run import Run, build
-from jaxattn.training.trained import Trained
 
 
 def main() -> None:
@@ -44,7 +45,10 @@ def main() -> None:
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
         "augmentation": _compare(
-            {"train_step": _train_step(run), "augmentation": _augmentation(run)},
+            {
+                "train_step": repeated_dispatch(run, 1),
+                "augmentation": _augmentation(run),
+            },
             args.blocks,
         ),
         "eight_views": _compare(_predictions(run), args.blocks),
@@ -68,21 +72,6 @@ def _compare(sides: dict[str, Callable[[], Any]], blocks: int) -> dict[str, Any]
     return {"seconds": seconds, "ratio": second / first}
 
 
-def _train_step(run: Run) -> Callable[[], Any]:
-    parallel, loader = run.parallel, run.loaders["train"]
-    store = parallel.replicate(loader.store)
-    dispatch = parallel.compile_train(run.train_step, loader.fetch)
-    feed = parallel.place_stacked([next(loader.train_feeds(run.order, 0, 1))])
-    state = run.init_state()
-
-    def step() -> None:
-        nonlocal state
-        state, metrics = dispatch(state, store, feed)
-        jax.block_until_ready((state, metrics))
-
-    return step
-
-
 def _augmentation(run: Run) -> Callable[[], Any]:
     """All that the step does to a batch before the network, a mixed batch."""
     n, (H, W, _) = run.options.batch_size, run.data.image_shape
@@ -103,7 +92,8 @@ def _predictions(run: Run) -> dict[str, Callable[[], Any]]:
     trained = Trained(
         model=run.model,
         variables=jax.device_get(run.init_state().variables),
-        normalize=lambda images: images / 255,
+        task=run.task,
+        preprocess=run.preprocess,
         class_names=run.data.class_names,
         image_shape=run.data.image_shape,
         config={},

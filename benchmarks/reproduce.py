@@ -38,12 +38,12 @@ from benchmarks.rows import (
 )
 from jaxattn import host
 from jaxattn.atomic import write_atomically
+from jaxattn.config.file import load_config
 from jaxattn.errors import UserError
 from jaxattn.studies import trials
 from jaxattn.studies.bn_landscape import make_run_config
 from jaxattn.studies.trials import Outcome, Trial
-from jaxattn.training.config_file import load_config
-from jaxattn.training.writer import history, read_metrics
+from jaxattn.training.records.writer import history, read_metrics
 
 # Less time is not worth a run's start.
 _LEAST_S = 60.0

@@ -28,7 +28,7 @@ from benchmarks import timing
 from benchmarks.steps import Work, make_jax_side, make_run, side_of_run
 from jaxattn import create_model
 from jaxattn.models.cost import measure_cost
-from jaxattn.training.parallel import MeshParallel
+from jaxattn.training.devices.mesh import MeshParallel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(results, indent=1) + "\n")
         if args.figure:
-            from jaxattn.viz.plots import save_figure
+            from jaxattn.viz.figure import save_figure
 
             save_figure(plot(results["series"]), args.figure)
     print(format_table(results["series"]))

@@ -29,9 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import smoke  # noqa: E402 # pyright: ignore[reportMissingImports]
 
-from jaxattn.training.checkpoint import Checkpoints  # noqa: E402
+from jaxattn.training.checkpoints.checkpoint import Checkpoints  # noqa: E402
+from jaxattn.training.records.writer import read_metrics  # noqa: E402
 from jaxattn.training.run import build  # noqa: E402
-from jaxattn.training.writer import read_metrics  # noqa: E402
 
 
 class Start:
@@ -93,7 +93,7 @@ def last_state(workdir: pathlib.Path, epochs: int) -> tuple[Any, int]:
     config = smoke.get_config()
     config.num_epochs = epochs
     checkpoints = Checkpoints(workdir, read_only=True)
-    target = build(config, jax.devices()[:1]).abstract_state
+    target = build(config, devices=jax.devices()[:1]).abstract_state
     found = checkpoints.restore_latest(target)
     assert found is not None
     return jax.device_get(found[0]), found[1]

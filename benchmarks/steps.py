@@ -2,7 +2,7 @@
 
 Both gather a batch by index from uint8 images that lie on the device, normalise it, and
 do one step of SGD with momentum and weight decay on the cross entropy; both compute the
-loss and accuracy. PyTorch's side is `torch_models.py`, in float32 or under autocast to
+loss and accuracy. PyTorch's network is of `pytorch/`, in float32 or under autocast to
 bfloat16.
 """
 # pyright: reportMissingImports=false
@@ -86,19 +86,31 @@ def side_of_run(run: Any, device: str) -> Side:
         run: A `Run`.
         device: "cpu" or "gpu".
     """
-    parallel, loader = run.parallel, run.loaders["train"]
-    store = parallel.replicate(loader.store)
-    dispatch = parallel.compile_train(run.train_step, loader.fetch)
-    state, steps = run.init_state(), run.steps_per_dispatch
-    feeds = loader.train_feeds(run.order, 0, steps)
-    chunk = parallel.place_stacked(list(feeds))
+    steps = run.steps_per_dispatch
+    return Side(
+        repeated_dispatch(run, steps), steps * run.options.batch_size, jax_peak(device)
+    )
+
+
+def repeated_dispatch(run: Any, steps: int) -> Callable[[], None]:
+    """Returns a call that trains the first steps of a run, again and again.
+
+    Args:
+        run: A `Run`.
+        steps: Of a call.
+    """
+    from jaxattn.training.trainer import Trainer
+
+    trainer = Trainer(run)
+    dispatch, state = trainer.compile(run.train_step), trainer.init_state()
+    placed = trainer.place(list(trainer.feeds(0, steps)))
 
     def call() -> None:
         nonlocal state
-        state, metrics = dispatch(state, store, chunk)
+        state, metrics = dispatch(state, placed)
         jax.block_until_ready((state, metrics))
 
-    return Side(call, steps * run.options.batch_size, jax_peak(device))
+    return call
 
 
 def jax_peak(device: str) -> Callable[[], int]:
@@ -165,7 +177,7 @@ def _torch_parts(work: Work, channels_last: bool, device: Any) -> tuple[Any, Any
     """Returns network, uint8 images `[N, H, W, 3]` and labels `[N]` on the device."""
     import torch
 
-    from benchmarks.torch_models import create_torch_model
+    from benchmarks.pytorch.registry import create_torch_model
     from jaxattn.data.source import load_data
 
     torch.manual_seed(0)

@@ -10,18 +10,16 @@ are multiplied. The network sees 32 x 32 pixels, so the maps are coarse.
 
 import argparse
 
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 
-from jaxattn.inference.attention import read_examples
-from jaxattn.training.trained import load_trained
-from jaxattn.viz.attention_maps import make_attend
+from jaxattn.training import load_trained
+from jaxattn.viz import make_attend
 
 _SIDE_PX = 420
 _HEAT = "turbo"
@@ -30,8 +28,8 @@ _HEAT = "turbo"
 def draw(path: str) -> Figure:
     """Returns a photo, Grad-CAM and a gate, side by side."""
     trained = load_trained(weights="canet_tiny-cifar10")
-    pixels = read_examples(trained, [path], max_images=1).images
-    inputs = trained.normalize(jnp.asarray(pixels))
+    frame = trained.preprocess.frame  # what part of a photo the network is shown
+    inputs = trained.preprocess.normalize(frame.read(path)[None])
     seen = make_attend(trained.model)(trained.variables, inputs)
     label = int(seen.probabilities[0].argmax())
     name, share = trained.class_names[label], seen.probabilities[0, label]
@@ -39,7 +37,8 @@ def draw(path: str) -> Figure:
     cam, gate = seen.grad_cam[0], seen.gates[layer]["spatial_gate"][0, ..., 0]
 
     with Image.open(path) as file:
-        photo = ImageOps.fit(file.convert("RGB"), (_SIDE_PX, _SIDE_PX))
+        box = frame.box(file.height, file.width)
+        photo = file.convert("RGB").resize((_SIDE_PX, _SIDE_PX), box=box)
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.3), layout="constrained")
     panels = {
         f'predicted: "{name}", {share:.0%}': None,

@@ -1,20 +1,26 @@
 """Convolutional attention in JAX and Flax: blocks, networks and an exact trainer."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jaxattn import lazy
 from jaxattn.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxattn.models import create_model, from_torch, list_models, to_torch
+    from jaxattn.models.registry import create_model as create_model
+    from jaxattn.models.registry import list_models as list_models
+    from jaxattn.models.torch_weights import from_torch as from_torch
+    from jaxattn.models.torch_weights import to_torch as to_torch
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "create_model", "from_torch", "list_models", "to_torch"]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports JAX and the networks at their first use: programs start without them."""
-    if name not in __all__:
-        raise AttributeError(f"module 'jaxattn' has no attribute {name!r}")
-    return getattr(importlib.import_module("jaxattn.models"), name)
+# Programs start without JAX and the networks, which come at their first use.
+__getattr__, __dir__, _names = lazy.face(
+    __name__,
+    {
+        "create_model": "jaxattn.models.registry",
+        "from_torch": "jaxattn.models.torch_weights",
+        "list_models": "jaxattn.models.registry",
+        "to_torch": "jaxattn.models.torch_weights",
+    },
+)
+__all__ = ["UserError", *_names]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,16 +1,33 @@
 """The program `jaxattn`, or `python -m jaxattn`."""
 
+import os
 import sys
+from collections.abc import Sequence
 
 from jaxattn import host
 
 
-def main() -> int:
-    """Runs the command; what that needs is imported once the process is prepared."""
+def main(argv: Sequence[str] | None = None, program: str = "jaxattn") -> int:
+    """Runs the command; what that needs is imported once the process is prepared.
+
+    Args:
+        argv: Subcommand and arguments; by default those of the process.
+        program: Its name in messages.
+
+    Returns:
+        The exit code; but a failure ends the process here.
+    """
     host.prepare()
     from jaxattn import cli
 
-    return cli.main(sys.argv[1:])
+    code = cli.main(sys.argv[1:] if argv is None else argv, program)
+    if code == 1:
+        # At a regular exit JAX waits a minute or more for processes that are gone, and
+        # Grain for reads that do not return.
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

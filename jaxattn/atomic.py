@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from jaxattn.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
@@ -55,3 +57,17 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         OSError: If it cannot be written; names the path.
     """
     write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Makes the folder of a file, and raises a `UserError` if none can be written."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise UserError(f"{path}: cannot be written (is {kind})")
+    parent = pathlib.Path(path).resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written (its folder is read-only)")

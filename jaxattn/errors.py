@@ -7,7 +7,7 @@ machine's fault is a bug, and keeps its traceback.
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -52,6 +52,22 @@ def choose(key: str, value: Any, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise UserError(f"{key}={value!r}: {suggest(value, choices)}")
+
+
+def first_repeated(values: Sequence[Any]) -> Any | None:
+    """Returns the first value that is there before, None if all are different."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def suggest(value: Any, choices: Iterable[str]) -> str:

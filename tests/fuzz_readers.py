@@ -25,15 +25,17 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
-from jaxattn.data.archives import LAYOUTS, read_cifar, read_pickle
+from jaxattn.config.file import load_config
+from jaxattn.data.datasets.archives import LAYOUTS, read_cifar, read_pickle
 from jaxattn.data.images import read_crop, read_image
+from jaxattn.data.preprocess import Frame
 from jaxattn.errors import UserError
-from jaxattn.inference.files import read_inputs, read_predictions
-from jaxattn.training.trained import load_trained
-from jaxattn.training.writer import read_metrics, truncate_run
+from jaxattn.inference.inputs import read_inputs
+from jaxattn.tasks.classification.predictions import read_predictions
+from jaxattn.training.checkpoints.trained import load_trained
+from jaxattn.training.records.writer import read_metrics, truncate_run
 
 CRASHERS = pathlib.Path(__file__).parent / "golden" / "crashers"
 SLOW_S = 10.0
@@ -228,23 +230,12 @@ _OVERRIDES = (
 
 
 def _read_overrides(data: bytes, folder: pathlib.Path) -> None:
-    import main as program  # from the project's root
-
     del folder
     lines = data.decode("utf-8", "replace").replace("\x00", "").splitlines()
     smoke = pathlib.Path(__file__).parent / "smoke.py"
-    flags.FLAGS.unparse_flags()
-    # A new set of flags: the one before has those of its overrides.
-    with contextlib.redirect_stderr(io.StringIO()) as said, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ml_collections loads the config by old means
-        try:
-            program._parse_flags(["main.py", f"--config={smoke}:small", *lines])
-        except SystemExit as error:
-            if error.code != 2 or said.getvalue().count("\n") != 1:
-                raise RuntimeError(f"{error.code}: {said.getvalue()}") from error
-        finally:
-            for name in [n for n in flags.FLAGS if n.startswith("config.")]:
-                delattr(flags.FLAGS, name)
+        load_config(f"{smoke}:small", lines)
 
 
 def _configs() -> list[bytes]:

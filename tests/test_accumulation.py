@@ -15,10 +15,10 @@ from jaxattn.data.pipeline import StreamedLoader
 from jaxattn.ops import onednn
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.ops.norm import BatchNorm
-from jaxattn.training.losses import cross_entropy
+from jaxattn.tasks.classification.losses import cross_entropy
+from jaxattn.training.devices.mesh import MeshParallel
+from jaxattn.training.devices.pmap import PmapParallel
 from jaxattn.training.optim import RunLength, make_optimizer
-from jaxattn.training.parallel import MeshParallel
-from jaxattn.training.pmap import PmapParallel
 from jaxattn.training.state import Ema, create_state
 from jaxattn.training.steps import make_train_step
 

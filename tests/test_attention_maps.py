@@ -27,7 +27,7 @@ from jaxattn.models import registry
 from jaxattn.ops.conv import conv2d
 from jaxattn.ops.features import FEATURE_MAP, mark_features
 from jaxattn.ops.norm import BatchNorm
-from jaxattn.viz import pages, plots
+from jaxattn.viz import figure_to_array, pages
 from jaxattn.viz.attention_maps import (
     Attention,
     grad_cam,
@@ -344,7 +344,7 @@ def test_network_without_attention_has_grad_cam_alone():
     attention = Attention(np.full((2, 5), 0.2), np.ones((2, 2, 2)), {})
     figure, axes = drawn(attention, pattern="layer4*")
     assert list(axes) == ["image", "Grad-CAM"]
-    chex.assert_rank(plots.figure_to_array(figure), 3)
+    chex.assert_rank(figure_to_array(figure), 3)
 
 
 def test_strips_are_drawn_as_their_product_and_by_channel():

@@ -1,5 +1,6 @@
 """Transforms on given parameters, and the distribution of what is drawn."""
 
+import functools
 import itertools
 
 import chex
@@ -10,8 +11,22 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from jaxattn import UserError
-from jaxattn.data import augment
-from jaxattn.data.augment import Augment
+from jaxattn.data.augment import (
+    IGNORED,
+    TRANSFORMS,
+    Augment,
+    ColorJitter,
+    Crop,
+    Erase,
+    Flip,
+    Jitter,
+    Mix,
+    MixupCutMix,
+    Perspective,
+    Rotation,
+    mix,
+    normalize,
+)
 
 SIZE = 32
 RECIPE = {
@@ -36,6 +51,8 @@ COLOUR = {
     "perspective_distortion": 0.3,
 }
 
+STAYING = ("brightness", "contrast", "saturation", "hue", "erase_probability")
+
 
 @pytest.fixture
 def images():
@@ -48,7 +65,7 @@ def images():
 )
 def test_crop_is_numpys_pad_and_slice(images, fill, mode):
     corners = jnp.array([[0, 0], [6, 6], [3, 3], [0, 6], [5, 1], [2, 4]])
-    cropped = augment.crop(images, corners, 3, fill)
+    cropped = Crop(3, fill).apply(images, corners)
     padded = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), mode=mode)
     for i, (row, column) in enumerate(np.asarray(corners)):
         expected = padded[i, row : row + 12, column : column + 10]
@@ -56,15 +73,49 @@ def test_crop_is_numpys_pad_and_slice(images, fill, mode):
     assert cropped.dtype == jnp.uint8
 
 
+def test_label_maps_are_cropped_and_mirrored_as_their_images(images):
+    recipe = Augment(flip_probability=0.5, crop_padding_px=3)
+    assert recipe.targets == {"image", "mask"}
+    drawn = recipe.draw(jax.random.key(3), *images.shape[:3]).images
+    moved = recipe.apply(images, drawn)[..., 0]
+    masks = recipe.apply_to_masks(images[..., 0], drawn)
+    # No pixel of the images is 0, so that where there is one it is padding.
+    np.testing.assert_array_equal(masks, jnp.where(moved == 0, IGNORED, moved))
+    assert (moved == 0).any()
+    assert drawn["flip"].any()
+
+
+def test_transforms_that_move_nothing_leave_label_maps(images):
+    recipe = Augment(**{k: v for k, v in COLOUR.items() if k in STAYING})
+    assert recipe.targets == {"image", "mask", "boxes"}
+    drawn = recipe.draw(jax.random.key(3), *images.shape[:3]).images
+    masks = images[..., 0]
+    chex.assert_trees_all_equal(recipe.apply_to_masks(masks, drawn), masks)
+
+
+@pytest.mark.parametrize(
+    ("key", "targets"),
+    [
+        ("flip_probability", {"image", "mask"}),
+        ("rotation_degrees", {"image"}),
+        ("perspective_probability", {"image"}),
+        ("mixup_probability", {"image"}),
+    ],
+)
+def test_what_a_recipe_leaves_right_is_what_all_transforms_do(key, targets):
+    staying = {k: COLOUR[k] for k in STAYING}
+    assert Augment(**staying, **{key: COLOUR[key]}).targets == targets
+
+
 def test_flip_mirrors_only_the_chosen(images):
-    flipped = augment.flip(images, jnp.arange(6) % 2 == 0)
+    flipped = Flip(0.5).apply(images, jnp.arange(6) % 2 == 0)
     np.testing.assert_array_equal(flipped[0], images[0, :, ::-1])
     np.testing.assert_array_equal(flipped[1], images[1])
 
 
 def test_erase_makes_the_rectangle_black(images):
     boxes = jnp.tile(jnp.array([[2, 3, 5, 9]]), (6, 1)).at[1].set(0)
-    erased = np.asarray(augment.erase(images, boxes))
+    erased = np.asarray(Erase(0.5, (0.1, 0.2), (1, 1)).apply(images, boxes))
     assert (erased[0, 2:5, 3:9] == 0).all()
     assert (erased[0] == 0).all(-1).sum() == 3 * 6  # no other pixel is 0
     np.testing.assert_array_equal(erased[1], images[1])
@@ -73,7 +124,7 @@ def test_erase_makes_the_rectangle_black(images):
 def test_normalize_is_torchvisions(images):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     expected = (np.asarray(images) / 255 - np.array(mean)) / np.array(std)
-    actual = augment.normalize(images, mean=mean, std=std)
+    actual = normalize(images, mean=mean, std=std)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -114,7 +165,7 @@ def pillow_operation(image, number, drawn):
 
 
 def pillow_jitter(image, *drawn):
-    drawn = augment.Jitter(*drawn)
+    drawn = Jitter(*drawn)
     for number in drawn.order:
         image = pillow_operation(image, number, drawn)
     return image
@@ -138,14 +189,18 @@ def pillow_perspective(image, moves):
     )
 
 
-def drawn_jitter(n, **strengths):
+def jitter(**strengths):
     none = dict.fromkeys(["brightness", "contrast", "saturation", "hue"], 0.0)
-    return augment.draw_jitter(jax.random.key(2), n, **(none | strengths))
+    return ColorJitter(**(none | strengths))
+
+
+def drawn_jitter(n, **strengths):
+    return jitter(**strengths).draw(jax.random.key(2), n, 24, 32)
 
 
 def test_rotation_is_pillows(pictures):
     degrees = np.linspace(-180, 170, 16)
-    actual = augment.rotate(jnp.asarray(pictures), jnp.asarray(degrees))
+    actual = Rotation(15.0).apply(jnp.asarray(pictures), jnp.asarray(degrees))
     expected = by_pillow(pictures, lambda image, t: image.rotate(t), degrees)
     # Pillow's fixed-point coordinates may round to the neighbour at a pixel's border.
     assert (np.asarray(actual) == expected).all(-1).mean() >= 0.998
@@ -157,10 +212,10 @@ def test_rotation_is_pillows(pictures):
 )
 def test_an_operation_of_jitter_is_pillows(pictures, number, operation):
     drawn = drawn_jitter(16, **{operation: 0.4})
-    actual = augment.jitter(jnp.asarray(pictures), drawn)
+    actual = jitter().apply(jnp.asarray(pictures), drawn)
     expected = by_pillow(
         pictures,
-        lambda image, *own: pillow_operation(image, number, augment.Jitter(*own)),
+        lambda image, *own: pillow_operation(image, number, Jitter(*own)),
         *map(np.asarray, drawn),
     )
     # Pillow cuts to whole levels, and rounds the grey that it blends with: by half a
@@ -170,7 +225,7 @@ def test_an_operation_of_jitter_is_pillows(pictures, number, operation):
 
 def test_hue_is_pillows(pictures):
     drawn = drawn_jitter(16, hue=0.5)
-    actual = augment.jitter(jnp.asarray(pictures), drawn)
+    actual = jitter().apply(jnp.asarray(pictures), drawn)
     expected = by_pillow(pictures, pillow_hue, np.asarray(drawn.hue))
     error = np.abs(actual - expected)
     # Of 8 bits, Pillow's hue is off by up to a step of 1/255 turn, and by another where
@@ -181,7 +236,7 @@ def test_hue_is_pillows(pictures):
 
 def test_jitter_is_pillows_in_the_drawn_order(pictures):
     drawn = drawn_jitter(16, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    actual = augment.jitter(jnp.asarray(pictures), drawn)
+    actual = jitter().apply(jnp.asarray(pictures), drawn)
     expected = by_pillow(pictures, pillow_jitter, *map(np.asarray, drawn))
     error = np.abs(actual - expected)
     # Each of three operations cuts half a level on average, and may stretch the error
@@ -198,16 +253,14 @@ def test_jitter_is_its_operations_one_after_another(pictures):
         alone = [
             jnp.where(number == i, drawn[i], neutral[i]) for i in range(len(neutral))
         ]
-        one_by_one = augment.jitter(one_by_one, augment.Jitter(*alone, drawn.order))
-    at_once = augment.jitter(jnp.asarray(pictures), drawn)
+        one_by_one = jitter().apply(one_by_one, Jitter(*alone, drawn.order))
+    at_once = jitter().apply(jnp.asarray(pictures), drawn)
     np.testing.assert_allclose(at_once, one_by_one, rtol=0, atol=1e-2)
 
 
 def test_perspective_is_pillows(pictures):
-    moves = augment.draw_perspective(
-        jax.random.key(0), 16, 24, 32, probability=1.0, distortion=0.6
-    )
-    actual = augment.perspective(jnp.asarray(pictures), moves)
+    moves = Perspective(1.0, 0.6).draw(jax.random.key(0), 16, 24, 32)
+    actual = Perspective(1.0, 0.6).apply(jnp.asarray(pictures), moves)
     expected = by_pillow(pictures, pillow_perspective, np.asarray(moves))
     # Pillow cuts to whole levels. Coordinates that are exactly the canvas's edge fall
     # to either side, there as here.
@@ -218,21 +271,21 @@ def test_perspective_is_pillows(pictures):
 
 def test_jitter_refuses_images_without_colours(images):
     with pytest.raises(ValueError, match="need images of 3 channels, not 1"):
-        augment.jitter(images[..., :1], drawn_jitter(6))
+        jitter().apply(images[..., :1], drawn_jitter(6))
 
 
 def test_transforms_drawn_as_nothing_leave_images_alone(images):
-    rotated = augment.rotate(images, jnp.zeros(6))
+    rotated = Rotation(15.0).apply(images, jnp.zeros(6))
     chex.assert_trees_all_equal(rotated, images)
-    moved = augment.perspective(images, jnp.zeros((6, 4, 2), jnp.int32))
+    moved = Perspective(1.0, 0.6).apply(images, jnp.zeros((6, 4, 2), jnp.int32))
     np.testing.assert_allclose(moved, images, rtol=0, atol=1e-2)
     np.testing.assert_allclose(
-        augment.jitter(images, drawn_jitter(6)), images, rtol=0, atol=1e-3
+        jitter().apply(images, drawn_jitter(6)), images, rtol=0, atol=1e-3
     )
 
 
 def test_crop_corners_are_uniform():
-    corners = np.asarray(augment.draw_crop(jax.random.key(0), 20_000, 4))
+    corners = np.asarray(Crop(4, "zero").draw(jax.random.key(0), 20_000, SIZE, SIZE))
     for axis in (0, 1):
         counts = np.bincount(corners[:, axis], minlength=9)
         assert len(counts) == 9
@@ -243,15 +296,7 @@ def test_crop_corners_are_uniform():
 def test_erased_rectangles_have_the_specified_distribution():
     n = 20_000
     boxes = np.asarray(
-        augment.draw_erase(
-            jax.random.key(0),
-            n,
-            SIZE,
-            SIZE,
-            probability=0.5,
-            area=(0.04, 0.2),
-            aspect=(0.5, 2.0),
-        )
+        Erase(0.5, (0.04, 0.2), (0.5, 2.0)).draw(jax.random.key(0), n, SIZE, SIZE)
     )
     h, w = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     erased = h > 0
@@ -274,15 +319,13 @@ def test_erased_rectangles_have_the_specified_distribution():
 
 
 def test_an_image_that_no_rectangle_fits_is_left_alone():
-    boxes = augment.draw_erase(
-        jax.random.key(0), 64, 8, 8, probability=1.0, area=(0.99, 1.0), aspect=(1, 1)
-    )
+    boxes = Erase(1.0, (0.99, 1.0), (1, 1)).draw(jax.random.key(0), 64, 8, 8)
     chex.assert_trees_all_equal(boxes, jnp.zeros((64, 4), jnp.int32))
 
 
 def test_angles_are_uniform():
     n = 20_000
-    degrees = np.asarray(augment.draw_rotation(jax.random.key(0), n, 15.0))
+    degrees = np.asarray(Rotation(15.0).draw(jax.random.key(0), n, SIZE, SIZE))
     assert np.abs(degrees).max() <= 15
     counts, _ = np.histogram(degrees, 10, (-15, 15))
     # 2,000 expected, standard deviation 42.
@@ -291,9 +334,7 @@ def test_angles_are_uniform():
 
 @pytest.fixture(scope="module")
 def jitters():
-    drawn = augment.draw_jitter(
-        jax.random.key(0), 24_000, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1
-    )
+    drawn = ColorJitter(0.4, 0.3, 0.2, 0.1).draw(jax.random.key(0), 24_000, SIZE, SIZE)
     return jax.tree.map(np.asarray, drawn)
 
 
@@ -334,11 +375,7 @@ def test_what_jitter_draws_is_independent(jitters):
 
 def test_corners_move_in_the_specified_share_of_images():
     n = 20_000
-    moves = np.asarray(
-        augment.draw_perspective(
-            jax.random.key(0), n, SIZE, SIZE, probability=0.3, distortion=0.1
-        )
-    )
+    moves = np.asarray(Perspective(0.3, 0.1).draw(jax.random.key(0), n, SIZE, SIZE))
     # The largest move is int(0.1 * 16) = 1: all eight are 0 in one image of 256.
     assert set(np.unique(moves)) == {0, 1}
     share = 0.3 * 255 / 256
@@ -348,11 +385,7 @@ def test_corners_move_in_the_specified_share_of_images():
 
 def test_moves_of_corners_are_uniform_along_both_axes():
     n = 20_000
-    moves = np.asarray(
-        augment.draw_perspective(
-            jax.random.key(0), n, 24, 40, probability=1.0, distortion=0.25
-        )
-    )
+    moves = np.asarray(Perspective(1.0, 0.25).draw(jax.random.key(0), n, 24, 40))
     for axis, most in ((0, 5), (1, 3)):
         for corner in range(4):
             counts = np.bincount(moves[:, corner, axis], minlength=most + 1)
@@ -363,11 +396,13 @@ def test_moves_of_corners_are_uniform_along_both_axes():
 
 @pytest.fixture(scope="module")
 def mixes():
-    draw = lambda key: augment.draw_mix(  # noqa: E731
-        key, 4, SIZE, SIZE,
-        mixup_probability=0.3, mixup_alpha=0.5,
-        cutmix_probability=0.3, cutmix_alpha=0.5,
-    )  # fmt: skip
+    mixing = MixupCutMix(
+        mixup_probability=0.3,
+        mixup_alpha=0.5,
+        cutmix_probability=0.3,
+        cutmix_alpha=0.5,
+    )
+    draw = functools.partial(mixing.draw, n=4, height=SIZE, width=SIZE)
     keys = jax.random.split(jax.random.key(0), 20_000)
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(keys))
 
@@ -407,10 +442,8 @@ def test_every_image_is_a_partner_once(mixes):
 
 def test_unmixed_batches_are_unchanged_bit_for_bit():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    none = augment.Mix(
-        jnp.array([1, 0, 3, 2]), jnp.zeros(4, jnp.int32), jnp.ones(()), 1
-    )
-    chex.assert_trees_all_equal(augment.mix(x, x[none.partner], none), x)
+    none = Mix(jnp.array([1, 0, 3, 2]), jnp.zeros(4, jnp.int32), jnp.ones(()), 1)
+    chex.assert_trees_all_equal(mix(x, x[none.partner], none), x)
 
 
 def test_only_configured_transforms_are_drawn():
@@ -441,7 +474,8 @@ def test_draws_of_a_step_do_not_depend_on_other_transforms(name, settings):
 
 def test_transforms_draw_from_different_keys():
     key = jax.random.key(0)
-    keys = [jax.random.fold_in(key, number) for number in augment._KEYS.values()]
+    kinds = (*TRANSFORMS, MixupCutMix)
+    keys = [jax.random.fold_in(key, kind.key) for kind in kinds]
     assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)
 
 

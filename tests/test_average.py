@@ -16,12 +16,12 @@ from test_loop import train
 from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError
 from jaxattn.inference.evaluate import evaluate, load_data_of
-from jaxattn.inference.methods import Plain
 from jaxattn.inference.predict import Predictor
-from jaxattn.training.average import average_checkpoints
-from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.studies.average import average_checkpoints
+from jaxattn.tasks.classification.methods import Plain
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.run import build
-from jaxattn.training.trained import load_trained
 
 ONE = smoke.one_device()
 

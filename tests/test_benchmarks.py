@@ -29,10 +29,10 @@ from benchmarks import (
 from benchmarks.gpu_suite import Context, Item, run_items, status
 from benchmarks.rows import ROWS
 from benchmarks.steps import Work
-from jaxattn.data.source import load_data
+from jaxattn.data import load_data
 from jaxattn.errors import UserError
+from jaxattn.training.records.writer import RunWriter
 from jaxattn.training.run import build
-from jaxattn.training.writer import RunWriter
 
 TIMED = {"items_per_s": [90.0, 100.0, 130.0], "first_call_s": 5.2, "peak_bytes": 2e9}
 SLOWER = {"items_per_s": [40.0, 50.0, 60.0], "first_call_s": 3.0, "peak_bytes": 1e9}
@@ -228,8 +228,8 @@ def cifar(tmp_path_factory):
 
 
 def test_subset_is_the_first_images(cifar):
-    part = load_data("cifar10", cifar, val_fraction=0.0)
-    whole = load_data("cifar10", cifar.replace("part", "whole"), val_fraction=0.0)
+    part = load_data("cifar10", path=cifar, val_fraction=0.0)
+    whole = load_data("cifar10", path=cifar.replace("part", "whole"), val_fraction=0.0)
     assert (len(part.train), len(part.test)) == (48, 20)
     np.testing.assert_array_equal(part.train.images, whole.train.images[:48])
 
@@ -267,9 +267,11 @@ def test_torch_epoch_trains_and_tests(cifar):
 
 def test_torch_images_are_normalised_and_augmented(cifar):
     torch = pytest.importorskip("torch")
+    from benchmarks.pytorch.images import TorchImages
+
     recipe = epoch.canet.get_config()
     data = load_data("cifar10", cifar, val_fraction=0.0)
-    plain = epoch.TorchImages(data.test, recipe, train=False)
+    plain = TorchImages(data.test, recipe, train=False)
     x, label = plain[3]
     mean, std = (np.array(v, np.float32) for v in recipe.normalize.values())
     expected = (data.test.images[3] / np.float32(255) - mean) / std
@@ -277,7 +279,7 @@ def test_torch_images_are_normalised_and_augmented(cifar):
     assert label == data.test.labels[3]
 
     random.seed(0)
-    augmented = epoch.TorchImages(data.train, recipe, train=True)
+    augmented = TorchImages(data.train, recipe, train=True)
     drawn = torch.stack([augmented[0][0] for _ in range(200)])
     assert drawn.shape == (200, 3, 32, 32)
     black = -torch.tensor(mean / std).reshape(3, 1, 1)
@@ -288,6 +290,8 @@ def test_torch_images_are_normalised_and_augmented(cifar):
 
 def test_torch_mixes_the_recipes_share_of_batches():
     torch = pytest.importorskip("torch")
+    from benchmarks.pytorch.loop import mix
+
     augment = epoch.canet.get_config().augment
     random.seed(0)
     torch.manual_seed(0)
@@ -296,7 +300,7 @@ def test_torch_mixes_the_recipes_share_of_batches():
     for _ in range(300):
         # An image is its label, so that pixels tell where they come from.
         images = y.float().reshape(8, 1, 1, 1).expand(8, 3, 32, 32).clone()
-        x, partner, weight = epoch._torch_mix(images, y, augment)
+        x, partner, weight = mix(images, y, augment)
         expected = weight * y + (1 - weight) * partner
         torch.testing.assert_close(x.mean((1, 2, 3)), expected, atol=1e-4, rtol=0)
         is_cut = bool(x.frac().eq(0).all()) and partner is not y

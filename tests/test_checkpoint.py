@@ -18,7 +18,11 @@ import pytest
 from flax import struct
 
 from jaxattn.errors import MachineError, UserError
-from jaxattn.training.checkpoint import Checkpoints, find_damage, workdir_lock
+from jaxattn.training.checkpoints.checkpoint import (
+    Checkpoints,
+    find_damage,
+)
+from jaxattn.training.guards.lock import workdir_lock
 
 
 @struct.dataclass
@@ -398,7 +402,7 @@ def test_kill_before_any_change_leaves_whole_checkpoints(
 SAVE_LOOP = """
 import sys
 import jax.numpy as jnp
-from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 found = checkpoints.restore_latest({"w": jnp.zeros(2000)})
 step = found[1] if found else 0
@@ -499,7 +503,8 @@ def test_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
 
 
 def test_import_does_not_load_orbax():
-    code = "import sys, jaxattn.training.checkpoint; print('orbax' in sys.modules)"
+    module = "jaxattn.training.checkpoints.checkpoint"
+    code = f"import sys, {module}; print('orbax' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -519,7 +524,7 @@ def test_second_run_in_a_workdir_is_refused(tmp_path):
 
 HOLD_LOCK = """
 import sys, time
-from jaxattn.training.checkpoint import workdir_lock
+from jaxattn.training.guards.lock import workdir_lock
 with workdir_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

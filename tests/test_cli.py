@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from jaxattn.cli import main
-from jaxattn.data.source import load_data
+from jaxattn.data import load_data
 from jaxattn.inference.attention import read_examples
 from jaxattn.inference.evaluate import load_data_of
-from jaxattn.training.trained import load_trained
+from jaxattn.training import loop
+from jaxattn.training.checkpoints.trained import load_trained
 
 THRESHOLDS = "0.9,0.9,0.9,0.9,0.9"
 METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
@@ -236,7 +237,7 @@ def test_bad_input_is_one_line(capsys, workdir, tmp_path, make, message):
             "did you mean",
         ),
         (["pedict"], "invalid choice: 'pedict'"),
-        (["train", "--config", "c.py"], "in a clone of the project"),
+        (["train", "--config", "canet"], "--workdir"),
         ([], "COMMAND"),
     ],
 )
@@ -247,6 +248,20 @@ def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_train_takes_a_recipe_by_name_with_overrides(capsys, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda *run: trained.append(run))
+    overrides = ("--config.seed", "3", "--noconfig.log.images")
+    code, _, err = run(
+        capsys, "train", "--config", "canet:tiny", "--workdir", tmp_path, *overrides
+    )
+    assert (code, err) == (0, "")
+    ((config, workdir),) = trained
+    assert workdir == str(tmp_path)
+    assert (config.model.name, config.seed) == ("canet_tiny", 3)
+    assert (config.log.images, config.is_locked) == (False, True)
 
 
 def test_mismatching_ensemble_names_the_ids(capsys, tmp_path):

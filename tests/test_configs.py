@@ -1,48 +1,82 @@
 import ast
-import importlib.util
-import pathlib
+import importlib
+import inspect
+import re
 
 import pytest
 import smoke
+from ml_collections import ConfigDict
 
 from jaxattn import create_model
+from jaxattn.config import recipe as keys
+from jaxattn.config.file import list_recipes, load_config
+from jaxattn.config.recipe import recipe, study
+from jaxattn.errors import UserError
 from jaxattn.training import optim
 from jaxattn.training.run import build
 
-CONFIGS = sorted((smoke.ROOT / "configs").glob("*.py"))
+NAMES = list_recipes()
 # What `main.py` trains; the others are of studies with commands of their own.
-RECIPES = [path for path in CONFIGS if path.stem != "vgg_bn"]
+RECIPES = [name for name in NAMES if name != "vgg_bn"]
+FOLDER = smoke.ROOT / "jaxattn" / "recipes"
 VARIANTS = ("tiny", "light", "base", "pro")
 SCCNETS = ("18", "34", "18_cifar", "34_cifar")
 SCSAS = ("resnet50", "resnet101", "mobilenet_v2", "resnet18_cifar", "resnet50_cifar")
 BASELINES = (
     "resnet18", "resnet34", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11",
 )  # fmt: skip
+ALL_VARIANTS = {
+    "attention_study": ("none", "cbam", "eca", "scsa", "scc"), "baselines": BASELINES,
+    "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
+    "sccnet": SCCNETS, "scsa": SCSAS,
+}  # fmt: skip
 COMMON = {
     "seed", "num_epochs", "batch_size", "model.name", "data.name", "data.path",
     "data.val_fraction", "dtype", "data_parallel", "steps_per_dispatch",
 }  # fmt: skip
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(name):
+    return importlib.import_module(f"jaxattn.recipes.{name}")
 
 
-def flat(config):
-    return set(config.to_dict()) | {
-        f"{section}.{key}"
-        for section, values in config.to_dict().items()
-        if isinstance(values, dict)
-        for key in values
-    }
+def leaves(section, prefix=""):
+    """All keys, dotted, with their types."""
+    for key in section:
+        value = section[key]
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", section.get_type(key)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_config_loads_bare_and_builds(path):
-    assert built(load(path).get_config()).total_steps > 0
+def test_every_recipe_has_its_published_command():
+    """And it is the recipe itself, not a copy."""
+    files = {path.stem for path in (smoke.ROOT / "configs").glob("*.py")}
+    assert files == set(NAMES)
+    for name in NAMES:
+        config = importlib.import_module(f"configs.{name}")
+        assert config.get_config is load(name).get_config
+
+
+def test_recipe_is_found_by_its_name():
+    by_name, by_path = (
+        load_config(recipe, ["--config.seed=7"])
+        for recipe in ("canet:tiny", str(smoke.ROOT / "configs" / "canet.py:tiny"))
+    )
+    assert by_name.to_dict() == by_path.to_dict()
+    assert (by_name.model.name, by_name.seed) == ("canet_tiny", 7)
+
+
+@pytest.mark.parametrize("name", ["canett", "canett:tiny", "", "__init__"])
+def test_unknown_recipe_names_the_choices(name):
+    with pytest.raises(UserError, match=f"choices: {', '.join(NAMES)}$"):
+        load_config(name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_config_loads_bare_and_builds(name):
+    assert built(load(name).get_config()).total_steps > 0
 
 
 def built(config):
@@ -61,7 +95,7 @@ def built(config):
     [("sccnet", v) for v in SCCNETS] + [("scsa", v) for v in SCSAS],
 )
 def test_variant_builds_its_network(name, variant):
-    config = load(smoke.ROOT / "configs" / f"{name}.py").get_config(variant)
+    config = load(name).get_config(variant)
     model = built(config).model
     stages = (3, 4, 23, 3) if "101" in variant else (3, 4, 6, 3)
     if variant.startswith(("18", "resnet18")):
@@ -74,7 +108,7 @@ def test_variant_builds_its_network(name, variant):
 
 @pytest.mark.parametrize("variant", ["none", "cbam", "eca", "scsa", "scc"])
 def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
-    module = load(smoke.ROOT / "configs" / "attention_study.py")
+    module = load("attention_study")
     config, base = module.get_config(variant), module.get_config()
     for section in ("data", "augment", "loss", "schedule", "optimizer", "num_epochs"):
         assert config[section] == base[section]
@@ -85,27 +119,25 @@ def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
 
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])
 def test_best_is_small(variant):
-    config = load(smoke.ROOT / "configs" / "best.py").get_config(variant)
+    config = load("best").get_config(variant)
     assert built(config).cost.parameters < 6.3e6
 
 
 def test_attention_keywords_come_from_the_command_line():
-    config = load(smoke.ROOT / "configs" / "scsa.py").get_config("resnet101")
+    config = load("scsa").get_config("resnet101")
     config.model.attention_kwargs.window_size = 5
     kwargs = dict(built(config).model.attention_kwargs)
     assert kwargs == {"attn_drop_ratio": 0.1, "window_size": 5}
 
 
-@pytest.mark.parametrize(
-    "name", ["attention_study", "baselines", "best", "canet", "sccnet", "scsa"]
-)
+@pytest.mark.parametrize("name", ALL_VARIANTS)
 def test_unknown_variant_names_the_choices(name):
-    module = load(smoke.ROOT / "configs" / f"{name}.py")
+    module = load(name)
     with pytest.raises(ValueError, match="config variant 'x': must be one of "):
         module.get_config("x")
 
 
-def recipe(config):
+def values_of(config):
     schedule, optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
     return {
         "epochs": (config.num_epochs, config.batch_size),
@@ -128,35 +160,35 @@ def plain_recipe(crop_padding_px, **differences):
 
 
 def test_sccnet_follows_the_published_recipe():
-    module = load(smoke.ROOT / "configs" / "sccnet.py")
+    module = load("sccnet")
     schedule = {"name": "cosine", "learning_rate": 0.1, "final_factor": 0.001}
     for variant in SCCNETS[:2]:
-        assert recipe(module.get_config(variant)) == plain_recipe(
+        assert values_of(module.get_config(variant)) == plain_recipe(
             0, epochs=(120, 128), schedule=schedule, sgd=(0.9, False, 5e-5)
         )
-    assert recipe(module.get_config("18_cifar")) == plain_recipe(
+    assert values_of(module.get_config("18_cifar")) == plain_recipe(
         4, epochs=(200, 128), schedule=schedule, sgd=(0.9, False, 5e-4)
     )
 
 
 def test_scsa_follows_the_published_recipes():
-    module = load(smoke.ROOT / "configs" / "scsa.py")
+    module = load("scsa")
     steps = {"name": "multi_step", "decay_rate": 0.1}
     for variant in SCSAS[:2]:
-        assert recipe(module.get_config(variant)) == plain_recipe(
+        assert values_of(module.get_config(variant)) == plain_recipe(
             0,
             epochs=(100, 128),
             schedule={**steps, "learning_rate": 0.05, "milestones": (30, 60, 90)},
             sgd=(0.9, False, 1e-4),
         )
-    assert recipe(module.get_config("mobilenet_v2")) == plain_recipe(
+    assert values_of(module.get_config("mobilenet_v2")) == plain_recipe(
         0,
         epochs=(400, 96),
         schedule={"name": "exponential", "learning_rate": 0.045, "decay_rate": 0.98},
         sgd=(0.9, False, 4e-5),
     )
     for variant in SCSAS[3:]:
-        assert recipe(module.get_config(variant)) == plain_recipe(
+        assert values_of(module.get_config(variant)) == plain_recipe(
             4,
             epochs=(200, 128),
             schedule={**steps, "learning_rate": 0.1, "milestones": (100, 150)},
@@ -164,37 +196,70 @@ def test_scsa_follows_the_published_recipes():
         )
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_config_has_the_keys_that_commands_rely_on(path):
-    models = {"model.plain", "model.bn"} if path not in RECIPES else {"model.name"}
-    keys = COMMON - {"model.name"} | models
-    assert flat(load(path).get_config()) >= keys
+@pytest.mark.parametrize("name", NAMES)
+def test_config_has_the_keys_that_commands_rely_on(name):
+    models = {"model.plain", "model.bn"} if name not in RECIPES else {"model.name"}
+    wanted = COMMON - {"model.name"} | models
+    assert dict(leaves(load(name).get_config())).keys() >= wanted
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_config_computes_nothing(path):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_is_in_the_list_with_its_type(name):
+    """A float given as 0, say, could not be set to 0.1 at the command line."""
+    tables = (study(**keys._DEFAULTS), study(**keys._CHOSEN))
+    listed = {key: kind for table in tables for key, kind in leaves(table)}
+    module = load(name)
+    variants = ALL_VARIANTS.get(name, [None])
+    for arguments in ([] if variant is None else [variant] for variant in variants):
+        config = dict(leaves(module.get_config(*arguments)))
+        assert config.items() <= listed.items()
+
+
+def test_every_key_has_a_comment():
+    lines = inspect.getsource(keys).splitlines()
+    rows = [line for line in lines if re.match(r' +"\w+": ', line)]
+    assert len(rows) > 90
+    for row in rows:
+        assert "  # " in row or row.endswith(("{", "{},")), row
+
+
+def test_recipe_has_the_defaults_and_what_it_names():
+    config = recipe(
+        batch_size=8, model={"mine": 3, "stem": None}, ema={"decay": 0.5}, dtype=None
+    )
+    assert config.model.to_dict() == {"name": None, "mine": 3, "stem": None}
+    assert config.model.get_type("stem") is str
+    assert config.ema.to_dict() == {"decay": 0.5, "batch_stats": "average"}
+    assert (config.batch_size, config.num_epochs, config.seed) == (8, None, 0)
+    assert config.dtype == "float32"
+    assert config.optimizer.to_dict() == {}
+    assert study(seed=1).to_dict() == {"seed": 1}
+    assert recipe().ema.decay == 0.0
+
+
+def test_recipe_asks_for_the_type_of_a_key_of_ones_own():
+    assert recipe(model={"mine": int}).model.get_type("mine") is int
+    with pytest.raises(ValueError, match="mine=None: must be a type, such as int"):
+        recipe(model={"mine": None})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_computes_nothing(name):
     """A number derived from another key goes stale when that key is overridden."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse((FOLDER / f"{name}.py").read_text())
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.BinOp)]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_value_has_a_comment(path):
-    for line in path.read_text().splitlines():
-        if line.strip().startswith("config.") and not line.endswith("ConfigDict()"):
-            assert "  # " in line, line
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_canet_variants_name_their_model(variant):
-    config = load(smoke.ROOT / "configs" / "canet.py").get_config(variant)
+    config = load("canet").get_config(variant)
     widths = {"tiny": 16, "light": 32, "base": 64, "pro": 128}
     assert create_model(config.model.name).width == widths[variant]
 
 
 def test_canet_follows_the_published_recipe():
     """The whole table of the report's code: 70 epochs, AdamW to SGD at epoch 56, ..."""
-    config = load(smoke.ROOT / "configs" / "canet.py").get_config()
+    config = load("canet").get_config()
     assert (config.num_epochs, config.batch_size, config.seed) == (70, 256, 42)
     assert int(config.optimizer.switch_fraction * config.num_epochs) == 56
     assert config.optimizer.weight_decay == 1e-3
@@ -212,7 +277,7 @@ def test_canet_follows_the_published_recipe():
 
 @pytest.mark.parametrize("variant", BASELINES)
 def test_baseline_is_its_network_for_small_images(variant):
-    config = load(smoke.ROOT / "configs" / "baselines.py").get_config(variant)
+    config = load("baselines").get_config(variant)
     only_one = ("shufflenet_v2_x0_5", "vgg11")
     assert config.model.name == variant
     stem = getattr(built(config).model, "stem", None)
@@ -221,7 +286,7 @@ def test_baseline_is_its_network_for_small_images(variant):
 
 def test_baselines_follow_canets_recipe():
     def values(name):
-        config = load(smoke.ROOT / "configs" / f"{name}.py").get_config().to_dict()
+        config = load(name).get_config().to_dict()
         return {key: value for key, value in config.items() if key != "model"}
 
     assert values("baselines") == values("canet")
@@ -229,7 +294,7 @@ def test_baselines_follow_canets_recipe():
 
 def test_cbam_resnet_follows_the_published_recipe():
     """The table of the project's trainer, as its code runs it."""
-    config = load(smoke.ROOT / "configs" / "cbam_resnet.py").get_config()
+    config = load("cbam_resnet").get_config()
     assert (config.num_epochs, config.batch_size, config.seed) == (500, 128, 42)
     assert config.normalize.to_dict() == {
         "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010),
@@ -254,18 +319,15 @@ def test_cbam_resnet_follows_the_published_recipe():
 
 
 def test_cbam_resnets_learning_rate_is_the_logged_one():
-    config = load(smoke.ROOT / "configs" / "cbam_resnet.py").get_config()
+    config = load("cbam_resnet").get_config()
     length = optim.RunLength(config.num_epochs, 10)
     schedule = optim.make_schedule(length=length, **config.schedule)
     assert float(schedule(499 * 10 + 9)) == pytest.approx(9.87e-7, rel=1e-3)
 
 
-def test_config_folder_is_values_only():
-    for path in CONFIGS:
-        imported = {
-            alias.name
-            for node in ast.walk(ast.parse(pathlib.Path(path).read_text()))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for alias in node.names
-        }
-        assert imported <= {"ml_collections", "placeholder"}
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_is_values_only(name):
+    allowed = {"ml_collections", "jaxattn.config.recipe", "jaxattn.recipes"}
+    for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text())):
+        assert not isinstance(node, ast.Import)
+        assert not isinstance(node, ast.ImportFrom) or node.module in allowed

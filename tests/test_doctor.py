@@ -9,10 +9,10 @@ import jax
 import pytest
 import smoke
 
+from jaxattn import doctor
 from jaxattn.cli import main
 from jaxattn.errors import MachineError, describe_fault
-from jaxattn.training import doctor
-from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.loop import train_and_evaluate
 
 

@@ -8,9 +8,9 @@ from test_loop import rows_of, train
 
 from jaxattn.errors import InterruptedRun, UserError
 from jaxattn.training import loop
-from jaxattn.training.checkpoint import Checkpoints
-from jaxattn.training.early_stopping import EarlyStopping, Plateau
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.evaluate import Evaluator
+from jaxattn.training.guards.early_stopping import EarlyStopping, Plateau
 from jaxattn.training.run import build
 
 # The third epoch gains least; the fourth only equals it, and the fifth is the best.

@@ -7,8 +7,8 @@ import pytest
 import smoke
 
 from jaxattn.data.augment import normalize
+from jaxattn.tasks.classification.metrics import evaluation_sums, summarize
 from jaxattn.training.evaluate import Evaluator
-from jaxattn.training.metrics import evaluation_sums, summarize
 from jaxattn.training.run import build
 
 

@@ -16,12 +16,12 @@ from jaxattn import UserError, create_model
 from jaxattn.cli import main
 from jaxattn.data.augment import normalize
 from jaxattn.inference.export import export_model
-from jaxattn.inference.methods import Plain
 from jaxattn.inference.predict import Predictor, make_classifier
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
 from jaxattn.ops import onednn
-from jaxattn.training.trained import Trained, load_trained
+from jaxattn.tasks.classification.methods import Plain
+from jaxattn.training.checkpoints.trained import Trained, load_trained
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "run_exported.py"
 NORMALIZE = {"mean": [0.5], "std": [0.2]}

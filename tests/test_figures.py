@@ -13,16 +13,16 @@ import smoke
 
 import jaxattn
 from jaxattn import create_model
-from jaxattn.data.source import ArraySource
-from jaxattn.training import figures, report
+from jaxattn.data.source import labelled
+from jaxattn.tasks.classification.metrics import Predictions, predict
 from jaxattn.training.evaluate import Evaluator
-from jaxattn.training.metrics import Predictions, predict
+from jaxattn.training.records import figures, report
 from jaxattn.training.run import build
 
 
 def test_worst_mistakes_are_the_surest_wrong_ones_in_order():
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-    source = ArraySource(images, np.array([0, 1, 2, 0, 1], np.int32))
+    source = labelled(images, np.array([0, 1, 2, 0, 1], np.int32))
     predictions = Predictions(  # and one more of padding
         label=np.array([1, 1, 0, 2, 0, 2]),
         confidence=np.array([0.5, 0.99, 0.75, 1, 0.25, 0.9]),
@@ -34,7 +34,7 @@ def test_worst_mistakes_are_the_surest_wrong_ones_in_order():
 
 
 def test_without_mistakes_there_is_no_picture():
-    source = ArraySource(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int32))
+    source = labelled(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int32))
     right = Predictions(np.zeros(1, int), np.ones(1), np.zeros(1, bool))
     assert figures.worst_mistakes(source, right, ["a"])[1] == []
 

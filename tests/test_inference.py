@@ -10,17 +10,17 @@ import jax
 import numpy as np
 import pytest
 import smoke
+from jaxattn.inference.files import read_inputs
 from PIL import Image
 
 from jaxattn import UserError
-from jaxattn.data.source import ArraySource, BadImageError, skip_bad_images
-from jaxattn.inference import methods
+from jaxattn.data.source import BadImageError, labelled, skip_bad_images
 from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
-from jaxattn.inference.files import read_inputs
-from jaxattn.inference.methods import TTA, VIEWS, Flip, Plain
 from jaxattn.inference.predict import Predictor
-from jaxattn.training.checkpoint import Checkpoints
-from jaxattn.training.trained import load_trained
+from jaxattn.tasks.classification import methods
+from jaxattn.tasks.classification.methods import TTA, VIEWS, Flip, Plain
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.trained import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -284,4 +284,4 @@ def test_data_that_do_not_fit_are_named(trained, overrides, message):
 def test_empty_source_is_refused(predictor):
     images = np.zeros((0, 16, 16, 3), np.uint8)
     with pytest.raises(UserError, match="no images"):
-        predictor.predict(ArraySource(images, np.zeros(0, np.int32)), Plain())
+        predictor.predict(labelled(images, np.zeros(0, np.int32)), Plain())

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from jaxattn.training.interrupt import Interrupt
+from jaxattn.training.guards.interrupt import Interrupt
 
 # One call into C that takes longer than any test and lets no Python handler run.
 LONG_C_CALL = """
 import hashlib, sys
-from jaxattn.training.interrupt import Interrupt
+from jaxattn.training.guards.interrupt import Interrupt
 with Interrupt():
     print("inside", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
@@ -21,7 +21,7 @@ with Interrupt():
 
 COMPILATION = """
 import jax
-from jaxattn.training.interrupt import Interrupt
+from jaxattn.training.guards.interrupt import Interrupt
 
 def f(x):
     for _ in range(8000):

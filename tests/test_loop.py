@@ -17,9 +17,9 @@ import smoke
 
 from jaxattn.errors import DivergedError, InterruptedRun, UserError
 from jaxattn.training import loop
-from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.records.writer import read_metrics
 from jaxattn.training.run import build
-from jaxattn.training.writer import read_metrics
 
 ONE = smoke.one_device()
 

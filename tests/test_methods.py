@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from jaxattn.inference.files import align_predictions, write_predictions
 
 from jaxattn import UserError
-from jaxattn.inference import methods
-from jaxattn.inference.files import align_predictions, write_predictions
-from jaxattn.inference.methods import TTA, VIEWS, Adaptive, ClassSpecialized, Flip
+from jaxattn.tasks.classification import methods
+from jaxattn.tasks.classification.methods import (
+    TTA,
+    VIEWS,
+    Adaptive,
+    ClassSpecialized,
+    Flip,
+)
 
 
 @pytest.fixture

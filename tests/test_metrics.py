@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support, top_k_accuracy_score
 
-from jaxattn.training.metrics import NUM_BINS, evaluation_sums, summarize
+from jaxattn.tasks.classification.metrics import NUM_BINS, evaluation_sums, summarize
 
 
 @pytest.fixture

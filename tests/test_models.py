@@ -1,12 +1,14 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxattn
+import jaxattn.models
+import jaxattn.ops
 from jaxattn import UserError, create_model, from_torch, list_models, to_torch
 from jaxattn.models.registry import model_keywords
 
@@ -358,3 +360,55 @@ def test_the_attention_resnets_take_any_size(size):
 def test_the_package_exports_its_names():
     for name in ("create_model", "from_torch", "list_models", "to_torch"):
         assert name in jaxattn.__all__
+
+
+@pytest.mark.parametrize("face", [jaxattn.models, jaxattn.ops])
+def test_a_face_has_every_name_it_lists(face):
+    for name in face.__all__:
+        assert getattr(face, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = face.nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "widths"),
+    [
+        (
+            "resnet18",
+            "layer1.1 layer2.1 layer3.1 layer4.1",
+            (64, 128, 256, 512),
+        ),
+        (
+            "mobilenet_v2",
+            "features.3 features.6 features.13 features.17",
+            (24, 32, 96, 320),
+        ),
+        ("shufflenet_v2_x0_5", "stage2.3 stage3.7 stage4.3", (24, 48, 96, 192)),
+        ("sccnet18", "layer1.1 layer2.1 layer3.1 layer4.1", (64, 128, 256, 512)),
+    ],
+)
+def test_maps_are_the_last_of_strides_4_to_32(name, blocks, widths):
+    model, outputs = create_model(name, dtype=jnp.bfloat16), {}
+
+    def record(call, args, kwargs, context):
+        outputs[context.module.path] = call(*args, **kwargs)
+        return outputs[context.module.path]
+
+    def maps_and_variables(key, x):
+        with nn.intercept_methods(record):
+            maps, variables = model.init_with_output(key, x, return_features=True)
+        last = [outputs[(block,)] for block in blocks.split()]
+        # ShuffleNetV2's first map is its stem's, which is no module.
+        for i in range(-1, -len(last) - 1, -1):
+            assert maps[i] is last[i]
+        return maps, variables
+
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    maps, variables = jax.eval_shape(maps_and_variables, jax.random.key(0), x)
+    assert [m.shape for m in maps] == [
+        (2, side, side, width)
+        for side, width in zip((16, 8, 4, 2), widths, strict=True)
+    ]
+    assert {m.dtype for m in maps} == {jnp.dtype(jnp.bfloat16)}
+    head = {"fc", "head", "classifier.1", "conv5.0", "features.18"}
+    assert not head & variables["params"].keys()

@@ -9,7 +9,7 @@ import pytest
 
 from jaxattn import UserError
 from jaxattn.data.augment import Mix, cutmix_box, mix
-from jaxattn.training import losses
+from jaxattn.tasks.classification import losses
 from jaxattn.training.optim import (
     RunLength,
     clip_by_global_norm,

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from jaxattn import UserError
+from jaxattn.data import load_data
 from jaxattn.data.pipeline import (
     ResidentLoader,
     Slice,
@@ -19,7 +20,7 @@ from jaxattn.data.source import (
     DrawingSubset,
     SkippingSource,
     Subset,
-    load_data,
+    labelled,
     skip_bad_images,
 )
 
@@ -31,7 +32,7 @@ def source():
     images = np.arange(23, dtype=np.uint8)[:, None, None, None] * np.ones(
         (1, 2, 2, 3), np.uint8
     )
-    return ArraySource(images, np.arange(23, dtype=np.int32))
+    return labelled(images, np.arange(23, dtype=np.int32))
 
 
 def batches(loader, feeds):
@@ -156,7 +157,7 @@ def drawn_batches(source, start, stop, part=Slice(), seed=3):  # noqa: B008
 
 @pytest.fixture
 def drawing(source):
-    return Drawing(source.images, source.labels)
+    return Drawing(source.images, source.targets)
 
 
 def test_draws_are_of_their_own_at_every_step_and_place(drawing):
@@ -211,7 +212,9 @@ def photos(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (20 + i, 30 - i, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
-    return load_data("imagefolder", str(tmp_path), image_size=8, val_fraction=0.2).train
+    path = str(tmp_path)
+    data = load_data("imagefolder", path=path, image_size=8, val_fraction=0.2)
+    return data.train
 
 
 def test_random_crops_are_the_same_on_two_processes_and_after_a_resume(photos):

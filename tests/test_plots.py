@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxattn.viz import plots
+from jaxattn import viz
 
 
 def history(num_epochs, *, keys=("train", "val", "val_ema")):
@@ -28,13 +28,13 @@ def legend(figure):
 
 
 def test_history_has_a_loss_and_an_accuracy_panel():
-    figure = plots.plot_history(history(5))
+    figure = viz.plot_history(history(5), "accuracy")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["Loss", "Accuracy (%)"]
 
 
 def test_history_draws_accuracy_in_percent():
-    figure = plots.plot_history(history(5, keys=["train"]))
+    figure = viz.plot_history(history(5, keys=["train"]), "accuracy")
     (line,) = figure.axes[1].lines
     chex.assert_trees_all_close(
         np.asarray(line.get_ydata()), 100 - 50 / np.arange(1, 6)
@@ -42,24 +42,24 @@ def test_history_draws_accuracy_in_percent():
 
 
 def test_history_names_every_curve_it_draws():
-    figure = plots.plot_history(history(5))
+    figure = viz.plot_history(history(5), "accuracy")
     assert legend(figure) == ["train", "validation", "validation, EMA"]
 
 
 def test_history_without_validation_draws_training_alone():
-    assert legend(plots.plot_history(history(5, keys=["train"]))) == ["train"]
+    assert legend(viz.plot_history(history(5, keys=["train"]), "accuracy")) == ["train"]
 
 
 def test_history_marks_the_best_validation_epoch():
     rows = history(5)
     rows[2]["val_accuracy"] = 0.99
-    figure = plots.plot_history(rows)
+    figure = viz.plot_history(rows, "accuracy")
     assert texts(figure.axes[1]) == ["best 99.00%\nepoch 3"]
 
 
 def test_history_of_one_epoch_is_visible():
     rows = history(1, keys=["train"])
-    picture = plots.figure_to_array(plots.plot_history(rows))
+    picture = viz.figure_to_array(viz.plot_history(rows, "accuracy"))
     accuracy = picture[:, picture.shape[1] // 2 :]  # the panel without the legend
     assert np.any(np.all(accuracy == [0x44, 0x77, 0xAA], axis=-1))
 
@@ -68,38 +68,48 @@ def test_history_leaves_out_what_is_not_a_number():
     rows = history(4)
     rows[1]["val_loss"] = None
     rows[2]["val_loss"] = float("nan")
-    figure = plots.plot_history(rows)
+    figure = viz.plot_history(rows, "accuracy")
     validation = figure.axes[0].lines[1]
     assert list(validation.get_xdata()) == [1, 4]
 
 
+def test_history_is_of_the_metric_named():
+    rows = history(3, keys=["val"])
+    for row in rows:
+        row["val_iou"] = 0.25 * row["epoch"]
+    _, axes = viz.plot_history(rows, "iou").axes
+    assert axes.get_title(loc="left") == "Iou (%)"
+    assert list(axes.lines[0].get_ydata()) == [25, 50, 75]
+    assert "best 75.00%" in texts(axes)[0]
+
+
 def test_history_with_a_diverging_epoch_is_logarithmic():
     rows = history(10)
-    assert plots.plot_history(rows).axes[0].get_yscale() == "linear"
+    assert viz.plot_history(rows, "accuracy").axes[0].get_yscale() == "linear"
     rows[4]["val_loss"] = 1e5
-    assert plots.plot_history(rows).axes[0].get_yscale() == "log"
+    assert viz.plot_history(rows, "accuracy").axes[0].get_yscale() == "log"
 
 
 def test_history_of_no_epoch_is_drawn():
-    chex.assert_rank(plots.figure_to_array(plots.plot_history([])), 3)
+    chex.assert_rank(viz.figure_to_array(viz.plot_history([], "accuracy")), 3)
 
 
 def test_confusion_cells_carry_their_counts_and_zeros_stay_blank():
-    figure = plots.plot_confusion_matrix(np.array([[7, 0], [2, 5]]), ["a", "b"])
+    figure = viz.plot_confusion_matrix(np.array([[7, 0], [2, 5]]), ["a", "b"])
     cells = {t.get_position(): t.get_text() for t in figure.axes[0].texts}
     # (column, row): rows are true, columns predicted.
     assert cells == {(0, 0): "7", (0, 1): "2", (1, 1): "5"}
 
 
 def test_confusion_colours_are_shares_of_the_true_class():
-    figure = plots.plot_confusion_matrix(np.array([[6, 2], [0, 0]]), ["a", "b"])
+    figure = viz.plot_confusion_matrix(np.array([[6, 2], [0, 0]]), ["a", "b"])
     shares = np.asarray(figure.axes[0].images[0].get_array())
     chex.assert_trees_all_close(shares, np.array([[0.75, 0.25], [0, 0]]))
 
 
 def test_confusion_of_many_classes_has_colours_and_sparse_labels_only():
     names = [f"class {i}" for i in range(100)]
-    axes = plots.plot_confusion_matrix(np.eye(100, dtype=int), names).axes[0]
+    axes = viz.plot_confusion_matrix(np.eye(100, dtype=int), names).axes[0]
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert texts(axes) == []
     assert labels == names[::4]
@@ -107,34 +117,34 @@ def test_confusion_of_many_classes_has_colours_and_sparse_labels_only():
 
 def test_confusion_labels_keep_both_ends_of_long_names():
     names = ["a very long class name, number 1", "a very long class name, number 2"]
-    axes = plots.plot_confusion_matrix(np.eye(2, dtype=int), names).axes[0]
+    axes = viz.plot_confusion_matrix(np.eye(2, dtype=int), names).axes[0]
     labels = [text.get_text() for text in axes.get_xticklabels()]
     assert [len(label) for label in labels] == [22, 22]
     assert [label[-1] for label in labels] == ["1", "2"]
 
 
 def test_names_that_look_like_mathematics_are_drawn_literally():
-    figure = plots.plot_confusion_matrix(np.eye(2, dtype=int), [r"$\bad{$", "_^$$"])
-    plots.figure_to_array(figure)
+    figure = viz.plot_confusion_matrix(np.eye(2, dtype=int), [r"$\bad{$", "_^$$"])
+    viz.figure_to_array(figure)
     images = np.zeros((1, 4, 4, 3), np.uint8)
-    plots.figure_to_array(plots.plot_images(images, [r"$\bad{$"]))
+    viz.figure_to_array(viz.plot_images(images, [r"$\bad{$"]))
 
 
 def test_names_outside_the_font_are_drawn_without_warnings():
-    figure = plots.plot_confusion_matrix(np.eye(2, dtype=int), ["猫", "犬"])
-    plots.figure_to_array(figure)
+    figure = viz.plot_confusion_matrix(np.eye(2, dtype=int), ["猫", "犬"])
+    viz.figure_to_array(figure)
 
 
 def test_confusion_that_does_not_fit_its_names_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 2\); 3 class_names need \(3, 3\)"):
-        plots.plot_confusion_matrix(np.eye(2, dtype=int), ["a", "b", "c"])
+        viz.plot_confusion_matrix(np.eye(2, dtype=int), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_shown_pixel_for_pixel(channels):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 4, 5, channels), np.uint8)
-    figure = plots.plot_images(images, ["a", "b", "c"], columns=2)
+    figure = viz.plot_images(images, ["a", "b", "c"], columns=2)
     shown = [axes.images[0] for axes in figure.axes if axes.images]
     assert [image.get_interpolation() for image in shown] == ["nearest"] * 3
     chex.assert_trees_all_equal(
@@ -145,7 +155,7 @@ def test_images_are_shown_pixel_for_pixel(channels):
 
 def test_images_carry_their_titles():
     images = np.zeros((3, 4, 4, 1), np.uint8)
-    figure = plots.plot_images(images, ["cat", "dog\n→ cat", ""], columns=2)
+    figure = viz.plot_images(images, ["cat", "dog\n→ cat", ""], columns=2)
     labels = [axes.get_xlabel() for axes in figure.axes]
     assert labels == ["cat", "dog\n→ cat", "", ""]
 
@@ -154,12 +164,12 @@ def test_images_carry_their_titles():
 def test_images_without_a_title_each_are_refused(num_images):
     images = np.zeros((num_images, 4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="titles"):
-        plots.plot_images(images, ["only one"] * min(num_images, 1))
+        viz.plot_images(images, ["only one"] * min(num_images, 1))
 
 
 def test_learning_rate_is_drawn_over_steps_without_what_is_not_finite():
     rates = np.array([0.1, np.nan, 0.05])
-    axes = plots.plot_learning_rate(np.array([10, 20, 30]), rates).axes[0]
+    axes = viz.plot_learning_rate(np.array([10, 20, 30]), rates).axes[0]
     (line,) = axes.lines
     assert list(line.get_xdata()) == [10, 30]
     assert list(line.get_ydata()) == [0.1, 0.05]
@@ -167,13 +177,13 @@ def test_learning_rate_is_drawn_over_steps_without_what_is_not_finite():
 
 
 def test_learning_rate_of_several_magnitudes_is_logarithmic():
-    figure = plots.plot_learning_rate(np.arange(3), np.array([0.1, 1e-5, 0]))
+    figure = viz.plot_learning_rate(np.arange(3), np.array([0.1, 1e-5, 0]))
     assert figure.axes[0].get_yscale() == "log"
 
 
 def test_class_accuracy_has_the_lowest_class_first_and_none_without_examples():
     accuracy, support = np.array([0.5, 0.25, 0.0, 1.0]), np.array([8, 4, 0, 2])
-    axes = plots.plot_class_accuracy(accuracy, support, list("abcd")).axes[0]
+    axes = viz.plot_class_accuracy(accuracy, support, list("abcd")).axes[0]
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert labels == ["b (4)", "a (8)", "d (2)"]
     assert [bar.get_width() for bar in axes.patches] == [25, 50, 100]
@@ -183,7 +193,7 @@ def test_class_accuracy_has_the_lowest_class_first_and_none_without_examples():
 def test_class_accuracy_of_many_classes_shows_the_lowest():
     accuracy = np.linspace(1, 0, 101)
     names = [f"class {i}" for i in range(101)]
-    axes = plots.plot_class_accuracy(accuracy, np.ones(101, int), names).axes[0]
+    axes = viz.plot_class_accuracy(accuracy, np.ones(101, int), names).axes[0]
     assert len(axes.patches) == 30
     assert axes.get_yticklabels()[0].get_text() == "class 100 (1)"
     assert "lowest 30 of 101" in axes.get_title(loc="left")
@@ -194,7 +204,7 @@ def test_filters_share_one_scale_on_which_zero_is_grey(channels):
     kernel = np.zeros((3, 3, channels, 18), np.float32)
     kernel[0, 1, :, 17] = -2.0  # in the second row of tiles, the second tile
     kernel[2, 2, :, 0] = 1.0
-    axes = plots.plot_filters(kernel, "conv1").axes[0]
+    axes = viz.plot_filters(kernel, "conv1").axes[0]
     picture = np.asarray(axes.images[0].get_array())
     assert picture.shape == (7, 63, 3)
     assert picture[4, 5].tolist() == [0, 0, 0]
@@ -207,7 +217,7 @@ def test_filters_share_one_scale_on_which_zero_is_grey(channels):
 
 def test_reliability_title_is_the_expected_calibration_error():
     nan = float("nan")
-    figure = plots.plot_reliability(
+    figure = viz.plot_reliability(
         np.array([nan, 0.4, 0.9]), np.array([nan, 0.5, 0.7]), np.array([0, 25, 75])
     )
     # 0.25 * 0.1 + 0.75 * 0.2; the empty bin is not read.
@@ -215,7 +225,7 @@ def test_reliability_title_is_the_expected_calibration_error():
 
 
 def test_reliability_draws_accuracies_and_counts_of_filled_bins():
-    figure = plots.plot_reliability(
+    figure = viz.plot_reliability(
         np.array([0, 0.9]), np.array([0, 0.7]), np.array([0, 75])
     )
     heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
@@ -223,17 +233,17 @@ def test_reliability_draws_accuracies_and_counts_of_filled_bins():
 
 
 def test_saved_figure_is_the_rendered_one(tmp_path):
-    figure = plots.plot_reliability(np.ones(2), np.ones(2), np.ones(2, int))
-    plots.save_figure(figure, tmp_path / "a.png")
+    figure = viz.plot_reliability(np.ones(2), np.ones(2), np.ones(2, int))
+    viz.save_figure(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         saved = np.asarray(image)
-    chex.assert_trees_all_equal(saved, plots.figure_to_array(figure))
+    chex.assert_trees_all_equal(saved, viz.figure_to_array(figure))
 
 
 def test_saved_photographs_stay_small(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (32, 96, 96, 3), np.uint8)
-    plots.save_figure(plots.plot_images(noise, [""] * 32), tmp_path / "a.png")
+    viz.save_figure(viz.plot_images(noise, [""] * 32), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 200_000
 
 
@@ -245,9 +255,9 @@ def test_failed_save_keeps_the_old_picture(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    figure = plots.plot_history(history(1))
+    figure = viz.plot_history(history(1), "accuracy")
     with pytest.raises(OSError, match=r"No space left on device.*a\.png"):
-        plots.save_figure(figure, path)
+        viz.save_figure(figure, path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert path.read_bytes() == b"old"
 
@@ -255,5 +265,11 @@ def test_failed_save_keeps_the_old_picture(tmp_path, monkeypatch):
 def test_figures_do_not_reach_pyplot():
     from matplotlib import _pylab_helpers
 
-    plots.plot_history(history(2))
+    viz.plot_history(history(2), "accuracy")
     assert not _pylab_helpers.Gcf.get_all_fig_managers()
+
+
+@pytest.mark.parametrize("name", viz.__all__)
+def test_face_names_what_its_files_have(name):
+    assert getattr(viz, name).__name__ == name
+    assert getattr(viz, name).__module__.startswith("jaxattn.viz.")

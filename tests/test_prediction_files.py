@@ -4,15 +4,15 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from jaxattn.errors import UserError
 from jaxattn.inference.files import (
     align_predictions,
     read_inputs,
     read_predictions,
     write_predictions,
 )
+from PIL import Image
+
+from jaxattn.errors import UserError
 
 SHAPE = (32, 32, 3)
 

@@ -8,8 +8,8 @@ import smoke
 
 from jaxattn import UserError, to_torch
 from jaxattn.training import loop
+from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.run import build
-from jaxattn.training.trained import load_trained
 
 ONE = smoke.one_device()
 HEAD = "fc"

@@ -7,8 +7,8 @@ import pytest
 
 from jaxattn.errors import UserError
 from jaxattn.training.loop import _chunks
-from jaxattn.training.profiler import Profiler
-from jaxattn.training.run import Log
+from jaxattn.training.options import Log
+from jaxattn.training.records.profiler import Profiler
 
 
 @pytest.fixture

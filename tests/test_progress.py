@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from jaxattn.training.progress import Progress
+from jaxattn.training.records.progress import Progress
 
 
 class Clock:

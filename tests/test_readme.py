@@ -1,4 +1,4 @@
-"""What the README, the docs and the configs say can be run, can be run."""
+"""What the README, the docs and the recipes say can be run, can be run."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
 PAGES = [README, *(path.read_text() for path in sorted(ROOT.glob("docs/**/*.md")))]
-HEADERS = [path.read_text() for path in sorted(ROOT.glob("configs/*.py"))]
+HEADERS = [path.read_text() for path in sorted(ROOT.glob("jaxattn/recipes/*.py"))]
 
 
 def blocks(language):
@@ -67,7 +67,7 @@ def test_training_command_is_accepted(command):
 @pytest.mark.parametrize("command", jaxattn_commands())
 def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
-    if re.search("--configs|sweep", command):  # and so it would train
+    if re.search("--configs|sweep|jaxattn train", command):  # and so it would train
         command += " --config.model.nme=x"
     command = command.replace("assets/", "missing/")  # and so it would predict
     done = run(sys.executable, "-m", "jaxattn", *shlex.split(command)[1:])
@@ -177,6 +177,7 @@ def test_photo_of_the_readme_is_classified(tmp_path):
         (["--epochs=3"], "Unknown command line flag 'epochs'"),
         (["stray"], "stray: not a flag"),
         (["--config=configs/none.py"], "--config=configs/none.py: no such file"),
+        (["--config=canett"], "--config=canett: did you mean 'canet'? choices: "),
         (["--config=configs/canet.py:huge"], "must be one of tiny, light, base, pro"),
     ],
 )

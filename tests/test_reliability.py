@@ -29,12 +29,12 @@ from test_loop import last_state, rows_of, start, start_several, train, wait_for
 
 from jaxattn.errors import DivergedError, InterruptedRun, MachineError, UserError
 from jaxattn.training import loop, steps
-from jaxattn.training.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.evaluate import Evaluator
+from jaxattn.training.guards.watchdog import Watchdog
+from jaxattn.training.records.writer import read_metrics
 from jaxattn.training.run import build
-from jaxattn.training.trained import load_trained
-from jaxattn.training.watchdog import Watchdog
-from jaxattn.training.writer import read_metrics
 
 ONE = smoke.one_device()
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -316,7 +316,7 @@ def test_fault_is_one_line_and_exit_code_1(tmp_path):
 
 STALL = """
 import sys, time
-from jaxattn.training.watchdog import Watchdog
+from jaxattn.training.guards.watchdog import Watchdog
 with Watchdog(0.5, lambda: "no step in 0.5 s") as watchdog:
     for _ in range(10):
         watchdog.feed()

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxattn import from_torch, to_torch
+from jaxattn import UserError, from_torch, to_torch
 from jaxattn.attention import SpatialAttention
 from jaxattn.attention.scsa import SCSA
 from jaxattn.models.cost import count_parameters
 from jaxattn.models.mobilenet_v2 import InvertedResidual, MobileNetV2, round_width
 from jaxattn.models.resnet import BasicBlock, Bottleneck, ResNet
+from jaxattn.models.slots import Slot
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 BLOCKS = {
@@ -88,8 +89,8 @@ def build(config):
         return SCSA(**kwargs)
     kwargs.pop("in_channels")
     features, scsa = kwargs.pop("out_channels"), kwargs.pop("scsa")
-    attention = functools.partial(SCSA, **scsa)
-    return BLOCKS[op](features, attention=attention, attention_inside=True, **kwargs)
+    slot = Slot(functools.partial(SCSA, **scsa), "inside")
+    return BLOCKS[op](features, slot=slot, **kwargs)
 
 
 @functools.cache
@@ -375,15 +376,37 @@ class Nothing(nn.Module):
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck, InvertedResidual])
 def test_attention_outside_has_the_last_word_before_the_sum(block):
-    module = block(32, attention=Nothing)
+    module = block(32, slot=Slot(Nothing))
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 8, 8, 32)))
     variables = module.init(jax.random.key(1), x)
     bias = lambda path, v: v + 1.0 if path[-1].key == "bias" else v  # noqa: E731
     variables = jax.tree_util.tree_map_with_path(bias, variables)
     chex.assert_trees_all_close(module.apply(variables, x), x)
-    inside = module.clone(attention_inside=True)
+    inside = module.clone(slot=Slot(Nothing, "inside"))
     # What is left of the block is the last normalisation's bias.
     chex.assert_trees_all_close(inside.apply(variables, x), x + 1, rtol=1e-6)
+
+
+class PerChannel(nn.Module):
+    """Has a factor for each channel of its map."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return x * self.param("factor", nn.initializers.ones, (1, 1, 1, x.shape[-1]))
+
+
+@pytest.mark.parametrize(("place", "channels"), [("inside", 4), ("after", 16)])
+def test_a_slot_of_ones_own_says_the_place(place, channels):
+    slot = Slot(PerChannel, place)
+    module = ResNet((1, 1, 1, 1), True, (4, 8, 16, 32), stem="cifar", attention=slot)
+    block = abstract_variables(module, 32)["params"]["layer1.0"]
+    assert block["attn"]["factor"].shape == (1, 1, 1, channels)
+
+
+def test_a_slot_refuses_an_unknown_place():
+    with pytest.raises(UserError, match=r"place='befor': .*choices: inside, after"):
+        Slot(Nothing, "befor")
 
 
 def test_attention_keywords_reach_module_and_factory():
@@ -570,7 +593,7 @@ def test_mobilenet_starts_as_the_codes(attention):
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_block_of_zero_init_starts_as_its_shortcut(block):
-    module = block(32, zero_init=True)
+    module = block(32, slot=Slot(zero_init=True))
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 8, 8, 32)))
     variables = module.init(jax.random.key(1), x)
     chex.assert_trees_all_equal(module.apply(variables, x), x)

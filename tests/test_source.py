@@ -12,9 +12,12 @@ import urllib.request
 import numpy as np
 import pytest
 
-from jaxattn.data import source
-from jaxattn.data.archives import LAYOUTS, read_pickle
-from jaxattn.data.source import ArraySource, DrawingSource, Subset, load_data
+from jaxattn.data import load_data, read_labels
+from jaxattn.data.datasets import tfds as loader
+from jaxattn.data.datasets.archives import LAYOUTS, read_pickle
+from jaxattn.data.datasets.cifar import CIFAR10_CLASSES
+from jaxattn.data.source import ArraySource, Data, DrawingSource, Subset, labelled
+from jaxattn.data.splits import hold_out, stratified_split, take
 from jaxattn.errors import UserError
 
 
@@ -84,7 +87,7 @@ def test_val_fraction_out_of_range_is_named(val_fraction):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tfds:mnist"])
 def test_missing_path_is_named(name, tmp_path):
     with pytest.raises(UserError, match=r"data\.path=.*nowhere: no such file"):
-        load_data(name, str(tmp_path / "nowhere"))
+        load_data(name, path=str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,16 @@ def test_missing_path_is_named(name, tmp_path):
 def test_option_of_another_data_set_is_refused(name, options):
     with pytest.raises(UserError, match=rf"data\.{next(iter(options))}=.*{name}"):
         load_data(name, **options)
+
+
+def test_mistyped_key_lists_those_of_the_data_set():
+    with pytest.raises(UserError, match=r"data\.img_size=8.*did you mean 'image_size'"):
+        load_data("digits", img_size=8)
+
+
+def test_type_of_a_loaders_key_is_checked():
+    with pytest.raises(UserError, match=r"data\.image_size=8\.5: must be int"):
+        load_data("digits", image_size=8.5)
 
 
 @pytest.mark.parametrize("key", ["image_size", "num_train", "num_test", "num_classes"])
@@ -121,7 +134,7 @@ def test_val_fraction_that_leaves_an_empty_split_is_refused():
 def test_validation_and_train_partition_the_training_split(tmp_path):
     images = make_images(40)
     path = str(write_npz(tmp_path / "c.npz", x_train=images))
-    data = load_data("cifar10", path, val_fraction=0.25)
+    data = load_data("cifar10", path=path, val_fraction=0.25)
     parts = np.concatenate([data.train.images, data.val.images])
     assert sorted(image.tobytes() for image in parts) == sorted(
         image.tobytes() for image in images
@@ -134,7 +147,7 @@ def test_images_keep_their_labels_through_the_split(tmp_path):
     label_of = {
         image.tobytes(): label for image, label in zip(images, labels, strict=True)
     }
-    data = load_data("cifar10", path, val_fraction=0.25)
+    data = load_data("cifar10", path=path, val_fraction=0.25)
     for part in (data.train, data.val):
         for i in range(len(part)):
             assert part[i]["label"] == label_of[part[i]["image"].tobytes()]
@@ -144,7 +157,7 @@ def test_images_keep_their_labels_through_the_split(tmp_path):
 def test_each_class_is_held_out_to_within_one_of_its_share(fraction):
     counts = np.array([100, 37, 3, 60, 11])
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), counts))
-    _, held = source._stratified_split(labels, fraction, seed=3)
+    _, held = stratified_split(labels, fraction, seed=3)
     shares = np.bincount(labels[held], minlength=5)
     assert len(held) == round(fraction * counts.sum())
     assert np.all(np.abs(shares - len(held) * counts / counts.sum()) < 1)
@@ -185,7 +198,7 @@ def test_fewer_training_examples_than_the_most_are_all_kept():
 
 
 def test_subset_reads_the_chosen_examples():
-    whole = ArraySource(make_images(5), np.arange(5, dtype=np.int32))
+    whole = labelled(make_images(5), np.arange(5, dtype=np.int32))
     subset = Subset(whole, np.array([4, 2]))
     assert len(subset) == 2
     assert [subset[0]["label"], subset[1]["label"]] == [4, 2]
@@ -193,8 +206,9 @@ def test_subset_reads_the_chosen_examples():
 
 
 def test_subset_has_the_labels_of_its_examples():
-    whole = ArraySource(make_images(5), np.arange(5, dtype=np.int32))
-    np.testing.assert_array_equal(Subset(whole, np.array([4, 2])).labels, [4, 2])
+    whole = labelled(make_images(5), np.arange(5, dtype=np.int32))
+    subset = Subset(whole, np.array([4, 2]))
+    np.testing.assert_array_equal(read_labels(subset), [4, 2])
 
 
 class LazySource:
@@ -207,11 +221,52 @@ class LazySource:
 
 def test_lazy_source_is_split_by_class_into_subsets():
     lazy = LazySource()
-    data = source.Data("lazy", lazy, None, lazy, ("a", "b"), (2, 2, 3))
-    data = source._hold_out(data, 0.2, 0)
+    data = Data("lazy", lazy, None, lazy, ("a", "b"), (2, 2, 3))
+    data = hold_out(data, 0.2, 0)
     assert isinstance(data.val, Subset)
     np.testing.assert_array_equal(np.bincount(labels_of(data.val)), [2, 2])
     assert not set(data.val.indices) & set(data.train.indices)
+
+
+def test_targets_of_any_shape_go_with_their_images():
+    maps = np.arange(20, dtype=np.uint8).reshape(5, 2, 2)
+    whole = ArraySource(
+        make_images(5), {"map": maps, "id": np.arange(5), "x": np.ones(5, np.float32)}
+    )
+    example = take(whole, np.array([4, 2]))[1]
+    np.testing.assert_array_equal(example["map"], maps[2])
+    assert (type(example["id"]), example["id"]) == (int, 2)
+    assert example["x"].dtype == np.float32
+    np.testing.assert_array_equal(example["image"], whole.images[2])
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_examples_without_labels_are_split_at_random(lazy):
+    whole = ArraySource(make_images(20), {"id": np.arange(20)})
+    train = Subset(whole, np.arange(20)) if lazy else whole
+    data = hold_out(Data("ids", train, None, whole, (), (32, 32, 3)), 0.25, 3)
+    kept, held = (
+        [part[i]["id"] for i in range(len(part))] for part in (data.train, data.val)
+    )
+    order = np.random.default_rng(3).permutation(20)
+    # Of the shuffled examples every fourth.
+    assert held == sorted(order[3::4])
+    assert sorted(kept + held) == list(range(20))
+    with pytest.raises(UserError, match="no label"):
+        read_labels(train)
+
+
+def test_targets_must_be_as_many_as_the_images():
+    with pytest.raises(
+        UserError, match=r"map: uint8 \[4, 2, 2\], must be \[5, \.\.\.\]"
+    ):
+        ArraySource(make_images(5), {"map": np.zeros((4, 2, 2), np.uint8)})
+
+
+@pytest.mark.parametrize("key", ["image", "error"])
+def test_targets_may_not_take_the_examples_own_keys(key):
+    with pytest.raises(UserError, match="targets="):
+        ArraySource(make_images(5), {key: np.zeros(5, np.int32)})
 
 
 @pytest.mark.parametrize(
@@ -225,7 +280,7 @@ def test_lazy_source_is_split_by_class_into_subsets():
 )
 def test_array_source_refuses_other_arrays(images, labels, message):
     with pytest.raises(UserError, match=message):
-        ArraySource(images, labels)
+        labelled(images, labels)
 
 
 # Generated and bundled data
@@ -280,7 +335,7 @@ def test_synthetic_has_the_sizes_asked_for():
 def test_cifar_is_read_from_every_form(name, form, tmp_path):
     folder = write_folder(tmp_path, name)
     path = {"folder": folder, "parent": tmp_path, "tar": write_tar(folder)}[form]
-    data = load_data(name, str(path), val_fraction=0)
+    data = load_data(name, path=str(path), val_fraction=0)
     num_files = len(LAYOUTS[name].train_files)
     expected = np.concatenate([make_images(20, seed) for seed in range(num_files)])
     np.testing.assert_array_equal(data.train.images, expected)
@@ -291,19 +346,19 @@ def test_cifar_is_read_from_every_form(name, form, tmp_path):
 
 
 def test_class_names_come_from_the_meta_file(tmp_path):
-    data = load_data("cifar10", str(write_folder(tmp_path)))
+    data = load_data("cifar10", path=str(write_folder(tmp_path)))
     assert data.class_names[3] == "name 3"
 
 
 def test_cifar10_has_its_class_names_without_a_meta_file(tmp_path):
-    data = load_data("cifar10", str(write_folder(tmp_path, with_names=False)))
+    data = load_data("cifar10", path=str(write_folder(tmp_path, with_names=False)))
     assert data.class_names[3] == "cat"
 
 
 def test_archive_is_not_unpacked(tmp_path):
     path = write_tar(write_folder(tmp_path / "made"))
     before = sorted(tmp_path.rglob("*"))
-    load_data("cifar10", str(path))
+    load_data("cifar10", path=str(path))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -311,7 +366,7 @@ def test_truncated_archive_is_named(tmp_path):
     path = write_tar(write_folder(tmp_path))
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(UserError, match=r"cifar\.tar\.gz: not a complete tar archive"):
-        load_data("cifar10", str(path))
+        load_data("cifar10", path=str(path))
 
 
 def test_archive_with_a_wrong_checksum_is_named(tmp_path):
@@ -320,21 +375,21 @@ def test_archive_with_a_wrong_checksum_is_named(tmp_path):
     data[-8] ^= 1  # the stored CRC-32
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"cifar\.tar\.gz.*CRC"):
-        load_data("cifar10", str(path))
+        load_data("cifar10", path=str(path))
 
 
 def test_file_that_is_no_archive_is_named(tmp_path):
     path = tmp_path / "cifar.tar.gz"
     path.write_bytes(gzip.compress(b"hello"))
     with pytest.raises(UserError, match=r"cifar\.tar\.gz: not a complete tar archive"):
-        load_data("cifar10", str(path))
+        load_data("cifar10", path=str(path))
 
 
 def test_missing_batch_is_named(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "data_batch_3").unlink()
     with pytest.raises(UserError, match="holds no data_batch_3"):
-        load_data("cifar10", str(folder))
+        load_data("cifar10", path=str(folder))
 
 
 @pytest.mark.parametrize(
@@ -357,18 +412,18 @@ def test_wrong_batch_is_named(batch, message, tmp_path):
     folder = write_folder(tmp_path)
     (folder / "data_batch_2").write_bytes(pickle.dumps(batch))
     with pytest.raises(UserError, match=rf"data_batch_2: .*{message}"):
-        load_data("cifar10", str(folder))
+        load_data("cifar10", path=str(folder))
 
 
 def test_wrong_class_names_are_named(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat"]}))
     with pytest.raises(UserError, match=r"batches\.meta: label_names must be 10"):
-        load_data("cifar10", str(folder))
+        load_data("cifar10", path=str(folder))
 
 
 def test_npz_is_read(tmp_path):
-    data = load_data("cifar10", str(write_npz(tmp_path / "c.npz")), val_fraction=0)
+    data = load_data("cifar10", path=str(write_npz(tmp_path / "c.npz")), val_fraction=0)
     np.testing.assert_array_equal(data.train.images, make_images(40))
     np.testing.assert_array_equal(data.test.labels, np.arange(10))
     assert data.class_names[0] == "airplane"
@@ -376,7 +431,7 @@ def test_npz_is_read(tmp_path):
 
 def test_npz_labels_may_be_a_column(tmp_path):
     path = write_npz(tmp_path / "c.npz", y_test=np.arange(10)[:, None])
-    data = load_data("cifar10", str(path))
+    data = load_data("cifar10", path=str(path))
     np.testing.assert_array_equal(data.test.labels, np.arange(10))
 
 
@@ -395,14 +450,14 @@ def test_npz_labels_may_be_a_column(tmp_path):
 def test_wrong_npz_is_named(changes, message, tmp_path):
     path = write_npz(tmp_path / "c.npz", **changes)
     with pytest.raises(UserError, match=rf"c\.npz: .*{message}"):
-        load_data("cifar10", str(path))
+        load_data("cifar10", path=str(path))
 
 
 def test_truncated_npz_is_named(tmp_path):
     path = write_npz(tmp_path / "c.npz")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"c\.npz: not a readable npz"):
-        load_data("cifar10", str(path))
+        load_data("cifar10", path=str(path))
 
 
 # Pickles
@@ -451,7 +506,7 @@ def test_malicious_pickle_is_refused_and_not_run(protocol, tmp_path):
     payload = pickle.dumps({"data": Exploit(proof)}, protocol=protocol)
     (folder / "test_batch").write_bytes(payload)
     with pytest.raises(UserError, match=r"test_batch: .*not allowed"):
-        load_data("cifar10", str(folder))
+        load_data("cifar10", path=str(folder))
     assert not proof.exists()
 
 
@@ -544,7 +599,7 @@ def shades_dir(tfds, tmp_path_factory):
 
 @pytest.mark.parametrize("inside", ["", "shades/1.0.0"])
 def test_prepared_tfds_directory_is_read(inside, shades_dir):
-    data = load_data("tfds:shades", str(shades_dir / inside), val_fraction=0)
+    data = load_data("tfds:shades", path=str(shades_dir / inside), val_fraction=0)
     assert data.class_names == ("dark", "light")
     assert data.image_shape == (4, 6, 1)
     assert len(data.test) == 20
@@ -558,7 +613,7 @@ def test_prepared_tfds_directory_is_read(inside, shades_dir):
 
 
 def test_tfds_validation_is_held_out_by_class(shades_dir):
-    data = load_data("tfds:shades", str(shades_dir), val_fraction=0.2)
+    data = load_data("tfds:shades", path=str(shades_dir), val_fraction=0.2)
     np.testing.assert_array_equal(np.bincount(labels_of(data.val)), [2, 2])
     assert len(data.train) == 16
 
@@ -567,20 +622,20 @@ def test_tfds_split_reads_labels_without_decoding_images(shades_dir, monkeypatch
     def refuse(*_):
         raise AssertionError("decoded an image")
 
-    data = load_data("tfds:shades", str(shades_dir), val_fraction=0)
-    monkeypatch.setattr(source._TfdsSource, "__getitem__", refuse)
+    data = load_data("tfds:shades", path=str(shades_dir), val_fraction=0)
+    monkeypatch.setattr(loader._TfdsSource, "__getitem__", refuse)
     assert data.train.labels.sum() == 10
 
 
 def test_tfds_validation_serves_as_test_without_a_test_split(tfds, tmp_path):
     prepare_shades(tfds, tmp_path, splits=("train", "validation"))
-    assert len(load_data("tfds:shades", str(tmp_path)).test) == 20
+    assert len(load_data("tfds:shades", path=str(tmp_path)).test) == 20
 
 
 def test_tfds_without_a_test_split_is_refused(tfds, tmp_path):
     prepare_shades(tfds, tmp_path, splits=("train",))
     with pytest.raises(UserError, match=r"needs the splits train and test.*has train"):
-        load_data("tfds:shades", str(tmp_path))
+        load_data("tfds:shades", path=str(tmp_path))
 
 
 def shade_of_many_sizes(index):
@@ -595,7 +650,7 @@ def photos_dir(tfds, tmp_path_factory):
 
 
 def test_tfds_images_of_many_sizes_are_cropped_to_one(photos_dir):
-    data = load_data("tfds:shades", str(photos_dir), image_size=8, val_fraction=0)
+    data = load_data("tfds:shades", path=str(photos_dir), image_size=8, val_fraction=0)
     assert data.image_shape == (8, 8, 3)
     rng = np.random.default_rng(0)
     for examples in (
@@ -613,15 +668,17 @@ def test_tfds_images_of_many_sizes_are_cropped_to_one(photos_dir):
 
 
 def test_tfds_images_of_many_sizes_are_split_by_class(photos_dir):
-    data = load_data("tfds:shades", str(photos_dir), image_size=8, val_fraction=0.2)
+    data = load_data(
+        "tfds:shades", path=str(photos_dir), image_size=8, val_fraction=0.2
+    )
     assert isinstance(data.train, DrawingSource)
     assert not isinstance(data.val, DrawingSource)
-    np.testing.assert_array_equal(np.bincount(data.val.labels), [2, 2])
-    np.testing.assert_array_equal(data.val.labels, labels_of(data.val))
+    np.testing.assert_array_equal(np.bincount(read_labels(data.val)), [2, 2])
+    np.testing.assert_array_equal(read_labels(data.val), labels_of(data.val))
 
 
 def test_tfds_images_of_many_sizes_are_224_by_default(photos_dir):
-    assert load_data("tfds:shades", str(photos_dir)).image_shape == (224, 224, 3)
+    assert load_data("tfds:shades", path=str(photos_dir)).image_shape == (224, 224, 3)
 
 
 def test_broken_image_of_tfds_is_named(tfds, tmp_path):
@@ -629,7 +686,7 @@ def test_broken_image_of_tfds_is_named(tfds, tmp_path):
         return io.BytesIO(b"no image")
 
     prepare_shades(tfds, tmp_path, (None, None, 3), make_image=make_image)
-    data = load_data("tfds:shades", str(tmp_path), val_fraction=0)
+    data = load_data("tfds:shades", path=str(tmp_path), val_fraction=0)
     with pytest.raises(UserError, match=r"\Atfds:shades, train: image 7: not a read"):
         data.train[7]
 
@@ -641,7 +698,7 @@ def test_bad_image_of_tfds_is_skipped(tfds, tmp_path):
     prepare_shades(tfds, tmp_path, (None, None, 3), make_image=make_image)
     data = load_data(
         "tfds:shades",
-        str(tmp_path),
+        path=str(tmp_path),
         val_fraction=0,
         image_size=8,
         on_bad_image="skip",
@@ -668,7 +725,7 @@ def test_bad_image_of_tfds_is_skipped(tfds, tmp_path):
 def test_crops_of_tfds_images_of_one_size_are_refused(key, value, shades_dir):
     message = rf"data\.{key}=.*tfds:shades, whose images are of one size"
     with pytest.raises(UserError, match=message):
-        load_data("tfds:shades", str(shades_dir), **{key: value})
+        load_data("tfds:shades", path=str(shades_dir), **{key: value})
 
 
 @pytest.mark.parametrize("name", ["imagenet2012", "tfds:imagenet2012"])
@@ -682,7 +739,7 @@ def test_imagenet_is_tested_on_its_validation_split(name, tfds, tmp_path):
         name="imagenet2012",
     )
     path = tmp_path / "imagenet2012" / "1.0.0"
-    data = load_data(name, str(path), val_fraction=0, image_size=8)
+    data = load_data(name, path=str(path), val_fraction=0, image_size=8)
     assert "validation" in data.test.files.name
     assert len(data.test) == 20
 
@@ -690,7 +747,7 @@ def test_imagenet_is_tested_on_its_validation_split(name, tfds, tmp_path):
 def test_tfds_without_class_labels_is_refused(tfds, tmp_path):
     prepare_shades(tfds, tmp_path, label=tfds.features.Scalar(np.int64))
     with pytest.raises(UserError, match="'label' is Scalar, must be ClassLabel"):
-        load_data("tfds:shades", str(tmp_path))
+        load_data("tfds:shades", path=str(tmp_path))
 
 
 @pytest.mark.parametrize("dataset", ["huggingface:mnist", "some_lab:shades/large"])
@@ -701,14 +758,14 @@ def test_tfds_data_sets_that_bring_code_are_refused(dataset):
 
 def test_tfds_directory_of_another_data_set_is_refused(shades_dir):
     with pytest.raises(UserError, match="holds shades, not cifar10"):
-        load_data("cifar10", str(shades_dir / "shades/1.0.0"))
+        load_data("cifar10", path=str(shades_dir / "shades/1.0.0"))
 
 
 def test_folder_without_the_data_set_says_what_to_give(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     message = r"holds no cifar10.*cifar-10-python\.tar\.gz.*npz.*TFDS directory"
     with pytest.raises(UserError, match=message):
-        load_data("cifar10", str(tmp_path))
+        load_data("cifar10", path=str(tmp_path))
 
 
 @pytest.fixture
@@ -736,7 +793,7 @@ def test_no_network_says_what_to_give():
 def test_silent_network_is_given_up_in_time(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: release.wait(60))
-    monkeypatch.setattr(source, "_ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(loader, "_ANSWER_TIMEOUT_S", 0.1)
     start = time.monotonic()
     with pytest.raises(UserError, match="no answer in 1 s"):
         load_data("cifar10")
@@ -745,7 +802,7 @@ def test_silent_network_is_given_up_in_time(monkeypatch):
 
 
 def test_answer_timeout_leaves_room_within_ten_seconds():
-    assert source._ANSWER_TIMEOUT_S + 1 <= 8  # and 2 s to import TFDS
+    assert loader._ANSWER_TIMEOUT_S + 1 <= 8  # and 2 s to import TFDS
 
 
 @pytest.mark.parametrize(
@@ -760,7 +817,7 @@ def test_only_silence_and_server_errors_count_as_unreachable(
         raise urllib.error.HTTPError(request.full_url, code, "", None, io.BytesIO())
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
-    assert (source._unreachable("http://localhost/x") is None) == reachable
+    assert (loader._unreachable("http://localhost/x") is None) == reachable
 
 
 # Real data
@@ -768,8 +825,8 @@ def test_only_silence_and_server_errors_count_as_unreachable(
 
 @pytest.mark.skipif("CIFAR10_DIR" not in os.environ, reason="CIFAR10_DIR is not set")
 def test_official_cifar10_is_whole():
-    data = load_data("cifar10", os.environ["CIFAR10_DIR"])
+    data = load_data("cifar10", path=os.environ["CIFAR10_DIR"])
     assert (len(data.train), len(data.val), len(data.test)) == (45_000, 5_000, 10_000)
     np.testing.assert_array_equal(np.bincount(data.val.labels), [500] * 10)
     np.testing.assert_array_equal(np.bincount(data.test.labels), [1000] * 10)
-    assert data.class_names == source._CIFAR10_CLASSES
+    assert data.class_names == CIFAR10_CLASSES

@@ -12,7 +12,7 @@ from jaxattn import UserError, create_model, to_torch
 from jaxattn.inference import torch_files
 from jaxattn.inference.torch_files import export_torch, import_torch
 from jaxattn.models.torch_weights import read_state_dict
-from jaxattn.training.trained import load_trained
+from jaxattn.training.checkpoints.trained import load_trained
 
 NAMES = tuple(f"class {i}" for i in range(10))
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

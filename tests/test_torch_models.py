@@ -12,13 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import torch_models  # noqa: E402
-from benchmarks.torch_models import (  # noqa: E402
+from benchmarks.pytorch import canet, cbam, cbam_resnet, scsa  # noqa: E402
+from benchmarks.pytorch import resnet as torch_resnet  # noqa: E402
+from benchmarks.pytorch import sccnet as torch_sccnet  # noqa: E402
+from benchmarks.pytorch.registry import (  # noqa: E402
     create_torch_block,
     create_torch_model,
 )
 from jaxattn import attention, create_model, from_torch, to_torch  # noqa: E402
-from jaxattn.models import resnet, sccnet  # noqa: E402
+from jaxattn.models import Slot, resnet, sccnet  # noqa: E402
+from jaxattn.models.stems import STEMS  # noqa: E402
 
 WITH_STEMS = [
     "mobilenet_v2",
@@ -75,54 +78,53 @@ SCSA_KWARGS = {"window_size": 2}
 BLOCKS = {
     "scc": (
         attention.SCC(12, 5, 2, mask_prob=0.0),
-        lambda: torch_models.SCC(8, 12, 5, 2, mask_prob=0.0),
+        lambda: torch_sccnet.SCC(8, 12, 5, 2, mask_prob=0.0),
         8,
     ),
     "scsa": (
         attention.SCSA(head_num=2, window_size=3),
-        lambda: torch_models.SCSA(16, head_num=2, window_size=3),
+        lambda: scsa.SCSA(16, head_num=2, window_size=3),
         16,
     ),
-    "cbam": (attention.CBAM(4, 5), lambda: torch_models.CBAM(16, 4, 5), 16),
-    "eca": (attention.MultiKernelECA(), torch_models.MultiKernelECA, 16),
-    "spatial_gate": (attention.SpatialGate(5), lambda: torch_models.SpatialGate(5), 16),
+    "cbam": (attention.CBAM(4, 5), lambda: cbam.CBAM(16, 4, 5), 16),
+    "eca": (attention.MultiKernelECA(), canet.MultiKernelECA, 16),
+    "spatial_gate": (attention.SpatialGate(5), lambda: canet.SpatialGate(5), 16),
     "competitive_attention": (
         attention.CompetitiveAttention(),
-        lambda: torch_models.CompetitiveAttention(16),
+        lambda: canet.CompetitiveAttention(16),
         16,
     ),
     "att_res_block": (
         attention.AttResBlock(16, 2, spatial_kernel_size=5),
-        lambda: torch_models.AttResBlock(8, 16, 2, 5),
+        lambda: canet.AttResBlock(8, 16, 2, 5),
         8,
     ),
     "attention_residual_block": (
         attention.AttentionResidualBlock(16, 2),
-        lambda: torch_models.AttentionResidualBlock(8, 16, 2),
+        lambda: cbam_resnet.AttentionResidualBlock(8, 16, 2),
         8,
     ),
     "channel_attention_block": (
         attention.ChannelAttentionBlock(16),
-        lambda: torch_models.ChannelAttentionBlock(16, 16),
+        lambda: cbam_resnet.ChannelAttentionBlock(16, 16),
         16,
     ),
     "basic_block": (
         resnet.BasicBlock(16, 2),
-        lambda: torch_models.BasicBlock(8, 16, 2),
+        lambda: torch_resnet.BasicBlock(8, 16, 2),
         8,
     ),
     "bottleneck_scsa": (
         resnet.Bottleneck(
             64,
-            attention=functools.partial(attention.SCSA, **SCSA_KWARGS),
-            attention_inside=True,
+            slot=Slot(functools.partial(attention.SCSA, **SCSA_KWARGS), "inside"),
         ),
-        lambda: torch_models.Bottleneck(24, 64, scsa=SCSA_KWARGS),
+        lambda: torch_resnet.Bottleneck(24, 64, scsa=SCSA_KWARGS),
         24,
     ),
     "scc_block": (
         sccnet.SCCBlock(12, 2, "scc3", mask_prob=0.0),
-        lambda: torch_models.SCCBlock(8, 12, 2, "scc3", mask_prob=0.0),
+        lambda: torch_sccnet.SCCBlock(8, 12, 2, "scc3", mask_prob=0.0),
         8,
     ),
 }
@@ -131,12 +133,12 @@ ZERO_GRADIENTS = [("att_res_block", "downsample.1.bias")]
 # What the modes of execution are tested with: small, but no stride meets a 1x1 map, of
 # which PyTorch's bfloat16 kernel gradient on CPUs is wrong (2.13).
 VARIANTS = {
-    "canet": lambda: torch_models.CANet(width=16),
-    "enhanced_efficient_resnet": lambda: torch_models.EnhancedEfficientResNet(**NARROW),
-    "resnet_scsa": lambda: torch_models.ResNet(
+    "canet": lambda: canet.CANet(width=16),
+    "enhanced_efficient_resnet": lambda: cbam_resnet.EnhancedEfficientResNet(**NARROW),
+    "resnet_scsa": lambda: torch_resnet.ResNet(
         (1, 1, 1, 1), stem="cifar", bottleneck=True, scsa=SCSA_KWARGS
     ),
-    "sccnet": lambda: torch_models.SCCNet((1, 1, 1, 1), stem="cifar", **THIN),
+    "sccnet": lambda: torch_sccnet.SCCNet((1, 1, 1, 1), stem="cifar", **THIN),
 }
 
 
@@ -171,7 +173,7 @@ def randomised(make):
         if isinstance(part, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
             torch.nn.init.uniform_(part.weight, 0.5, 1.5)
             torch.nn.init.normal_(part.bias, 0, 0.2)
-        if isinstance(part, torch_models.MultiKernelECA):
+        if isinstance(part, canet.MultiKernelECA):
             torch.nn.init.uniform_(part.w, 0.5, 1.5)
     return module
 
@@ -241,7 +243,7 @@ def test_training_gradients_are_ours(block):
     ("name", "kwargs"),
     [
         *((name, {}) for name in WITHOUT),
-        *((name, {"stem": stem}) for name in WITH_STEMS for stem in resnet.STEMS),
+        *((name, {"stem": stem}) for name in WITH_STEMS for stem in STEMS),
     ],
 )
 def test_names_and_shapes_are_ours(name, kwargs):
@@ -256,9 +258,9 @@ def test_names_and_shapes_are_ours(name, kwargs):
 def test_deeper_scsa_has_its_recipes_dropout():
     with torch.device("meta"):
         net = create_torch_model("resnet101_scsa", **SMALL_WINDOW)
-    scsa = [m for m in net.modules() if isinstance(m, torch_models.SCSA)]
-    assert {m.dropout.p for m in scsa} == {0.1}
-    assert len(scsa) == 33
+    blocks = [m for m in net.modules() if isinstance(m, scsa.SCSA)]
+    assert {m.dropout.p for m in blocks} == {0.1}
+    assert len(blocks) == 33
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_unknown_name_names_the_choices():
 
 @pytest.mark.parametrize("largest", [0, 1, 2])
 def test_forcing_is_uniform_over_branches(largest):
-    scc = torch_models.SCC(1, 4, 5, mask_prob=0.1).train()
+    scc = torch_sccnet.SCC(1, 4, 5, mask_prob=0.1).train()
     with torch.no_grad():
         for parameter in scc.parameters():
             parameter.zero_()

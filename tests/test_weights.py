@@ -11,11 +11,11 @@ import smoke
 
 from jaxattn import UserError, weights
 from jaxattn.cli import main
-from jaxattn.data.source import ArraySource
-from jaxattn.inference.methods import Plain
+from jaxattn.data.source import labelled
 from jaxattn.inference.predict import Predictor
+from jaxattn.tasks.classification.methods import Plain
+from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.run import build
-from jaxattn.training.trained import load_trained
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_packaged_weights_are_the_runs_own(packaged):
     assert loaded.step == packaged.step
     assert loaded.config["schedule"] == packaged.config["schedule"]
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
-    source = ArraySource(images, np.zeros(5, np.int32))
+    source = labelled(images, np.zeros(5, np.int32))
     ours, theirs = (
         Predictor(t, devices=smoke.one_device()).predict(source, Plain())
         for t in (loaded, packaged)

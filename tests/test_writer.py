@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxattn.training.writer import RunWriter, read_metrics, truncate_run
+from jaxattn.training.records.writer import RunWriter, read_metrics, truncate_run
 
 
 def event_files(workdir):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from jaxattn.errors import UserError, require
-from jaxattn.training.trained import WEIGHTS, Trained, load_trained
+from jaxattn.training.checkpoints.trained import WEIGHTS, Trained, load_trained
 from jaxattn.weights import list_weights
 
 

@@ -8,7 +8,7 @@ from jaxattn.errors import require
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from jaxattn.training import doctor
+    from jaxattn import doctor
 
     given = args.data_path
     holds = given is None or args.data_name is not None
@@ -21,7 +21,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from jaxattn.training import doctor
+    from jaxattn import doctor
 
     return _print_findings(doctor.verify(args.workdir))
 

@@ -13,8 +13,8 @@ from jaxattn.cli.arguments import (
     names,
     numbers,
 )
+from jaxattn.config.bind import DTYPES
 from jaxattn.errors import UserError, choose
-from jaxattn.training.config import DTYPES
 
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 

@@ -4,8 +4,9 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import (
     Command,
     add_network,
@@ -16,8 +17,12 @@ from jaxattn.cli.arguments import (
     numbers,
 )
 from jaxattn.errors import require
-from jaxattn.inference import files, methods
-from jaxattn.training.trained import SPLITS, WEIGHTS
+from jaxattn.inference.inputs import read_inputs
+from jaxattn.tasks.classification import methods, predictions
+from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS
+
+if TYPE_CHECKING:
+    from jaxattn.inference.predict import Method
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 _OUT = "folder; default in the workdir, or in one of the weights' name"
@@ -37,8 +42,8 @@ def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
         require(f"--{flag}", value, not value, "left out: an ensemble votes on files")
     is_run = args.weights in WEIGHTS
     require("--weights", args.weights, is_run, "left out: an ensemble votes on files")
-    ids, labels = files.align_predictions(args.ensemble_files or ())
-    files.write_predictions(out, ids, methods.vote(labels))
+    ids, labels = predictions.align_predictions(args.ensemble_files or ())
+    predictions.write_predictions(out, ids, methods.vote(labels))
     return len(ids)
 
 
@@ -50,17 +55,17 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
     require("--data", args.data, args.data is not None, "given with this method")
     trained = load_network(args)
     method = _make_method(args, trained.class_names)
-    inputs = files.read_inputs(args.data, trained.image_shape)
-    files.require_writable(out)  # before the work, not after it
+    inputs = read_inputs(args.data, trained.preprocess.frame)
+    require_writable(out)  # before the work, not after it
     predictor = Predictor(trained, batch_size=args.batch_size)
-    decision = predictor.predict(inputs.source, method, seed=args.seed)
-    files.write_predictions(
+    predicted = predictor.predict(inputs.source, method, seed=args.seed)
+    trained.task.write_predictions(
         out,
         inputs.ids,
-        decision.labels,
-        class_names=trained.class_names if args.names else None,
-        probabilities=decision.probabilities if args.probabilities else None,
-        probability_columns=trained.class_names,
+        predicted,
+        trained.class_names,
+        names=args.names,
+        probabilities=args.probabilities,
     )
     return len(inputs.ids)
 
@@ -77,7 +82,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if data.name != trained.config.get("data", {}).get("name"):
         folder = f"{data.name.replace(':', '_')}_{folder}"
     out = args.out or pathlib.Path(_home(args), "evaluation", folder)
-    files.require_writable(out / "report.txt")
+    require_writable(out / "report.txt")
     predictor = Predictor(trained, batch_size=args.batch_size)
     evaluation = evaluate.evaluate(
         predictor, data, method, split=args.split, seed=args.seed
@@ -85,7 +90,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     report = evaluate.write_evaluation(
         out,
         evaluation,
-        trained.class_names,
+        trained,
         model=trained.config["model"]["name"],
         data=data.name,
         split=args.split,
@@ -104,7 +109,7 @@ def _attention_maps(args: argparse.Namespace) -> None:
     trained = load_network(args)
     examples = attention.read_examples(trained, args.images, args.max_images)
     out = args.out or pathlib.Path(_home(args), "attention_maps")
-    files.require_writable(out / "page.png")
+    require_writable(out / "page.png")
     pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
     if not has_gates:
         name = trained.config["model"]["name"]
@@ -134,9 +139,7 @@ def _method_options(args: argparse.Namespace) -> dict[str, Any]:
     return given(**{key: getattr(args, key) for key in _METHOD_OPTIONS})
 
 
-def _make_method(
-    args: argparse.Namespace, class_names: tuple[str, ...]
-) -> methods.Method:
+def _make_method(args: argparse.Namespace, class_names: tuple[str, ...]) -> "Method":
     """The method of the arguments; those that were not given keep their defaults."""
     if class_names != tuple(_CIFAR10_CLASSES.split(",")):
         # The defaults are made for CIFAR-10's classes and mean nothing for others.

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import Command, count
 from jaxattn.errors import UserError, require
-from jaxattn.inference import files
 
 if TYPE_CHECKING:  # imported where they are used
     from jaxattn.studies.compare import FinishedRun, Group
@@ -98,7 +98,7 @@ def _train_all(
     from jaxattn.studies import trials
 
     finished = [trial.is_finished() for trial in planned]  # all, before the first
-    files.require_writable(out / "comparison.md")
+    require_writable(out / "comparison.md")
     failures = []
     for i, (trial, is_done) in enumerate(zip(planned, finished, strict=True), 1):
         print(f"{trial.name} ({i} of {len(planned)}): ", end="", flush=True)
@@ -117,7 +117,7 @@ def _train_all(
 
 
 def _average(args: argparse.Namespace) -> None:
-    from jaxattn.training.average import average_checkpoints
+    from jaxattn.studies.average import average_checkpoints
 
     averaged = average_checkpoints(
         args.workdir,
@@ -138,8 +138,8 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _bn_landscape(args: argparse.Namespace) -> None:
+    from jaxattn.config.file import load_config
     from jaxattn.studies.bn_landscape import run_study
-    from jaxattn.training.config_file import load_config
 
     run_study(load_config(args.config, args.overrides), args.workdir)
 
@@ -154,8 +154,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--configs",
         nargs="+",
         metavar="CONFIG",
-        help="recipes, as configs/canet.py:tiny, to train first what is not finished;"
-        " --config.key=value overrides a value of all of them",
+        help="recipes, as canet:tiny or configs/canet.py:tiny, to train first what is"
+        " not finished; --config.key=value overrides a value of all of them",
     )
     add("--seeds", type=int, nargs="+", help="of each recipe (default its own)")
     add("--root", type=pathlib.Path, help="folder of the workdirs: recipe/seed")
@@ -174,8 +174,8 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add(
         "--config",
         required=True,
-        help="a recipe, as configs/canet.py:tiny; --config.key=value overrides a value"
-        " of every run",
+        help="a recipe, as canet:tiny or configs/canet.py:tiny; --config.key=value"
+        " overrides a value of every run",
     )
     add(
         "--workdir",
@@ -224,7 +224,7 @@ def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
     add(
         "--config",
         required=True,
-        help="configs/vgg_bn.py; --config.key=value overrides a value of it",
+        help="vgg_bn, or a file like it; --config.key=value overrides a value of it",
     )
     add("--workdir", required=True, help="folder of the study's outputs")
     parser.set_defaults(overrides=[])

@@ -11,14 +11,12 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 
-from jaxattn.data.archives import reason
-from jaxattn.data.source import BadImageError, Example
-from jaxattn.errors import UserError
+from jaxattn.data.source import BadImageError
+from jaxattn.errors import UserError, reason
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,7 +77,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def read_crop(
     file: str | os.PathLike[str] | bytes,
     choose_box: Callable[[int, int], Box],
-    size: int,
+    size: int | tuple[int, int],
     *,
     origin: str | None = None,
     reduce: bool = False,
@@ -91,14 +89,14 @@ def read_crop(
     Args:
         file: The file, or its content.
         choose_box: From the upright image's height and width to the rectangle.
-        size: Height and width in pixels of the result.
+        size: Height and width in pixels of the result, or one number for both.
         origin: What errors call the file; by default its path.
         reduce: Decodes a JPEG at 1/2, 1/4 or 1/8 of its size where the rectangle stays
-            at least `size` on both sides. Several times faster on large photographs,
+            at least as large as the result. Several times faster on large photographs,
             and differs a little, for the decoder averages before the scaling.
 
     Returns:
-        uint8 `[size, size, 3]`.
+        uint8 `[height, width, 3]`.
 
     Raises:
         BadImageError: As `read_image`.
@@ -106,6 +104,7 @@ def read_crop(
     """
     from PIL import Image
 
+    out_height, out_width = (size, size) if isinstance(size, int) else size
     with _opened(file, origin or file) as image:
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: photographs of some phones
         if not is_jpeg:
@@ -117,34 +116,37 @@ def read_crop(
         # The crop alone is turned, not the whole image.
         box = _stored_box(choose_box(height, width), orientation, height, width)
         if is_jpeg and reduce:
-            box = _reduce(image, box, size)
+            box = _reduce(image, box, max(out_height, out_width))
         rgb = image if image.mode == "RGB" else Image.fromarray(_to_rgb(image))
-        crop = rgb.resize((size, size), Image.Resampling.BILINEAR, box)
+        # The crop is scaled as it is stored, and turned after that.
+        is_sideways = orientation in _SIDEWAYS
+        stored = (out_height, out_width) if is_sideways else (out_width, out_height)
+        crop = rgb.resize(stored, Image.Resampling.BILINEAR, box)
         return np.array(_upright(np.asarray(crop), orientation))
 
 
-def resize_and_center_crop(
-    image: np.ndarray, size: int | tuple[int, int]
+def resize_crop(
+    image: np.ndarray,
+    choose_box: Callable[[int, int], Box],
+    size: int | tuple[int, int],
 ) -> np.ndarray:
-    """Scales an image until it just covers a size, and crops its centre.
-
-    For a square this is torchvision's `Resize(size)` and `CenterCrop(size)` of a Pillow
-    image: bilinear, with antialiasing.
+    """Takes a rectangle of an image, scaled: bilinear, with antialiasing.
 
     Args:
         image: uint8 `[H, W, 3]`.
-        size: Height and width in pixels, or one number for both.
+        choose_box: From the image's height and width to the rectangle.
+        size: Height and width in pixels of the result, or one number for both.
 
     Returns:
-        uint8 `[height, width, 3]`; the image itself where it has that size.
+        uint8 `[height, width, 3]`; the image itself where that is all of it.
     """
     from PIL import Image
 
     height, width = (size, size) if isinstance(size, int) else size
-    if image.shape[:2] == (height, width):
-        return image
     H, W = image.shape[:2]
-    box = center_box(H, W, (height, width), (height, width))
+    box = choose_box(H, W)
+    if (height, width) == (H, W) and box == (0, 0, W, H):
+        return image
     scaled = Image.fromarray(image).resize(
         (width, height), Image.Resampling.BILINEAR, box
     )
@@ -208,30 +210,6 @@ def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
 def is_image(path: pathlib.Path) -> bool:
     """Whether a path ends as those of image files do."""
     return path.suffix.lower() in SUFFIXES
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """Image files as a source, each read when asked for.
-
-    The label of every example is 0: the files hold none.
-
-    Attributes:
-        paths: The files.
-        image_size: Height and width in pixels that each is scaled and cropped to.
-    """
-
-    paths: tuple[pathlib.Path, ...]
-    image_size: tuple[int, int]
-
-    def __len__(self) -> int:
-        """The number of files."""
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Example:
-        """The image at a position, uint8 `[height, width, 3]`."""
-        image = read_image(self.paths[index])
-        return {"image": resize_and_center_crop(image, self.image_size), "label": 0}
 
 
 @contextlib.contextmanager

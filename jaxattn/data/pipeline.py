@@ -12,22 +12,29 @@ it into a batch inside the jitted step:
   - `ResidentLoader`: all images live on the device as uint8; a feed is their indices.
   - `StreamedLoader`: Grain reads ahead in threads or workers; a feed is the images.
 
-Training batches are `{"image", "label"}` and always full. Evaluation batches are padded
-and carry `"mask"`, False for padding, so that every example counts once. It is False
-too for what stands in for an image that cannot be decoded (`SkippingSource`). Each such
-image is named once, by a warning of the process that consumes the feeds.
+Batches are `{"image": uint8 [N, H, W, C], ...}`: every further entry is a target, an
+array `[N, ...]` that means what the task says. Training batches are always full.
+Evaluation batches are padded and carry `"mask"`, bool `[N]`, so that every example
+counts once: False for padding. It is False too for what stands in for an image that
+cannot be decoded (`SkippingSource`). Each such image is named once, by a warning of the
+process that consumes the feeds.
 """
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
 
-from jaxattn.data.source import ArraySource, DrawingSource, Example, Source
+from jaxattn.data.source import (
+    ArraySource,
+    DrawingSource,
+    Example,
+    Source,
+)
 from jaxattn.errors import UserError, choose, require
 
 Feed = dict[str, np.ndarray]
@@ -40,6 +47,11 @@ _MAX_RESIDENT_BYTES = 2**30
 _DRAW_STREAM = 1
 
 logger = logging.getLogger(__name__)
+
+
+def targets_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the targets of an example or a batch by their key."""
+    return {key: batch[key] for key in batch if key not in ("image", "mask", "error")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +170,8 @@ class ResidentLoader:
 
     @property
     def store(self) -> dict[str, np.ndarray]:
-        """uint8 images `[n, H, W, C]` and int32 labels `[n]`."""
-        return {"image": self.source.images, "label": self.source.labels}
+        """uint8 images `[n, H, W, C]`, and targets `[n, ...]` by their key."""
+        return {"image": self.source.images, **self.source.targets}
 
     def train_feeds(self, order: TrainOrder, start: int, stop: int) -> Iterator[Feed]:
         """Yields `{"index": int32}` for each step in `[start, stop)`."""
@@ -174,9 +186,8 @@ class ResidentLoader:
 
     @staticmethod
     def fetch(store: Batch, feed: Batch) -> Batch:
-        """Gathers the images and labels of the indices."""
-        index = feed["index"]
-        batch = {"image": store["image"][index], "label": store["label"][index]}
+        """Gathers the images and targets of the indices."""
+        batch = {key: values[feed["index"]] for key, values in store.items()}
         return batch | ({"mask": feed["mask"]} if "mask" in feed else {})
 
 
@@ -223,12 +234,17 @@ class _EvaluationExamples:
 
 
 def _feed(example: Example) -> Feed:
+    # As an object an error goes through Grain's workers, whatever its length.
+    error = np.asarray(example.get("error"), object)
     return {
         "image": example["image"],
-        "label": np.asarray(example["label"], np.int32),
-        # As an object it goes through Grain's workers, whatever its length.
-        "error": np.asarray(example.get("error"), object),
+        **{key: _as_array(value) for key, value in targets_of(example).items()},
+        "error": error,
     }
+
+
+def _as_array(value: Any) -> np.ndarray:
+    return np.asarray(value, np.int32 if isinstance(value, int) else None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -255,12 +271,12 @@ class StreamedLoader:
         return {}
 
     def train_feeds(self, order: TrainOrder, start: int, stop: int) -> Iterator[Feed]:
-        """Yields `{"image": uint8, "label": int32}` for steps in `[start, stop)`."""
+        """Yields `{"image": uint8, ...}` for steps in `[start, stop)`."""
         examples = _TrainExamples(self.source, order, self.part, start, stop)
         return self._batches(examples, order.batch_size)
 
     def evaluation_feeds(self, batch_size: int) -> Iterator[Feed]:
-        """Yields `{"image": uint8, "label": int32, "mask": bool}`."""
+        """Yields `{"image": uint8, ..., "mask": bool}`."""
         examples = _EvaluationExamples(self.source, batch_size, self.part)
         return self._batches(examples, batch_size)
 
@@ -353,9 +369,10 @@ def _make_resident(source: Source, part: Slice) -> ResidentLoader:
         return ResidentLoader(source, part)
     examples = [source[i] for i in range(len(source))]
     _Skipped().report(example.get("error") for example in examples)
+    targets = [targets_of(example) for example in examples]
     arrays = ArraySource(
         np.stack([example["image"] for example in examples]),
-        np.array([example["label"] for example in examples], np.int32),
+        {key: np.stack([_as_array(t[key]) for t in targets]) for key in targets[0]},
     )
     skipped = tuple(i for i, example in enumerate(examples) if "error" in example)
     return ResidentLoader(arrays, part, skipped)

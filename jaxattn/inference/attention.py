@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.data.images import find_images
-from jaxattn.data.source import Source, read_labels
+from jaxattn.data.source import Source
+from jaxattn.data.splits import read_labels
 from jaxattn.inference.evaluate import load_data_of
-from jaxattn.inference.files import FilePath, read_inputs
-from jaxattn.training.figures import spread
-from jaxattn.training.trained import Trained
-from jaxattn.viz import plots
+from jaxattn.inference.inputs import FilePath, read_inputs
+from jaxattn.tasks.classification.figures import spread
+from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.viz.attention_maps import make_attend
+from jaxattn.viz.figure import save_figure
 from jaxattn.viz.pages import plot_pages
 
 _BATCH_SIZE = 8  # bounds the memory for gates of large images
@@ -57,7 +58,7 @@ def read_examples(
         names = [f"test_{i}" for i in chosen]
         labels = [int(label) for label in read_labels(source)[chosen]]
     else:
-        source, ids = read_inputs(_expanded(paths), trained.image_shape)
+        source, ids = read_inputs(_expanded(paths), trained.preprocess.frame)
         chosen = spread(len(source), max_images)
         names = [str(ids[i]) for i in chosen]
         files = getattr(source, "paths", None)
@@ -91,7 +92,9 @@ def write_pages(
     for start in range(0, len(examples.names), _BATCH_SIZE):
         part = slice(start, start + _BATCH_SIZE)
         images, names = examples.images[part], examples.names[part]
-        attention = attend(trained.variables, trained.normalize(jnp.asarray(images)))
+        attention = attend(
+            trained.variables, trained.preprocess.normalize(jnp.asarray(images))
+        )
         has_gates = bool(attention.gates)
         pages = plot_pages(
             attention,
@@ -105,7 +108,7 @@ def write_pages(
         for number, (page, name) in enumerate(zip(pages, names, strict=True), start):
             # The number keeps names apart that differ in their folders alone.
             path = folder / f"{number:02d}_{pathlib.Path(name).stem}.png"
-            plots.save_figure(page, path)
+            save_figure(page, path)
             written.append(path)
     return written, has_gates
 

@@ -1,41 +1,16 @@
-"""Figures of a trained network on a labelled split, its calibration among them."""
+"""Figures of a trained network on a split of its data, or of others."""
 
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from scipy import optimize
-
-from jaxattn.atomic import write_atomically, write_json
-from jaxattn.data.source import Data, Source, load_data, read_labels
+from jaxattn.config.bind import bind
+from jaxattn.data.datasets.registry import load_data
+from jaxattn.data.source import Data
 from jaxattn.errors import UserError, choose
-from jaxattn.inference.methods import Method
-from jaxattn.inference.predict import Predictor
-from jaxattn.training.config import bind
-from jaxattn.training.metrics import evaluation_sums, summarize
-from jaxattn.training.report import class_table
-from jaxattn.training.trained import SPLITS, Trained
-from jaxattn.viz import plots
-
-
-class Evaluation(NamedTuple):
-    """Of one split.
-
-    Attributes:
-        summary: Figures of `jaxattn.training.metrics.summarize`; the loss is the
-            negative log likelihood, without label smoothing.
-        calibrated: The same after dividing the log probabilities by `temperature`.
-        temperature: Fitted; above 1 where the network is too sure of itself.
-        fitted_on: The split that the temperature was fitted on.
-    """
-
-    summary: dict[str, Any]
-    calibrated: dict[str, Any]
-    temperature: float
-    fitted_on: str
+from jaxattn.inference.predict import Method, Predictor
+from jaxattn.training.checkpoints.trained import SPLITS, Trained
 
 
 def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
@@ -59,7 +34,7 @@ def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
         )
     data = bind(load_data, section, "data")()
     for key, found, wanted in (
-        ("classes", data.num_classes, len(trained.class_names)),
+        ("classes", len(data.class_names), len(trained.class_names)),
         ("image shape", data.image_shape, trained.image_shape),
     ):
         if found != wanted:
@@ -84,11 +59,8 @@ def evaluate(
     *,
     split: str = "test",
     seed: int = 0,
-) -> Evaluation:
+) -> Any:
     """Evaluates a network on one split; every example counts once.
-
-    The temperature is fitted on the validation split if there is one and it is not the
-    one evaluated, else on the evaluated split itself.
 
     Args:
         predictor: The network.
@@ -97,74 +69,31 @@ def evaluate(
         split: "test", "val" or "train".
         seed: Of random views.
 
+    Returns:
+        What the network's task makes of it: of a classifier an `Assessment`.
+
     Raises:
         UserError: If the data set has no such split.
     """
     choose("split", split, SPLITS)
-    source = _split(data, split)
-    fitted_on = "val" if split == "test" and data.val is not None else split
-
-    def scores(source: Source) -> tuple[np.ndarray, np.ndarray]:
-        decision = predictor.predict(source, method, seed=seed)
-        # As logits: a softmax gives the probabilities back.
-        tiny = np.finfo(np.float32).tiny
-        is_known = ~np.isnan(decision.probabilities[:, 0])  # others were skipped
-        logits = np.log(decision.probabilities[is_known] + tiny)
-        return logits, read_labels(source)[is_known]
-
-    logits, labels = scores(source)
-    fitting = (
-        (logits, labels) if fitted_on == split else scores(_split(data, fitted_on))
+    if getattr(data, split) is None:
+        raise UserError(
+            f"split={split!r}: {data.name} was split without one (val_fraction 0)"
+        )
+    return predictor.trained.task.assess(
+        lambda source: predictor.predict(source, method, seed=seed), data, split
     )
-    temperature = fit_temperature(*fitting)
-    return Evaluation(
-        summary=_summary(logits, labels),
-        calibrated=_summary(logits / temperature, labels),
-        temperature=temperature,
-        fitted_on=fitted_on,
-    )
-
-
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the temperature that makes the labels most likely.
-
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
-
-    Args:
-        logits: `[N, C]`.
-        labels: int `[N]`.
-
-    Returns:
-        The divisor of the logits, between 0.05 and 20.
-    """
-    own = logits[np.arange(len(labels)), labels]
-
-    def negative_log_likelihood(log_temperature: float) -> float:
-        scale = np.exp(-log_temperature)
-        scaled = scale * logits
-        top = scaled.max(-1)
-        partition = top + np.log(np.exp(scaled - top[:, None]).sum(-1))
-        return float(np.mean(partition - scale * own))
-
-    bounds = (np.log(0.05), np.log(20))
-    found = optimize.minimize_scalar(
-        negative_log_likelihood, bounds=bounds, method="bounded"
-    )
-    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_evaluation(
-    folder: str | os.PathLike[str],
-    evaluation: Evaluation,
-    class_names: tuple[str, ...],
-    **about: Any,
+    folder: str | os.PathLike[str], evaluation: Any, trained: Trained, **about: Any
 ) -> str:
     """Writes report, figures and `results.json` of an evaluation into a folder.
 
     Args:
         folder: Made if it is missing.
-        evaluation: What to write.
-        class_names: Of the network.
+        evaluation: From `evaluate`.
+        trained: The network.
         **about: Further entries of `results.json`: what was evaluated.
 
     Returns:
@@ -172,70 +101,5 @@ def write_evaluation(
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    summary, calibrated = evaluation.summary, evaluation.calibrated
-    results = {
-        **about,
-        "num_examples": summary["count"],
-        "accuracy": summary["accuracy"],
-        "top5_accuracy": summary["top5_accuracy"],
-        "negative_log_likelihood": summary["loss"],
-        "ece": summary["ece"],
-        "temperature": evaluation.temperature,
-        "temperature_fitted_on": evaluation.fitted_on,
-        "negative_log_likelihood_calibrated": calibrated["loss"],
-        "ece_calibrated": calibrated["ece"],
-    }
-    text = format_evaluation(evaluation, class_names, about)
-    write_json(folder / "results.json", results)
-    write_atomically(folder / "report.txt", text)
-    figures = {
-        "confusion_matrix": plots.plot_confusion_matrix(
-            summary["confusion"], class_names
-        ),
-        "reliability": _reliability(summary),
-        "reliability_calibrated": _reliability(calibrated),
-    }
-    for name, figure in figures.items():
-        plots.save_figure(figure, folder / f"{name}.png")
-    return text
-
-
-def format_evaluation(
-    evaluation: Evaluation, class_names: tuple[str, ...], about: Mapping[str, Any]
-) -> str:
-    """Returns the text of an evaluation's report."""
-    s, c = evaluation.summary, evaluation.calibrated
-    lines = [
-        ", ".join(f"{key} {value}" for key, value in about.items()),
-        "",
-        f"accuracy                 {s['accuracy']:.4f}  of {s['count']}",
-        f"top-5 accuracy           {s['top5_accuracy']:.4f}",
-        f"negative log likelihood  {s['loss']:.4f}",
-        f"calibration (ECE)        {s['ece']:.4f}",
-        f"with temperature {evaluation.temperature:.3f}, fitted on"
-        f" {evaluation.fitted_on}: likelihood {c['loss']:.4f}, ECE {c['ece']:.4f}",
-        "",
-        *class_table(s, class_names),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _split(data: Data, split: str) -> Source:
-    source = getattr(data, split)
-    if source is None:
-        raise UserError(
-            f"split='val': {data.name} was split without one (val_fraction 0)"
-        )
-    return source
-
-
-def _summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    mask = jnp.ones(len(labels), bool)
-    scores = jnp.asarray(logits, jnp.float32)
-    return summarize(evaluation_sums(scores, jnp.asarray(labels), mask))
-
-
-def _reliability(summary: dict[str, Any]) -> Any:
-    return plots.plot_reliability(
-        summary["bin_confidence"], summary["bin_accuracy"], summary["bin_count"]
-    )
+    write = trained.task.write_assessment
+    return write(folder, evaluation, trained.class_names, about)

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jaxattn.atomic import write_atomically, write_json
+from jaxattn.atomic import require_writable, write_atomically, write_json
+from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require
-from jaxattn.inference.files import require_writable
-from jaxattn.inference.predict import make_classifier
+from jaxattn.inference.predict import make_answer
 from jaxattn.ops import onednn
-from jaxattn.training.config import DTYPES
-from jaxattn.training.report import versions
-from jaxattn.training.trained import Trained
+from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.records.report import versions
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 _FORMAT = "StableHLO, serialized by jax.export"
@@ -37,7 +36,8 @@ def export_model(
     """Writes a network, its weights inside, and a JSON file that describes it.
 
     The function in it takes images uint8 `[N, H, W, C]`, N any number from 1, and
-    returns probabilities float32 `[N, classes]`.
+    returns what the task answers: of a classifier probabilities float32 `[N, classes]`.
+    The description says how an image of any size becomes one of them.
 
     Args:
         trained: The network.
@@ -81,6 +81,7 @@ def export_model(
         "image_shape": list(trained.image_shape),
         "input": "uint8 [N, H, W, C] in 0..255, RGB",
         "output": "float32 [N, classes], probabilities",
+        "resize_px": trained.preprocess.frame.resize_px,  # shorter side, before that
         "normalize": trained.config["normalize"],  # done inside
         "versions": made_with,
     }
@@ -89,8 +90,8 @@ def export_model(
 
 
 def _export(trained: Trained, dtype: str, platforms: Sequence[str]) -> export.Exported:
-    classify = make_classifier(trained, dtype=DTYPES[dtype])
+    answer = make_answer(trained, dtype=DTYPES[dtype])
     (N,) = export.symbolic_shape("N")
     images = jax.ShapeDtypeStruct((N, *trained.image_shape), jnp.uint8)
-    closed = jax.jit(lambda images: classify(trained.variables, images))
+    closed = jax.jit(lambda images: answer(trained.variables, images))
     return export.export(closed, platforms=platforms)(images)

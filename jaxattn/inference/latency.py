@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxattn.inference.predict import make_classifier
-from jaxattn.training.trained import Trained
+from jaxattn.inference.predict import make_answer
+from jaxattn.training.checkpoints.trained import Trained
 
 _MIN_CALLS = 5
 
@@ -42,14 +42,14 @@ def measure_latency(trained: Trained, batch_size: int, *, seconds: float) -> Lat
         seconds: For how long to measure; at least five calls are.
     """
     variables = jax.device_put(trained.variables)
-    classify = jax.jit(make_classifier(trained))
+    answer = jax.jit(make_answer(trained))
     shape = (batch_size, *trained.image_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    jax.device_get(classify(variables, images))
+    jax.device_get(answer(variables, images))
     times: list[float] = []
     while len(times) < _MIN_CALLS or sum(times) < seconds:
         start = time.perf_counter()
-        jax.device_get(classify(variables, images))
+        jax.device_get(answer(variables, images))
         times.append(time.perf_counter() - start)
     p50, p95 = 1e3 * np.quantile(times, (0.5, 0.95))
     rate = batch_size * len(times) / sum(times)

@@ -1,4 +1,4 @@
-"""Classifies images with a trained network: views on the device, decisions on the host.
+"""Predicts with a trained network: views on the device, decisions on the host.
 
 Batches are padded to one shape, so that the network is compiled once, whatever the
 number of images and views.
@@ -6,10 +6,9 @@ number of images and views.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -17,17 +16,17 @@ from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import require
-from jaxattn.inference.methods import Decision, Method
-from jaxattn.training.parallel import Devices, MeshParallel
-from jaxattn.training.trained import Trained
+from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.devices.mesh import Devices, MeshParallel
 
 
-def make_classifier(
+def make_answer(
     trained: Trained, *, dtype: DTypeLike | None = None
-) -> Callable[[Any, jax.Array], jax.Array]:
+) -> Callable[[Any, jax.Array], Any]:
     """Returns a pure function of variables and uint8 images `[N, H, W, C]`.
 
-    It returns probabilities, float32 `[N, classes]`.
+    It returns what the task answers: of a classifier probabilities, float32
+    `[N, classes]`.
 
     Args:
         trained: The network; its own variables are not used.
@@ -35,11 +34,24 @@ def make_classifier(
     """
     model = trained.model if dtype is None else trained.model.clone(dtype=dtype)
 
-    def classify(variables: Any, images: jax.Array) -> jax.Array:
-        logits = model.apply(variables, trained.normalize(images), train=False)
-        return jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+    def answer(variables: Any, images: jax.Array) -> Any:
+        x = trained.preprocess.normalize(images)
+        return trained.task.answer(model.apply(variables, x, train=False))
 
-    return classify
+    return answer
+
+
+class Method(Protocol):
+    """Views of an image, and what the network's outputs for them decide."""
+
+    @property
+    def views(self) -> Sequence[Augment]:
+        """The views, V of them."""
+        ...
+
+    def decide(self, outputs: np.ndarray, /) -> Any:
+        """Decides by the outputs `[V, N, ...]`: a tuple of arrays `[N, ...]`."""
+        ...
 
 
 class Predictor:
@@ -70,38 +82,39 @@ class Predictor:
         self._network = jax.jit(functools.partial(trained.model.apply, train=False))
 
         def network_input(view: Augment, images: jax.Array, drawn: Any) -> jax.Array:
-            return trained.normalize(view.apply(images, drawn))
+            return trained.preprocess.normalize(view.apply(images, drawn))
 
         self._network_input = jax.jit(network_input, static_argnums=0)
 
     def predict(
         self, source: Source | np.ndarray, method: Method, *, seed: int = 0
-    ) -> Decision:
-        """Classifies every image of a source.
+    ) -> Any:
+        """Predicts of every image of a source.
 
         Args:
-            source: Images, their labels unused, or an array uint8 `[N, H, W, C]`.
-            method: Which views to classify, and how to decide.
+            source: Images, their targets unused, or an array uint8 `[N, H, W, C]`.
+            method: Which views to look at, and how to decide.
             seed: Of the random views. An image's views depend on the seed and on its
                 place among the images, not on batches or devices.
 
         Returns:
-            Labels and probabilities in the order of the source. Of images that it
-            skips the probabilities are NaN and the labels mean nothing.
+            What the method decides, a tuple of arrays `[N, ...]` in the order of the
+            source: of a classifier a `Decision`. It is made from NaN for images that
+            the source skips.
 
         Raises:
             UserError: If there is no image, or the method does not fit the network.
         """
         if isinstance(source, np.ndarray):
-            source = ArraySource(source, np.zeros(len(source), np.int32))
-        batches = self.logits(source, method.views, seed=seed)
-        labels, probabilities = zip(*map(method.decide, batches), strict=True)
-        return Decision(np.concatenate(labels), np.concatenate(probabilities))
+            source = ArraySource(source, {})
+        batches = self.outputs(source, method.views, seed=seed)
+        parts = list(map(method.decide, batches))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
-    def logits(
+    def outputs(
         self, source: Source, views: Sequence[Augment], *, seed: int = 0
     ) -> Iterator[np.ndarray]:
-        """Yields the logits float32 `[V, n, C]` of one batch after another.
+        """Yields the network's outputs `[V, n, ...]` of one batch after another.
 
         Args:
             source: Images, at least one.
@@ -132,17 +145,17 @@ class Predictor:
         with tqdm.tqdm(total=N, unit="image", leave=False, disable=None) as bar:
             for (index, mask), feed in batches:
                 images = fetch(store, parallel.place(feed))["image"]
-                logits = [
-                    self._classify(images, view, _take(own, index))
+                outputs = [
+                    self._apply(images, view, _take(own, index))
                     for view, own in zip(views, drawn, strict=True)
                 ]
-                running.append((logits, feed["mask"][: int(mask.sum())]))
+                running.append((outputs, feed["mask"][: int(mask.sum())]))
                 # One batch runs while the one before it is decided about.
                 yield from _finished(running, 1, bar)
             yield from _finished(running, 0, bar)
 
-    def _classify(self, images: jax.Array, view: Augment, drawn: Any) -> jax.Array:
-        """Returns the logits `[n, C]` of one view of a batch."""
+    def _apply(self, images: jax.Array, view: Augment, drawn: Any) -> jax.Array:
+        """Returns the network's outputs `[n, ...]` for one view of a batch."""
         x = self._network_input(view, images, self._parallel.place(drawn))
         return self._network(self._variables, x)
 
@@ -169,7 +182,7 @@ def _finished(
 ) -> Iterator[np.ndarray]:
     """Waits for all but the last `left` batches and yields them without padding."""
     while len(running) > left:
-        logits, is_known = running.pop(0)
-        own = np.stack(jax.device_get(logits))[:, : len(is_known)]
-        yield np.where(is_known[:, None], own, np.nan)
+        outputs, is_known = running.pop(0)
+        own = np.stack(jax.device_get(outputs))[:, : len(is_known)]
+        yield np.where(is_known.reshape(-1, *[1] * (own.ndim - 2)), own, np.nan)
         bar.update(len(is_known))

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.atomic import replacing
-from jaxattn.data.archives import reason
-from jaxattn.errors import UserError, require
+from jaxattn.errors import UserError, reason, require
 from jaxattn.models.registry import create_model
 from jaxattn.models.torch_weights import (
     from_torch,
@@ -19,8 +18,8 @@ from jaxattn.models.torch_weights import (
     read_state_dict,
     to_torch,
 )
-from jaxattn.training.report import versions
-from jaxattn.training.trained import Trained, require_no_run, write_trained
+from jaxattn.training.checkpoints.trained import Trained, require_no_run, write_trained
+from jaxattn.training.records.report import versions
 
 _RESERVED = {"name", "num_classes", "dtype", "axis_name"}
 _VGG_A_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -1,6 +1,57 @@
 """Networks, their weights from and to PyTorch, and what they cost."""
 
-from jaxattn.models.registry import create_model, list_models
-from jaxattn.models.torch_weights import from_torch, to_torch
+from typing import TYPE_CHECKING
 
-__all__ = ["create_model", "from_torch", "list_models", "to_torch"]
+from jaxattn import lazy
+
+if TYPE_CHECKING:
+    from jaxattn.models.canet import CANet as CANet
+    from jaxattn.models.cbam_resnet import EfficientResNet as EfficientResNet
+    from jaxattn.models.cbam_resnet import (
+        EnhancedEfficientResNet as EnhancedEfficientResNet,
+    )
+    from jaxattn.models.cost import Cost as Cost
+    from jaxattn.models.cost import count_parameters as count_parameters
+    from jaxattn.models.cost import measure_cost as measure_cost
+    from jaxattn.models.cost import summarize_model as summarize_model
+    from jaxattn.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
+    from jaxattn.models.registry import create_model as create_model
+    from jaxattn.models.registry import list_models as list_models
+    from jaxattn.models.resnet import ResNet as ResNet
+    from jaxattn.models.sccnet import SCCNet as SCCNet
+    from jaxattn.models.shufflenet_v2 import ShuffleNetV2 as ShuffleNetV2
+    from jaxattn.models.slots import Slot as Slot
+    from jaxattn.models.torch_weights import from_torch as from_torch
+    from jaxattn.models.torch_weights import read_state_dict as read_state_dict
+    from jaxattn.models.torch_weights import to_torch as to_torch
+    from jaxattn.models.vgg import VGG11 as VGG11
+    from jaxattn.models.vgg import VGGA as VGGA
+    from jaxattn.models.vgg import VGGADropout as VGGADropout
+    from jaxattn.models.vgg import VGGALight as VGGALight
+
+__getattr__, __dir__, __all__ = lazy.face(
+    __name__,
+    {
+        "CANet": "jaxattn.models.canet",
+        "Cost": "jaxattn.models.cost",
+        "EfficientResNet": "jaxattn.models.cbam_resnet",
+        "EnhancedEfficientResNet": "jaxattn.models.cbam_resnet",
+        "MobileNetV2": "jaxattn.models.mobilenet_v2",
+        "ResNet": "jaxattn.models.resnet",
+        "SCCNet": "jaxattn.models.sccnet",
+        "ShuffleNetV2": "jaxattn.models.shufflenet_v2",
+        "Slot": "jaxattn.models.slots",
+        "VGG11": "jaxattn.models.vgg",
+        "VGGA": "jaxattn.models.vgg",
+        "VGGADropout": "jaxattn.models.vgg",
+        "VGGALight": "jaxattn.models.vgg",
+        "count_parameters": "jaxattn.models.cost",
+        "create_model": "jaxattn.models.registry",
+        "from_torch": "jaxattn.models.torch_weights",
+        "list_models": "jaxattn.models.registry",
+        "measure_cost": "jaxattn.models.cost",
+        "read_state_dict": "jaxattn.models.torch_weights",
+        "summarize_model": "jaxattn.models.cost",
+        "to_torch": "jaxattn.models.torch_weights",
+    },
+)

@@ -10,14 +10,12 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.cbam import AttentionResidualBlock, ChannelAttentionBlock
+from jaxattn.models.heads.classification import classify
 from jaxattn.ops.conv import Conv
-from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal
-from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 
 # Of every stage of two blocks: width in units of the stem's, stride of the first block.
@@ -69,8 +67,14 @@ class EnhancedEfficientResNet(nn.Module):
 
         x = _stages(x, block, _ENHANCED_STAGES, self.base_width, train)
         x = self._conv_norm_relu(x, x.shape[-1], 1, "extra_conv", "extra_bn", train)
-        x = mark_features(self, x)
-        return _classify(x, self.num_classes, self.dropout_rate, train)
+        return classify(
+            self,
+            x,
+            self.num_classes,
+            name="fc",
+            dropout_rate=self.dropout_rate,
+            train=train,
+        )
 
     def _conv_norm_relu(
         self, x: jax.Array, features: int, size: int, conv: str, norm: str, train: bool
@@ -120,8 +124,14 @@ class EfficientResNet(nn.Module):
             )
 
         x = _stages(x, block, _EFFICIENT_STAGES, self.base_width, train)
-        x = mark_features(self, x)
-        return _classify(x, self.num_classes, self.dropout_rate, train)
+        return classify(
+            self,
+            x,
+            self.num_classes,
+            name="fc",
+            dropout_rate=self.dropout_rate,
+            train=train,
+        )
 
 
 def _stages(
@@ -137,12 +147,3 @@ def _stages(
             step = stride if j == 0 else 1
             x = block(multiple * base_width, step, f"layer{i}.{j}")(x, train=train)
     return x
-
-
-def _classify(
-    x: jax.Array, num_classes: int, dropout_rate: float, train: bool
-) -> jax.Array:
-    """Pools, drops out and returns float32 logits `[N, num_classes]`."""
-    x = jnp.mean(x, (1, 2))
-    x = nn.Dropout(dropout_rate, deterministic=not train, name="dropout")(x)
-    return Linear(num_classes, name="fc")(x).astype(jnp.float32)

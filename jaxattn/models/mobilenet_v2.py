@@ -22,15 +22,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.errors import choose
-from jaxattn.models.resnet import STEMS, AttentionFactory, classify, make_attention
+from jaxattn.models.heads.classification import classify
+from jaxattn.models.slots import AttentionFactory, Slot, make_slot
+from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
-from jaxattn.ops.features import mark_features
-from jaxattn.ops.init import kaiming_normal, torch_kernel
+from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.norm import BatchNorm
 
 # Of every group of blocks: expansion, output channels, blocks, stride of the first.
@@ -44,6 +44,8 @@ _GROUPS = (
     (6, 320, 1, 1),
 )
 _STEM_WIDTH, _LAST_WIDTH = 32, 1280
+# Of the last map, at the size of images that a stem is for.
+_LAST_SIDE = {"imagenet": 7, "cifar": 2}
 
 
 def round_width(width: float) -> int:
@@ -99,17 +101,14 @@ class InvertedResidual(nn.Module):
         features: Output channels.
         stride: Step of the block along H and W.
         expand_ratio: Channels in between, in units of the input's.
-        attention: Makes the block's attention module.
-        attention_inside: Places it after the depthwise convolution's ReLU6, as SCSA is;
-            otherwise after the last normalisation, before the sum.
+        slot: The block's attention module, and where it sits.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
     features: int
     stride: int = 1
     expand_ratio: int = 6
-    attention: AttentionFactory | None = None
-    attention_inside: bool = False
+    slot: Slot = Slot()
     axis_name: str | None = None
 
     @nn.compact
@@ -131,21 +130,15 @@ class InvertedResidual(nn.Module):
         depthwise = ConvNorm(
             hidden, 3, self.stride, hidden, axis_name=axis_name, name=f"conv.{i}"
         )
-        y = self._attend(depthwise(y, train=train), train, inside=True)
+        y = self.slot.attend(depthwise(y, train=train), "inside", train=train)
         project = Conv(
             self.features, 1, kernel_init=kaiming_normal, name=f"conv.{i + 1}"
         )
         y = BatchNorm(axis_name=axis_name, name=f"conv.{i + 2}")(
             project(y), train=train
         )
-        y = self._attend(y, train, inside=False)
+        y = self.slot.attend(y, "after", train=train)
         return y + x if (self.stride, y.shape[-1]) == (1, x.shape[-1]) else y
-
-    def _attend(self, x: jax.Array, train: bool, inside: bool) -> jax.Array:
-        """Applies the attention if `inside` is its place."""
-        if self.attention is None or self.attention_inside != inside:
-            return x
-        return self.attention(name="attn")(x, train=train)
 
 
 class MobileNetV2(nn.Module):
@@ -158,8 +151,9 @@ class MobileNetV2(nn.Module):
             pixels.
         attention: Module in every block: "scsa", after the depthwise convolution's
             ReLU6; "cbam" or "eca" (multi-kernel), before the sum, as is the module of
-            a factory: a callable that takes `name=`, such as a module class; it is
-            called with `train=`.
+            a factory: a callable that takes `name=`, such as a module class, whose
+            module is called with `train=`; or a `jaxattn.models.Slot`, which says the
+            place.
         attention_kwargs: Keywords of the attention module, or of the factory.
         dropout_rate: Share of the pooled features that training sets to 0, by the rng
             stream "dropout".
@@ -170,14 +164,16 @@ class MobileNetV2(nn.Module):
     num_classes: int = 10
     width_multiplier: float = 1.0
     stem: str = "imagenet"
-    attention: str | AttentionFactory | None = None
+    attention: str | Slot | AttentionFactory | None = None
     attention_kwargs: Mapping[str, Any] | None = None
     dropout_rate: float = 0.2
     dtype: DTypeLike | None = None
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, return_features: bool = False
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -185,9 +181,13 @@ class MobileNetV2(nn.Module):
                 map to be as large as its window (193 pixels, or 17 with the stem
                 "cifar", unless `attention_kwargs` has a smaller `window_size`).
             train: Selects batch statistics in BatchNorm, and dropout.
+            return_features: Returns the stages' maps instead, and needs no parameters
+                of the last convolution and the head.
 
         Returns:
-            float32 logits `[N, num_classes]`.
+            float32 logits `[N, num_classes]`; or, if `return_features`, four maps
+            `[N, H', W', C']` in `dtype`, the last of each stride 4, 8, 16, 32 (with
+            the stem "cifar" 2, 4, 8, 16).
 
         Raises:
             ValueError: If `stem` or `attention` is unknown, or the attention module
@@ -195,37 +195,50 @@ class MobileNetV2(nn.Module):
         """
         choose("stem", self.stem, STEMS)
         x = x if self.dtype is None else x.astype(self.dtype)
-        stride, replaced = 2, False
-        if self.stem == "cifar":
-            stride, replaced = 1, self.attention != "scsa"
-        init = torch_kernel if replaced else kaiming_normal
-        multiplier, axis_name = self.width_multiplier, self.axis_name
-        width = round_width(_STEM_WIDTH * multiplier)
-        stem = ConvNorm(
-            width, 3, stride, kernel_init=init, axis_name=axis_name, name="features.0"
-        )
-        x = self._blocks(stem(x, train=train), train)
-        width = round_width(_LAST_WIDTH * max(1.0, multiplier))
+        window = _LAST_SIDE[self.stem]
+        slot = make_slot(self.attention, self.attention_kwargs, window_size=window)
+        maps = self._stages(self._stem(x, slot, train), slot, train)
+        if return_features:
+            return maps
+        width = round_width(_LAST_WIDTH * max(1.0, self.width_multiplier))
         name = f"features.{1 + sum(group[2] for group in _GROUPS)}"
-        x = ConvNorm(width, axis_name=axis_name, name=name)(x, train=train)
-        x = jnp.mean(mark_features(self, x), (1, 2))
-        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
-        return classify(x, self.num_classes, "classifier.1", small_init=not replaced)
+        last = ConvNorm(width, axis_name=self.axis_name, name=name)
+        return classify(
+            self,
+            last(maps[-1], train=train),
+            self.num_classes,
+            name="classifier.1",
+            dropout_rate=self.dropout_rate,
+            small_init=self.stem == "imagenet" or slot.small_head_init,
+            train=train,
+        )
 
-    def _blocks(self, x: jax.Array, train: bool) -> jax.Array:
-        window = 7 if self.stem == "imagenet" else 2
-        attention = make_attention(self.attention, self.attention_kwargs, window)
-        index = 1
+    def _stem(self, x: jax.Array, slot: Slot, train: bool) -> jax.Array:
+        init = slot.cifar_stem_init if self.stem == "cifar" else kaiming_normal
+        stem = ConvNorm(
+            round_width(_STEM_WIDTH * self.width_multiplier),
+            3,
+            STEMS[self.stem].stride,
+            kernel_init=init,
+            axis_name=self.axis_name,
+            name="features.0",
+        )
+        return stem(x, train=train)
+
+    def _stages(self, x: jax.Array, slot: Slot, train: bool) -> tuple[jax.Array, ...]:
+        """Returns the last map of each stride, without that of the first blocks."""
+        index, maps = 1, []
         for ratio, width, size, stride in _GROUPS:
+            if stride == 2:
+                maps.append(x)
             for j in range(size):
                 x = InvertedResidual(
                     round_width(width * self.width_multiplier),
                     stride if j == 0 else 1,
                     ratio,
-                    attention=attention,
-                    attention_inside=self.attention == "scsa",
+                    slot=slot,
                     axis_name=self.axis_name,
                     name=f"features.{index}",
                 )(x, train=train)
                 index += 1
-        return x
+        return (*maps[1:], x)

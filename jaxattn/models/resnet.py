@@ -24,94 +24,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxattn.attention.canet import MultiKernelECA
-from jaxattn.attention.cbam import CBAM
-from jaxattn.attention.scsa import SCSA
-from jaxattn.errors import UserError, choose, suggest
+from jaxattn.errors import choose
+from jaxattn.models.heads.classification import classify
+from jaxattn.models.slots import AttentionFactory, Slot, make_slot
+from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
-from jaxattn.ops.features import mark_features
-from jaxattn.ops.init import kaiming_normal, torch_bias, torch_kernel
+from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
-STEMS = ("imagenet", "cifar")
 _NUM_STAGES = 4
-_ATTENTION: dict[str, type[nn.Module]] = {
-    "cbam": CBAM,
-    "scsa": SCSA,
-    "eca": MultiKernelECA,
-}
-
-# Called with `name=`, returns the attention module of one block.
-AttentionFactory = Callable[..., nn.Module]
-
-
-def make_attention(
-    attention: str | AttentionFactory | None,
-    attention_kwargs: Mapping[str, Any] | None,
-    scsa_window_size: int,
-) -> AttentionFactory | None:
-    """Returns what makes the attention module of a block, from a network's keywords.
-
-    Args:
-        attention: "cbam", "scsa", "eca", a factory, or None.
-        attention_kwargs: Keywords of the module or factory.
-        scsa_window_size: SCSA's window, unless the keywords say otherwise.
-
-    Raises:
-        UserError: If the name is unknown, or `attention` is a module instead of what
-            makes one.
-    """
-    kwargs = dict(attention_kwargs or {})
-    if attention is None:
-        if kwargs:
-            raise UserError(f"attention_kwargs={kwargs}: needs attention to be set")
-        return None
-    if isinstance(attention, str):
-        choose("attention", attention, _ATTENTION)
-        make: AttentionFactory = _ATTENTION[attention]
-    elif isinstance(attention, nn.Module) or not callable(attention):
-        choices = suggest(attention, _ATTENTION)
-        raise UserError(f"attention={attention!r}: {choices}, or a module factory")
-    else:
-        make = attention
-    if attention == "scsa":
-        defaults = {"window_size": scsa_window_size, "kernel_init": kaiming_normal}
-        kwargs = {**defaults, "bias_init": nn.initializers.zeros, **kwargs}
-    return lambda name: make(name=name, **kwargs)
-
-
-def classify(
-    x: jax.Array, num_classes: int, name: str, *, small_init: bool
-) -> jax.Array:
-    """Applies the fully connected layer that ends a network.
-
-    Call it in a network's `__call__`.
-
-    Args:
-        x: Pooled features `[N, C]`.
-        num_classes: Number of logits.
-        name: Of the layer in the parameter tree.
-        small_init: Starts the kernel normal with deviation 0.01 and the bias at 0,
-            instead of torch's default.
-
-    Returns:
-        float32 logits `[N, num_classes]`.
-    """
-    kernel_init, bias_init = torch_kernel, torch_bias(x.shape[-1])
-    if small_init:
-        kernel_init, bias_init = nn.initializers.normal(0.01), nn.initializers.zeros
-    dense = nn.Dense(
-        num_classes,
-        dtype=x.dtype,
-        kernel_init=kernel_init,
-        bias_init=bias_init,
-        name=name,
-    )
-    return dense(x).astype(jnp.float32)
+# Of the last map, at the size of images that a stem is for.
+_LAST_SIDE = {"imagenet": 7, "cifar": 4}
 
 
 class ZeroBatchNorm(BatchNorm):
@@ -131,18 +57,13 @@ class ResidualBlock(nn.Module):
     Attributes:
         features: Output channels.
         stride: Step of the block along H and W.
-        attention: Makes the block's attention module.
-        attention_inside: Places it after the inner ReLU, as SCSA is; otherwise after
-            the last normalisation, before the sum.
-        zero_init: Starts the last normalisation's scale at 0.
+        slot: The block's attention module, where it sits and what it starts at 0.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
     features: int
     stride: int = 1
-    attention: AttentionFactory | None = None
-    attention_inside: bool = False
-    zero_init: bool = False
+    slot: Slot = Slot()
     axis_name: str | None = None
 
     def _conv(
@@ -163,12 +84,6 @@ class ResidualBlock(nn.Module):
     ) -> jax.Array:
         norm = ZeroBatchNorm if zero_init else BatchNorm
         return norm(axis_name=self.axis_name, name=name)(x, train=train)
-
-    def _attend(self, x: jax.Array, train: bool, inside: bool) -> jax.Array:
-        """Applies the attention if `inside` is its place."""
-        if self.attention is None or self.attention_inside != inside:
-            return x
-        return self.attention(name="attn")(x, train=train)
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if (self.stride, x.shape[-1]) == (1, self.features):
@@ -196,10 +111,10 @@ class BasicBlock(ResidualBlock):
         """
         y = self._conv(x, self.features, 3, self.stride, "conv1")
         y = nn.relu(self._norm(y, "bn1", train))
-        y = self._attend(y, train, inside=True)
+        y = self.slot.attend(y, "inside", train=train)
         y = self._conv(y, self.features, 3, 1, "conv2")
-        y = self._norm(y, "bn2", train, self.zero_init)
-        y = self._attend(y, train, inside=False)
+        y = self._norm(y, "bn2", train, self.slot.zero_init)
+        y = self.slot.attend(y, "after", train=train)
         return nn.relu(y + self._shortcut(x, train))
 
 
@@ -228,10 +143,10 @@ class Bottleneck(ResidualBlock):
         y = nn.relu(self._norm(y, "bn1", train))
         y = self._conv(y, width, 3, self.stride, "conv2")
         y = nn.relu(self._norm(y, "bn2", train))
-        y = self._attend(y, train, inside=True)
+        y = self.slot.attend(y, "inside", train=train)
         y = self._conv(y, self.features, 1, 1, "conv3")
-        y = self._norm(y, "bn3", train, self.zero_init)
-        y = self._attend(y, train, inside=False)
+        y = self._norm(y, "bn3", train, self.slot.zero_init)
+        y = self.slot.attend(y, "after", train=train)
         return nn.relu(y + self._shortcut(x, train))
 
 
@@ -248,7 +163,7 @@ class ResNet(nn.Module):
         attention: Module in every block: "scsa", after the inner ReLU; "cbam" or "eca"
             (multi-kernel), before the sum, as is the module of a factory: a callable
             that takes `name=`, such as a module class, whose module is called with
-            `train=`.
+            `train=`; or a `jaxattn.models.Slot`, which says the place.
         attention_kwargs: Keywords of the attention module, or of the factory.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
@@ -259,7 +174,7 @@ class ResNet(nn.Module):
     widths: Sequence[int] = (64, 128, 256, 512)
     num_classes: int = 10
     stem: str = "imagenet"
-    attention: str | AttentionFactory | None = None
+    attention: str | Slot | AttentionFactory | None = None
     attention_kwargs: Mapping[str, Any] | None = None
     dtype: DTypeLike | None = None
     axis_name: str | None = None
@@ -267,7 +182,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, return_features: bool = False
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -275,7 +190,8 @@ class ResNet(nn.Module):
                 map to be as large as its window (193 pixels, or 25 with the stem
                 "cifar", unless `attention_kwargs` has a smaller `window_size`).
             train: Selects batch statistics in BatchNorm, and dropout in the attention.
-            return_features: Returns the stages' maps instead of logits.
+            return_features: Returns the stages' maps instead, and needs no parameters
+                of the head.
 
         Returns:
             float32 logits `[N, num_classes]`; or, if `return_features`, four maps
@@ -288,27 +204,31 @@ class ResNet(nn.Module):
         """
         self._check()
         x = x if self.dtype is None else x.astype(self.dtype)
-        maps = self._stages(self._stem(x, train), train)
+        window = _LAST_SIDE[self.stem]
+        slot = make_slot(self.attention, self.attention_kwargs, window_size=window)
+        maps = self._stages(self._stem(x, slot, train), slot, train)
         if return_features:
             return maps
-        pooled = jnp.mean(mark_features(self, maps[-1]), (1, 2))
-        return classify(pooled, self.num_classes, "fc", small_init=self._has_scsa)
+        return classify(
+            self,
+            maps[-1],
+            self.num_classes,
+            name="fc",
+            small_init=slot.small_head_init,
+        )
 
-    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-        is_imagenet = self.stem == "imagenet"
-        size, stride = (7, 2) if is_imagenet else (3, 1)
-        init = kaiming_normal if is_imagenet or self._has_scsa else torch_kernel
+    def _stem(self, x: jax.Array, slot: Slot, train: bool) -> jax.Array:
+        size, stride, pools = STEMS[self.stem]
+        init = slot.cifar_stem_init if self.stem == "cifar" else kaiming_normal
         conv = Conv(
             self.widths[0], size, stride, size // 2, kernel_init=init, name="conv1"
         )
         x = BatchNorm(axis_name=self.axis_name, name="bn1")(conv(x), train=train)
         x = nn.relu(x)
-        return max_pool(x, 3, stride=2, padding=1) if is_imagenet else x
+        return max_pool(x, 3, stride=2, padding=1) if pools else x
 
-    def _stages(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+    def _stages(self, x: jax.Array, slot: Slot, train: bool) -> tuple[jax.Array, ...]:
         """Returns the map after each stage."""
-        window = 7 if self.stem == "imagenet" else 4
-        attention = make_attention(self.attention, self.attention_kwargs, window)
         block, expansion = (Bottleneck, 4) if self.bottleneck else (BasicBlock, 1)
         maps = []
         stages = zip(self.stage_sizes, self.widths, strict=True)
@@ -317,18 +237,12 @@ class ResNet(nn.Module):
                 x = block(
                     width * expansion,
                     stride=2 if i > 0 and j == 0 else 1,
-                    attention=attention,
-                    attention_inside=self._has_scsa,
-                    zero_init=self._has_scsa,
+                    slot=slot,
                     axis_name=self.axis_name,
                     name=f"layer{i + 1}.{j}",
                 )(x, train=train)
             maps.append(x)
         return tuple(maps)
-
-    @property
-    def _has_scsa(self) -> bool:
-        return self.attention == "scsa"
 
     def _check(self) -> None:
         choose("stem", self.stem, STEMS)

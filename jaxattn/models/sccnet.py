@@ -14,16 +14,14 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.scc import SCC, uniform_within
 from jaxattn.errors import choose
-from jaxattn.models.resnet import STEMS
+from jaxattn.models.heads.classification import classify
+from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
-from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal
-from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
@@ -150,8 +148,9 @@ class SCCNet(nn.Module):
                 of the head.
 
         Returns:
-            float32 logits `[N, num_classes]`; with `return_features` a tuple with every
-            stage's feature map, in `dtype`.
+            float32 logits `[N, num_classes]`; or, if `return_features`, a map
+            `[N, H', W', C']` of every stage in `dtype`, whose strides are 4, 8, 16
+            and so on (with the stem "cifar" 1, 2, 4).
 
         Raises:
             ValueError: If an attribute is not accepted.
@@ -168,8 +167,7 @@ class SCCNet(nn.Module):
             maps.append(x)
         if return_features:
             return tuple(maps)
-        x = jnp.mean(mark_features(self, x), (1, 2))
-        return Linear(self.num_classes, name="head")(x).astype(jnp.float32)
+        return classify(self, x, self.num_classes, name="head")
 
     def _check(self) -> None:
         choose("downsample", self.downsample, DOWNSAMPLES)
@@ -181,12 +179,10 @@ class SCCNet(nn.Module):
             )
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        size, stride, pools = STEMS[self.stem]
         x = _conv(self.widths[0], size, stride, "conv")(x)
         x = BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train)
-        if self.stem == "imagenet":
-            x = max_pool(x, 3, stride=2, padding=1)
-        return x
+        return max_pool(x, 3, stride=2, padding=1) if pools else x
 
     def _block(self, features: int, stride: int, name: str) -> SCCBlock:
         return SCCBlock(

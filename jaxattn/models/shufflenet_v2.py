@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxattn.models.heads.classification import classify
 from jaxattn.ops.conv import Conv
-from jaxattn.ops.features import mark_features
-from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
@@ -134,28 +133,37 @@ class ShuffleNetV2(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, return_features: bool = False
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
             x: Normalised images `[N, H, W, C]`, of any size.
             train: Selects batch statistics in BatchNorm.
+            return_features: Returns the stages' maps instead, and needs no parameters
+                of the last convolution and the head.
 
         Returns:
-            float32 logits `[N, num_classes]`.
+            float32 logits `[N, num_classes]`; or, if `return_features`, four maps
+            `[N, H', W', C']` in `dtype`, whose strides are 4, 8, 16, 32; the first is
+            the stem's.
         """
         x = x if self.dtype is None else x.astype(self.dtype)
         stem, *widths, last = self.widths
         x = self._conv_norm(x, stem, 3, 2, "conv1", train)
         x = max_pool(x, 3, stride=2, padding=1)
+        maps = [x]
         for i, (size, width) in enumerate(zip(_STAGE_SIZES, widths, strict=True), 2):
             for j in range(size):
                 name, stride = f"stage{i}.{j}", 2 if j == 0 else 1
                 unit = ShuffleUnit(width, stride, self.axis_name, name=name)
                 x = unit(x, train=train)
+            maps.append(x)
+        if return_features:
+            return tuple(maps)
         x = self._conv_norm(x, last, 1, 1, "conv5", train)
-        x = jnp.mean(mark_features(self, x), (1, 2))
-        return Linear(self.num_classes, name="fc")(x).astype(jnp.float32)
+        return classify(self, x, self.num_classes, name="fc")
 
     def _conv_norm(
         self,

@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from jaxattn.data.archives import reason
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reason
 from jaxattn.models.torch_layouts import torchvision_names
 
 _TORCH_LEAF = {

@@ -1,1 +1,41 @@
 """What PyTorch computes differently, and every choice that depends on the platform."""
+
+from typing import TYPE_CHECKING
+
+from jaxattn import lazy
+
+if TYPE_CHECKING:
+    from jaxattn.ops.conv import Conv as Conv
+    from jaxattn.ops.conv import ConvKernel as ConvKernel
+    from jaxattn.ops.conv import conv2d as conv2d
+    from jaxattn.ops.features import mark_features as mark_features
+    from jaxattn.ops.group_norm import GroupNorm as GroupNorm
+    from jaxattn.ops.init import kaiming_normal as kaiming_normal
+    from jaxattn.ops.init import torch_bias as torch_bias
+    from jaxattn.ops.init import torch_kernel as torch_kernel
+    from jaxattn.ops.linear import Linear as Linear
+    from jaxattn.ops.norm import BatchNorm as BatchNorm
+    from jaxattn.ops.pool import adaptive_avg_pool as adaptive_avg_pool
+    from jaxattn.ops.pool import max_along as max_along
+    from jaxattn.ops.pool import max_pool as max_pool
+    from jaxattn.ops.random import hashed_uniform as hashed_uniform
+
+__getattr__, __dir__, __all__ = lazy.face(
+    __name__,
+    {
+        "BatchNorm": "jaxattn.ops.norm",
+        "Conv": "jaxattn.ops.conv",
+        "ConvKernel": "jaxattn.ops.conv",
+        "GroupNorm": "jaxattn.ops.group_norm",
+        "Linear": "jaxattn.ops.linear",
+        "adaptive_avg_pool": "jaxattn.ops.pool",
+        "conv2d": "jaxattn.ops.conv",
+        "hashed_uniform": "jaxattn.ops.random",
+        "kaiming_normal": "jaxattn.ops.init",
+        "mark_features": "jaxattn.ops.features",
+        "max_along": "jaxattn.ops.pool",
+        "max_pool": "jaxattn.ops.pool",
+        "torch_bias": "jaxattn.ops.init",
+        "torch_kernel": "jaxattn.ops.init",
+    },
+)

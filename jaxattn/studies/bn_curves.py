@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxattn.training.writer import read_metrics
+from jaxattn.training.records.writer import read_metrics
 
 NETWORKS = ("plain", "bn")
 """The two networks of the study, in the order in which they train."""

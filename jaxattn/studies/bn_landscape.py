@@ -37,20 +37,22 @@ import jax
 import numpy as np
 
 from jaxattn.atomic import write_json
+from jaxattn.config.bind import bind
+from jaxattn.config.changes import harmless_changes
 from jaxattn.errors import DivergedError, InterruptedRun, UserError, choose, require
 from jaxattn.models.registry import list_models
 from jaxattn.studies.bn_curves import NETWORKS, Member, read_curves, tag
 from jaxattn.studies.bn_network import Landscape, Network
 from jaxattn.studies.bn_report import write_report
-from jaxattn.training.checkpoint import Checkpoints, workdir_lock
-from jaxattn.training.config import bind
-from jaxattn.training.interrupt import Interrupt
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.guards.interrupt import Interrupt
+from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.meter import Meter
-from jaxattn.training.parallel import Devices
-from jaxattn.training.progress import Progress
-from jaxattn.training.report import versions
-from jaxattn.training.run import build, harmless_changes
-from jaxattn.training.writer import RunWriter, read_metrics
+from jaxattn.training.records.progress import Progress
+from jaxattn.training.records.report import versions
+from jaxattn.training.records.writer import RunWriter, read_metrics
+from jaxattn.training.run import build
 
 # A GPU trains an epoch in a second; a checkpoint after each would take as long again.
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -82,7 +84,7 @@ def run_study(
     landscape = bind(Landscape, values.get("landscape", {}), "landscape")()
     rates, models = _check(values)
     runs = {
-        network: build(make_run_config(values, model, rates[0]), devices)
+        network: build(make_run_config(values, model, rates[0]), devices=devices)
         for network, model in models.items()
     }
     members = [Member(n, models[n], rate) for rate in rates for n in NETWORKS]
@@ -165,6 +167,7 @@ class _Study:
             start_step=self._num_done * run.total_steps,
             num_epochs=len(members) * run.options.num_epochs,
             batch_size=run.options.batch_size,
+            task=run.task,
         )
         self.say = self.progress.message
         stack.callback(self.progress.close)
@@ -257,13 +260,11 @@ class _Training:
         """Trains up to a step, and returns the speed; None if it is not known."""
         run, network = self._run, self._network
         meter, timed_from, dispatches = Meter(1, self._step), None, 0
-        feeds = run.loaders["train"].train_feeds(run.order, self._step, stop)
-        store = network.evaluator.stores["train"]
-        with contextlib.closing(feeds):  # pyright: ignore[reportArgumentType]
+        trainer = network.trainer
+        with contextlib.closing(trainer.feeds(self._step, stop)) as feeds:
             for chunk, looks in network.chunks(feeds, self._step):
                 dispatch = network.looking_step if looks else network.step
-                stacked = run.parallel.place_stacked(chunk)
-                self._state, metrics = dispatch(self._state, store, stacked)
+                self._state, metrics = dispatch(self._state, trainer.place(chunk))
                 self._step += len(chunk)
                 meter.add(metrics)
                 dispatches += 1
@@ -301,8 +302,7 @@ class _Training:
             self._study.progress.update(
                 step,
                 epoch=(step - 1) // self._run.steps_per_epoch + 1,
-                loss=rows[-1]["loss"],
-                accuracy=rows[-1]["accuracy"],
+                figures=rows[-1],
             )
 
     def _end_epoch(self, images_per_s: float | None) -> None:
@@ -318,7 +318,7 @@ class _Training:
         with self._study.progress.paused():
             for split in ("train", "test"):
                 variables = self._state.variables
-                summary = self._network.evaluator.evaluate(variables, split)
+                summary = self._network.trainer.evaluator.evaluate(variables, split)
                 if summary is None:
                     self._save_and_stop()
                 row[f"{split}_accuracy"] = summary["accuracy"]

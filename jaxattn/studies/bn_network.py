@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from jaxattn.data.augment import normalize
+from jaxattn.config.bind import bind
 from jaxattn.data.pipeline import Batch, Feed
 from jaxattn.errors import require
-from jaxattn.models.registry import create_model
-from jaxattn.training.config import bind
-from jaxattn.training.evaluate import Evaluator
+from jaxattn.models.classes import TreePath, head_paths
+from jaxattn.tasks.classification.task import Classification
 from jaxattn.training.optim import RunLength, make_optimizer
-from jaxattn.training.pretrained import head_paths
 from jaxattn.training.run import Run
-from jaxattn.training.state import Ema, TrainState, TreePath, create_state
+from jaxattn.training.state import Ema, TrainState, create_state
 from jaxattn.training.steps import TrainStep, make_train_step
+from jaxattn.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,13 +75,12 @@ def make_steps(
         # Part of the state: one program serves all learning rates.
         rate = state.opt_state.hyperparams["learning_rate"]  # pyright: ignore
         train_step = make_train_step(
-            model=run.model,
-            optimizer=optimizer,
+            run.model,
+            Classification(),
+            optimizer,
             schedule=lambda _: rate,
             augment=run.augment,
-            normalize=bind(normalize, run.config["normalize"], "normalize"),
-            ema=Ema(),
-            label_smoothing=0.0,
+            normalize=run.preprocess.normalize,
             gradient_metrics=of_gradients,
             axis_name=run.parallel.axis_name,
         )
@@ -119,7 +117,7 @@ class Network:
         run: The same.
         step: The compiled train step.
         looking_step: The compiled train step that looks along itself.
-        evaluator: Of the run's splits.
+        trainer: Of the run.
         abstract_state: Shapes and shardings of the state in a checkpoint.
     """
 
@@ -139,17 +137,15 @@ class Network:
             shape, seed = run.data.image_shape, run.options.seed
             return create_state(run.model, inject(rate), Ema(), seed, shape)
 
-        make_model = bind(create_model, run.config["model"], "model")
-        head = head_paths(make_model, run.data.image_shape)
+        head = head_paths(run.model, run.data.image_shape)
         (kernel,) = (path for path in head if path[-1] == "kernel")
         # Which rate the optimizer is made with does not matter: the state has its own.
         step, looking_step = make_steps(run, inject(1.0), landscape, kernel)
-        fetch = run.loaders["train"].fetch
         self.run = run
+        self.trainer = Trainer(run, is_stopped)
         self._every_steps = landscape.every_steps
-        self.step = run.parallel.compile_train(step, fetch)
-        self.looking_step = run.parallel.compile_train(looking_step, fetch)
-        self.evaluator = Evaluator(run, is_stopped)
+        self.step = self.trainer.compile(step)
+        self.looking_step = self.trainer.compile(looking_step)
         self.abstract_state = dataclasses.replace(
             run, create_state=lambda: create(1.0)
         ).abstract_state

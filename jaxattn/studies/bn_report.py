@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.studies.bn_curves import Curves, Member, by_epoch, compare_widths
-from jaxattn.training.report import versions
+from jaxattn.training.records.report import versions
+from jaxattn.training.records.writer import RunWriter
 from jaxattn.training.run import Run
-from jaxattn.training.writer import RunWriter
-from jaxattn.viz.plots import Band, Panel, figure_to_array, plot_bands, save_figure
+from jaxattn.viz.comparison import Band, Panel, plot_bands
+from jaxattn.viz.figure import figure_to_array, save_figure
 
 # Colour and opacity of the lines.
 _STYLES = {"plain": ("#00F0F0", 0.6), "bn": ("#F00000", 0.9)}

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxattn.atomic import write_atomically
+from jaxattn.config.changes import config_of, flatten, is_harmless
 from jaxattn.errors import UserError
 from jaxattn.studies.trials import progress_of
-from jaxattn.training.run import config_of, flatten, is_harmless
-from jaxattn.training.writer import history, read_metrics
+from jaxattn.training.records.writer import history, read_metrics
 
 _ACCURACIES = {
     "test_accuracy": "test accuracy",
@@ -324,9 +324,10 @@ def _csv_row(group: Group) -> dict[str, Any]:
 
 def plot(groups: Sequence[Group]) -> Any:
     """Returns the figure: accuracy against cost, and validation over the epochs."""
-    from jaxattn.viz import plots  # late: runs are read and recorded without pictures
+    # Late: runs are read and recorded without pictures.
+    from jaxattn.viz.comparison import plot_comparison
 
-    return plots.plot_comparison(
+    return plot_comparison(
         [group.label for group in groups],
         [group.runs[0].results["num_macs"] for group in groups],
         [group.values("test_accuracy") for group in groups],
@@ -347,7 +348,7 @@ def write_comparison(
     Returns:
         The Markdown.
     """
-    from jaxattn.viz.plots import save_figure
+    from jaxattn.viz.figure import save_figure
 
     out.mkdir(parents=True, exist_ok=True)
     text = format_markdown(groups, best)

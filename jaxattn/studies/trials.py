@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from jaxattn import host
+from jaxattn.config.changes import config_of, differences, is_harmless
 from jaxattn.errors import UserError, explain
-from jaxattn.training.run import config_of, differences, is_harmless
-from jaxattn.training.writer import read_metrics
+from jaxattn.training.records.writer import read_metrics
 
 # For a run to save once it was asked to stop. One that does not goes on from the
 # checkpoint of its last epoch.
@@ -94,7 +94,7 @@ class Outcome(NamedTuple):
 
 
 def make_trials(
-    paths: Sequence[str],
+    recipes: Sequence[str],
     seeds: Sequence[int],
     root: pathlib.Path,
     overrides: Sequence[str] = (),
@@ -102,7 +102,7 @@ def make_trials(
     """Returns the runs of several recipes with several seeds.
 
     Args:
-        paths: Config files with their arguments, as `configs/canet.py:tiny`.
+        recipes: Names or files with their arguments, as `canet:tiny`.
         seeds: Of every recipe; its own one if there are none.
         root: Of the workdirs, which are `<root>/<recipe>/seed<n>`.
         overrides: Flags for all of them, as `--config.num_epochs=3`.
@@ -111,16 +111,16 @@ def make_trials(
         UserError: If a recipe cannot be had, or two have one name.
     """
     trials = []
-    for path in paths:
-        for trial in _of_seeds(recipe_name(path), path, seeds, root, overrides):
+    for recipe in recipes:
+        for trial in _of_seeds(recipe_name(recipe), recipe, seeds, root, overrides):
             if any(trial.workdir == other.workdir for other in trials):
-                raise UserError(f"--configs: {path} is {trial.name} once more")
+                raise UserError(f"--configs: {recipe} is {trial.name} once more")
             trials.append(trial)
     return trials
 
 
 def make_grid(
-    path: str,
+    recipe: str,
     grid: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
     root: pathlib.Path,
@@ -129,7 +129,7 @@ def make_grid(
     """Returns the runs of a recipe with every combination of some values.
 
     Args:
-        path: Config file with its argument, as `configs/canet.py:tiny`.
+        recipe: Name or file with its argument, as `canet:tiny`.
         grid: By key of the config its values, as `--config.key=value` takes them.
         seeds: Of every combination; the recipe's own one if there are none.
         root: Of the workdirs, which are `<root>/<key>=<value>,.../seed<n>`.
@@ -143,7 +143,7 @@ def make_grid(
     for values in itertools.product(*grid.values()):
         pairs = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
         flags = [*overrides, *(f"--config.{pair}" for pair in pairs)]
-        for trial in _of_seeds(",".join(pairs), path, seeds, root, flags):
+        for trial in _of_seeds(",".join(pairs), recipe, seeds, root, flags):
             for other in trials:
                 if trial.workdir == other.workdir or trial.config == other.config:
                     raise UserError(f"--grid: {trial.name} is {other.name} once more")
@@ -153,27 +153,27 @@ def make_grid(
 
 def _of_seeds(
     name: str,
-    path: str,
+    recipe: str,
     seeds: Sequence[int],
     root: pathlib.Path,
     overrides: Sequence[str],
 ) -> Iterator[Trial]:
     """Yields the runs of one config, each in a folder of its own."""
-    from jaxattn.training.config_file import load_config
+    from jaxattn.config.file import load_config
 
     folder = root.resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
     for seed in seeds or (None,):
         own = [] if seed is None else [f"--config.seed={seed}"]
-        config = load_config(path, [*overrides, *own]).to_dict()
+        config = load_config(recipe, [*overrides, *own]).to_dict()
         workdir = folder / f"seed{config['seed']}"
         yield Trial(
             name=f"{name}, seed {config['seed']}", config=config, workdir=workdir
         )
 
 
-def recipe_name(path: str) -> str:
-    """Returns the name of a config file with its argument: `canet_tiny`."""
-    file, _, argument = path.partition(":")
+def recipe_name(recipe: str) -> str:
+    """Returns the name of a recipe or its file with its argument: `canet_tiny`."""
+    file, _, argument = recipe.partition(":")
     parts = (pathlib.Path(file).stem, argument)
     return re.sub(r"\W+", "_", "_".join(part for part in parts if part))
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Batch, Slice
-from jaxattn.training.metrics import summarize
-from jaxattn.training.parallel import Fetch
+from jaxattn.training.devices.mesh import Fetch
 from jaxattn.training.run import Run
 
 
@@ -46,7 +45,7 @@ class Evaluator:
     def evaluate(
         self, variables: Any, split: str, key: jax.Array | None = None
     ) -> dict[str, Any] | None:
-        """Returns the figures of `summarize`, or None if it was stopped midway.
+        """Returns the task's summary of a split, or None if it was stopped midway.
 
         Among them is `predictions`: those for the examples of the split, in its order,
         and behind them what completes the last batch.
@@ -76,7 +75,7 @@ class Evaluator:
         assert total is not None  # no split is empty
         parts = jax.device_get(parts)
         predictions = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-        return {**summarize(total), "predictions": predictions}
+        return {**run.task.summarize(total), "predictions": predictions}
 
     @staticmethod
     def _own_part(drawn: Any) -> Any:

@@ -5,7 +5,6 @@ epoch, report. Repeating the call with the same workdir continues exactly.
 """
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -19,7 +18,6 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from jaxattn.data.pipeline import Feed
 from jaxattn.errors import (
     DivergedError,
     InterruptedRun,
@@ -27,19 +25,22 @@ from jaxattn.errors import (
     UserError,
     describe_fault,
 )
-from jaxattn.training import figures, report
-from jaxattn.training.checkpoint import Checkpoints, workdir_lock
-from jaxattn.training.early_stopping import METRIC, Plateau
-from jaxattn.training.evaluate import Evaluator
-from jaxattn.training.interrupt import Interrupt
+from jaxattn.tasks.task import Tested
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.trained import best_metric
+from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.guards.early_stopping import Plateau
+from jaxattn.training.guards.interrupt import Interrupt
+from jaxattn.training.guards.lock import workdir_lock
+from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
-from jaxattn.training.parallel import Devices
-from jaxattn.training.profiler import Profiler
-from jaxattn.training.progress import Progress
+from jaxattn.training.records import figures, report
+from jaxattn.training.records.profiler import Profiler
+from jaxattn.training.records.progress import Progress
+from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
 from jaxattn.training.run import Run, build, changed_since
 from jaxattn.training.state import TrainState, stream
-from jaxattn.training.watchdog import Watchdog
-from jaxattn.training.writer import EVENTS, RunWriter, read_metrics
+from jaxattn.training.trainer import Trainer
 
 
 def train_and_evaluate(
@@ -51,9 +52,10 @@ def train_and_evaluate(
     """Trains the run of a config in a workdir, or resumes it, and reports it.
 
     Args:
-        config: An `ml_collections.ConfigDict`; see `jaxattn.training.run.build`.
+        config: An `ml_collections.ConfigDict`, or a run that `build` made of one and of
+            objects of your own.
         workdir: Folder of the run; made if missing, resumed if it holds checkpoints.
-        devices: To train on; all of them by default.
+        devices: To train on; all of them by default. Those of a run are its own.
 
     Returns:
         The content of `results.json`.
@@ -64,7 +66,7 @@ def train_and_evaluate(
         DivergedError: If the loss became infinite or not a number.
         MachineError: If the machine failed; the message says what was saved.
     """
-    run = build(config, devices)
+    run = config if isinstance(config, Run) else build(config, devices=devices)
     workdir = pathlib.Path(workdir).resolve()
     primary = jax.process_index() == 0  # every process trains, the first one writes
     with contextlib.ExitStack() as stack:
@@ -156,6 +158,7 @@ class _Attempt:
             start_step=start_step,
             num_epochs=run.options.num_epochs,
             batch_size=run.options.batch_size,
+            task=run.task,
             stream=None if writer else open(os.devnull, "w"),  # noqa: SIM115
         )
         self.profiler = Profiler(
@@ -164,7 +167,8 @@ class _Attempt:
             self.progress.message,
         )
         self.watchdog = Watchdog(run.options.stall_timeout_s, self._describe_stall)
-        self._evaluator = Evaluator(run, self._is_stopping)
+        self._trainer = Trainer(run, self._is_stopping)
+        self._evaluator = self._trainer.evaluator
         self._attention_maps = figures.make_attention_maps(run) if writer else None
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
@@ -216,16 +220,9 @@ class _Attempt:
 
         if self.writer:  # of a run that stopped early, and now goes on
             (self.workdir / "results.json").unlink(missing_ok=True)
-        loader, store = run.loaders["train"], self._evaluator.stores["train"]
-        dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
-        feeds = loader.train_feeds(run.order, step, run.total_steps)
-        with contextlib.closing(feeds):  # pyright: ignore[reportArgumentType]
-            for chunk in _chunks(feeds, step, run):
-                self.profiler.before(step, state)
-                stacked = run.parallel.place_stacked(chunk)
-                with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-                    state, metrics = dispatch(state, store, stacked)
-                step += len(chunk)
+        self.profiler.before(step, state)
+        with contextlib.closing(self._trainer.train(state, step)) as updates:  # pyright: ignore[reportArgumentType]
+            for step, state, metrics in updates:
                 self.profiler.after(step, state)
                 meter.add(metrics)
                 at_end, stopping = self._is_epoch_end(step), self._is_stopping()
@@ -240,6 +237,7 @@ class _Attempt:
                     self._stop(step)
                 if at_end and self._is_over(step):
                     break
+                self.profiler.before(step, state)
         return state, step
 
     def _is_over(self, step: int) -> bool:
@@ -251,9 +249,9 @@ class _Attempt:
             return False
         self.progress.message(
             f"stopped early, after epoch {step // run.steps_per_epoch} of"
-            f" {run.options.num_epochs}: no gain in validation accuracy for"
-            f" {plateau.plateau_epochs} epochs; to go on, repeat the command with"
-            " --config.early_stopping.patience=0"
+            f" {run.options.num_epochs}: no gain in validation"
+            f" {run.task.metric} for {plateau.epochs} epochs; to go on, repeat the"
+            " command with --config.early_stopping.patience=0"
         )
         return True
 
@@ -279,8 +277,7 @@ class _Attempt:
             self.progress.update(
                 step,
                 epoch=(step - 1) // self.run.steps_per_epoch + 1,
-                loss=rows[-1]["loss"],
-                accuracy=rows[-1]["accuracy"],
+                figures=rows[-1],
             )
 
     def _skip(self, row: dict[str, float]) -> None:
@@ -314,13 +311,10 @@ class _Attempt:
                 if summary is None:
                     self._save(state, step, {})
                     self._stop(step)
-                row |= {
-                    f"val_loss{suffix}": summary["loss"],
-                    f"val_accuracy{suffix}": summary["accuracy"],
-                }
-            if METRIC in row:
+                row |= {f"val_{k}{suffix}": summary[k] for k in self.run.task.shown}
+            if (metric := best_metric(self.run.task, "raw")) in row:
                 follow = self.run.early_stopping.follow
-                self._plateau = follow(self._plateau, row[METRIC])
+                self._plateau = follow(self._plateau, row[metric])
             row["epoch"] = step // self.run.steps_per_epoch
             if speed := self.progress.images_per_s:
                 row["images_per_s"] = speed
@@ -339,9 +333,10 @@ class _Attempt:
         self.progress.epoch_line(row)
 
     def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:
-        kept = ("epoch", "val_accuracy", "val_accuracy_ema")
+        bests = (best_metric(self.run.task, kind) for kind in ("raw", "ema"))
+        kept = ("epoch", *bests)
         metrics = {key: value for key, value in row.items() if key in kept}
-        metrics |= self._plateau._asdict()
+        metrics |= self._plateau.to_metrics()
         metrics["wall_time_s"] = self.wall_time_s
         if speed := self.images_per_s:
             metrics["images_per_s"] = speed
@@ -380,7 +375,7 @@ class _Attempt:
         tested = {"last": self._test(_weights(state)[""], step)}
         best_params = state.params
         for suffix, variables in _weights(state).items():
-            metric = f"val_accuracy{suffix}"
+            metric = best_metric(run.task, "ema" if suffix else "raw")
             best = self.checkpoints.restore_best(run.abstract_state, metric)
             if best is None:  # without a validation split the last weights are it
                 summary = self._test(variables, step) if suffix else tested["last"]
@@ -392,15 +387,15 @@ class _Attempt:
             tested[f"best{suffix}"] = summary
         best_step = best_steps.get("")
         saved = {} if best_step is None else self.checkpoints.metrics(best_step)
+        best_figure = saved.get(best_metric(run.task, "raw"))
         return report.write_results(
             run,
             self.workdir,
             self.writer,
-            tested=tested,
+            tested=Tested(tested, best_figure),
             last_step=step,
             best_params=run.parallel.collect(best_params),
             best_step=best_step,
-            best_val_accuracy=saved.get("val_accuracy"),
             wall_time_s=self.wall_time_s,
             images_per_s=self.images_per_s,
             has_trained=self.start_step < step,
@@ -425,21 +420,3 @@ def _weights(state: TrainState) -> dict[str, Any]:
     """Variables to evaluate by the suffix of their metrics: raw, and EMA if kept."""
     averaged = state.ema_variables
     return {"": state.variables} | ({"_ema": averaged} if averaged else {})
-
-
-def _chunks(feeds: Iterator[Feed], step: int, run: Run) -> Iterator[list[Feed]]:
-    """Groups feeds into dispatches within an epoch, and within or outside a trace.
-
-    As many steps before a trace are grouped as those in it, so that what such a
-    dispatch compiles is not traced, if an epoch has room for both.
-    """
-    first, last = run.log.profile_steps or (0, 0)
-    warm_up = 2 * first - last - 2
-    while True:
-        end = (step // run.steps_per_epoch + 1) * run.steps_per_epoch
-        stop = min(n for n in (end, warm_up, first - 1, last) if n > step)
-        chunk = list(itertools.islice(feeds, min(run.steps_per_dispatch, stop - step)))
-        if not chunk:
-            return
-        yield chunk
-        step += len(chunk)

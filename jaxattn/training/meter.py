@@ -78,7 +78,7 @@ class Meter:
         return rows
 
     def take_epoch(self) -> dict[str, float]:
-        """Returns the epoch's mean `train_loss`, `train_accuracy` and learning rate.
+        """Returns the epoch's means: `train_loss` and so on, and `learning_rate`.
 
         Steps that are not finite are left out: they were skipped. Empty without any
         other, or if the log that `recall` read was lost.
@@ -88,14 +88,11 @@ class Meter:
         if not rows:
             return {}
         counts = [count for count, _ in rows]
-        means = {
-            f"train_{key}": float(
-                np.average([row[key] for _, row in rows], weights=counts)
-            )
-            for key in ("loss", "accuracy", "learning_rate")
+        return {
+            name: float(np.average([row[key] for _, row in rows], weights=counts))
+            for key in rows[0][1]
+            if (name := _epoch_name(key)) is not None
         }
-        means["learning_rate"] = means.pop("train_learning_rate")
-        return means
 
     def _close_row(self) -> dict[str, float]:
         window, self._window = self._window, []
@@ -103,6 +100,13 @@ class Meter:
         row = {key: float(np.mean([m[key] for m in window])) for key in window[0]}
         self._epoch.append((len(window), row))
         return {"step": self._step, **row}
+
+
+def _epoch_name(key: str) -> str | None:
+    """What an epoch's mean of a step's metric is called; None if it has none."""
+    if key in ("step", "gradient_norm"):
+        return None
+    return key if key == "learning_rate" else f"train_{key}"
 
 
 def _is_finite(values: Mapping[str, float]) -> bool:

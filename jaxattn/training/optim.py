@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxattn.config.bind import bind
 from jaxattn.errors import choose, require
-from jaxattn.training.config import bind
 
 Schedule = Callable[[Any], Any]
 Mask = Callable[[Any], Any]  # from parameters to a tree of booleans

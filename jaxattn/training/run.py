@@ -2,29 +2,33 @@
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
+import optax
 
-from jaxattn.data.augment import Augment, normalize
+from jaxattn.config.bind import DTYPES, bind
+from jaxattn.config.changes import harmless_changes
+from jaxattn.data.augment import Augment
+from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
-from jaxattn.data.source import Data, load_data
-from jaxattn.errors import UserError, choose, require
+from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.data.source import Data
+from jaxattn.errors import UserError, require
+from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
-from jaxattn.models.registry import create_model
 from jaxattn.ops.conv import is_fast_in_loops
-from jaxattn.training import optim
-from jaxattn.training.checkpoint import NUM_LATEST
-from jaxattn.training.config import DTYPES, bind
-from jaxattn.training.early_stopping import EarlyStopping
-from jaxattn.training.parallel import Devices, MeshParallel, Parallel
-from jaxattn.training.pmap import PmapParallel
-from jaxattn.training.pretrained import Pretrained, head_paths
+from jaxattn.tasks.registry import make_task
+from jaxattn.tasks.task import Task
+from jaxattn.training import optim, own_objects
+from jaxattn.training.checkpoints.pretrained import Pretrained
+from jaxattn.training.devices.mesh import Devices, MeshParallel, Parallel
+from jaxattn.training.devices.pmap import PmapParallel
+from jaxattn.training.guards.early_stopping import EarlyStopping
+from jaxattn.training.options import Log, Options
 from jaxattn.training.state import Ema, TrainState, create_state
 from jaxattn.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
 
@@ -42,126 +46,10 @@ _SECTIONS = (
     "early_stopping",
     "log",
 )
-_TRAINABLE = ("all", "head")
-_FROM_1 = (
-    "num_epochs",
-    "batch_size",
-    "steps_per_dispatch",
-    "accumulate_steps",
-    "keep_checkpoints",
-)
 _PARALLEL: dict[str, Callable[..., Parallel]] = {
     "jit": MeshParallel,
     "pmap": PmapParallel,
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """The keys of a config that belong to no section.
-
-    Attributes:
-        seed: Of initial weights, order, augmentation and every other draw.
-        num_epochs: Passes over the training split.
-        batch_size: Images of the global batch, divisible by the devices.
-        dtype: Computation dtype, "float32" or "bfloat16".
-        data_parallel: "jit" (a mesh) or "pmap".
-        steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
-            4 if convolutions are oneDNN's and 1 if they are not.
-        accumulate_steps: Micro-batches into which a step splits its batch, for a batch
-            that does not fit into memory; the optimizer steps once, with their mean
-            gradient. Equal to the whole batch where there is no BatchNorm; see
-            `jaxattn.training.steps.make_train_step`.
-        init_from: The workdir of another run, a PyTorch file, or the name of weights
-            that come with the package, from which this run starts; the head too if it
-            has as many classes.
-        trainable: "all", or "head": only the layer that makes the logits learns.
-            BatchNorm still follows the batches.
-        keep_checkpoints: The newest ones that are kept beside the best: of the ends of
-            epochs, and of where a signal stopped the run.
-        max_skipped_steps: Steps of the run whose loss or gradient may be infinite or
-            not a number; they change nothing. One more ends the run.
-        stall_timeout_s: Seconds after which a run ends in which no step and no
-            evaluation batch is finished; compilation counts.
-    """
-
-    seed: int
-    num_epochs: int
-    batch_size: int
-    dtype: str = "float32"
-    data_parallel: str = "jit"
-    steps_per_dispatch: int | None = None
-    accumulate_steps: int = 1
-    init_from: str | None = None
-    trainable: str = "all"
-    keep_checkpoints: int = NUM_LATEST
-    max_skipped_steps: int = 0
-    stall_timeout_s: float = 1800.0
-
-    def __post_init__(self) -> None:
-        for key in _FROM_1:
-            value = getattr(self, key)
-            require(key, value, value is None or value >= 1, "at least 1")
-        for key in ("seed", "max_skipped_steps"):
-            value = getattr(self, key)
-            require(key, value, value >= 0, "at least 0")
-        timeout_s = self.stall_timeout_s
-        require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
-        choose("dtype", self.dtype, DTYPES)
-        choose("data_parallel", self.data_parallel, _PARALLEL)
-        choose("trainable", self.trainable, _TRAINABLE)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Log:
-    """What a run writes beside its metrics of every epoch.
-
-    Attributes:
-        every_steps: Training steps per line of `metrics.jsonl`, each a mean since the
-            line before.
-        tensorboard: Writes TensorBoard events.
-        histograms: With TensorBoard: histograms of all parameters at every epoch.
-        images: With TensorBoard: a grid of augmented inputs at the start.
-        attention_maps: With TensorBoard: what the network attends to in four
-            validation images (without a validation split test images), the same at
-            every evaluation.
-        profile_steps: First and last step, counted from 1, of which the first process
-            writes a trace for TensorBoard's profile plugin; empty: none. Nothing is
-            compiled in it if the trace, and as many steps before it that the same
-            process does, lie within an epoch. A mark in it is a dispatch: up to
-            `steps_per_dispatch` steps.
-    """
-
-    every_steps: int = 10
-    tensorboard: bool = True
-    histograms: bool = True
-    images: bool = True
-    attention_maps: bool = False
-    profile_steps: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(
-            "log.every_steps", self.every_steps, self.every_steps >= 1, "at least 1"
-        )
-        steps = self.profile_steps
-        is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
-        wanted = "(first, last), counted from 1"
-        require("log.profile_steps", steps, not steps or is_range, wanted)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Loss:
-    """Cross entropy of training and evaluation.
-
-    Attributes:
-        label_smoothing: Share of the uniform distribution in the target, in [0, 1).
-    """
-
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        share = self.label_smoothing
-        require("loss.label_smoothing", share, 0 <= share < 1, "in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,19 +57,24 @@ class Run:
     """Everything that a run is made of, checked and not yet compiled."""
 
     config: dict[str, Any]
+    own: dict[str, Any]  # what stands in the record for a user's own objects
     options: Options
     log: Log
     early_stopping: EarlyStopping
+    task: Task
     data: Data
     loaders: dict[str, Loader]  # of the splits "train", "val" and "test"
     order: TrainOrder
     parallel: Parallel
     model: nn.Module
+    preprocess: Preprocess
     augment: Augment
+    schedule: optim.Schedule
+    optimizer: optax.GradientTransformation
+    ema: Ema
     create_state: Callable[..., TrainState]
     pretrained: Pretrained | None
-    train_step: TrainStep
-    eval_step: EvalStep
+    trainable: Collection[TreePath] | None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -189,8 +82,38 @@ class Run:
         dataset = {
             "class_names": list(self.data.class_names),
             "image_shape": list(self.data.image_shape),
+            "resize_px": self.data.resize_px,
         }
-        return {**self.config, "dataset": dataset}
+        return {**self.config, "dataset": dataset, **self.own}
+
+    @functools.cached_property
+    def train_step(self) -> TrainStep:
+        """One step of training."""
+        options = self.options
+        return make_train_step(
+            self.model,
+            self.task,
+            self.optimizer,
+            schedule=self.schedule,
+            augment=self.augment,
+            normalize=self.preprocess.normalize,
+            ema=self.ema,
+            trainable=self.trainable,
+            skips=options.max_skipped_steps > 0,
+            accumulate_steps=options.accumulate_steps,
+            unroll=not is_fast_in_loops(DTYPES[options.dtype]),
+            axis_name=self.parallel.axis_name,
+        )
+
+    @functools.cached_property
+    def eval_step(self) -> EvalStep:
+        """The evaluation of one batch."""
+        return make_eval_step(
+            self.model,
+            self.task,
+            normalize=self.preprocess.normalize,
+            axis_name=self.parallel.axis_name,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -239,11 +162,29 @@ class Run:
         return self.options.num_epochs * self.steps_per_epoch
 
 
-def build(config: Any, devices: Devices | None = None) -> Run:
+def build(
+    config: Any,
+    data: Data | Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    task: Task | None = None,
+    devices: Devices | None = None,
+) -> Run:
     """Checks a config and builds the run it describes; nothing is compiled.
+
+    An object that is given takes the place of the config's section of that name. A run
+    records what it was given, and is resumed only with the same: arrays by a digest of
+    their content, a network by how it prints.
 
     Args:
         config: An `ml_collections.ConfigDict`, or a mapping with its content.
+        data: A `Data`, or a mapping from "train" and, if wanted, "val" and "test" to
+            images uint8 `[N, H, W, C]` and what is to be learnt of them (labels, int
+            `[N]`, in classification). Without "test" the validation or else the
+            training images are tested. By default the config's section `data`.
+        model: A network, called as `model.apply(variables, x, train=False)`. By default
+            the config's section `model`.
+        task: What is learnt. By default the config's key `task`, with its section
+            `loss`.
         devices: To train on; all of them by default.
 
     Raises:
@@ -253,79 +194,70 @@ def build(config: Any, devices: Devices | None = None) -> Run:
     options = bind(Options, values, "config")()
     parallel = _make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
-    log = bind(Log, sections["log"], "log")()
-    augment = bind(Augment, sections["augment"], "augment")()
-    ema = bind(Ema, sections["ema"], "ema")()
-    early_stopping = bind(EarlyStopping, sections["early_stopping"], "early_stopping")()
-    loss = bind(Loss, sections["loss"], "loss")()
-    make_model = functools.partial(
-        bind(create_model, sections["model"], "model"),
+    parts = _bind_parts(sections)
+    given = {"data": data, "model": model, "task": task}
+    given = {name: value for name, value in given.items() if value is not None}
+    own = own_objects.describe(given)
+    sections |= {name: {} for name in given if name in sections}
+    task = task or make_task(options.task, sections["loss"])
+    as_model = functools.partial(
+        task.make_model,
+        sections["model"],
         dtype=DTYPES[options.dtype],
         axis_name=parallel.axis_name,
     )
-    make_model(num_classes=1)
-    probe = optim.RunLength(options.num_epochs, 1)
-    _make_optimizer(sections, probe)
+    if model is None:
+        as_model(("",))
+    _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
 
-    data = bind(load_data, sections["data"], "data")()
+    if data is None:
+        data = bind(load_data, sections["data"], "data")()
+    elif not isinstance(data, Data):
+        data = own_objects.make_data(data, task)
+    model = own_objects.for_devices(model, parallel) or as_model(data.class_names)
+    frame = Frame(data.image_shape, data.resize_px)
+    preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
     as_loader = bind(make_loader, sections["pipeline"], "pipeline")
     splits = {"train": data.train, "val": data.val, "test": data.test}
     loaders = {k: as_loader(v) for k, v in splits.items() if v is not None}
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)
-    model = make_model(num_classes=data.num_classes)
-    pretrained, trainable = None, None
-    if options.init_from:
-        pretrained = Pretrained(
-            options.init_from, make_model, data.num_classes, data.image_shape
-        )
-    if options.trainable == "head":
-        trainable = head_paths(make_model, data.image_shape)
-    normalize_fn = bind(normalize, sections["normalize"], "normalize")
-    shared: dict[str, Any] = {
-        "model": model,
-        "normalize": normalize_fn,
-        "label_smoothing": loss.label_smoothing,
-        "axis_name": parallel.axis_name,
-    }
+    shape, is_head = data.image_shape, options.trainable == "head"
+    origin = options.init_from
     run = Run(
         config={**values, **sections},
+        own=own,
         options=options,
-        log=log,
-        early_stopping=early_stopping,
+        task=task,
         data=data,
         loaders=loaders,
         order=order,
         parallel=parallel,
         model=model,
-        augment=augment,
+        preprocess=preprocess,
+        schedule=schedule,
+        optimizer=optimizer,
         create_state=functools.partial(
-            create_state, model, optimizer, ema, options.seed, data.image_shape
+            create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
-        pretrained=pretrained,
-        train_step=make_train_step(
-            optimizer=optimizer,
-            schedule=schedule,
-            augment=augment,
-            ema=ema,
-            trainable=trainable,
-            skips=options.max_skipped_steps > 0,
-            accumulate_steps=options.accumulate_steps,
-            unroll=not is_fast_in_loops(DTYPES[options.dtype]),
-            **shared,
-        ),
-        eval_step=make_eval_step(**shared),
+        pretrained=Pretrained(origin, model, shape) if origin else None,
+        trainable=head_paths(model, shape) if is_head else None,
+        **parts,
     )
-    patience = early_stopping.patience
-    wanted = "0 without a validation split (data.val_fraction)"
-    holds = patience == 0 or data.val is not None
-    require("early_stopping.patience", patience, holds, wanted)
-    steps, total = log.profile_steps, run.total_steps
-    wanted = f"within the {total} steps of the run"
-    require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
-    _check_shapes(run)
+    _check_run(run)
     return run
+
+
+def _bind_parts(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what sections describe that needs neither data nor network."""
+    kinds = {
+        "log": Log,
+        "augment": Augment,
+        "ema": Ema,
+        "early_stopping": EarlyStopping,
+    }
+    return {name: bind(kind, sections[name], name)() for name, kind in kinds.items()}
 
 
 def _split(config: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -367,17 +299,26 @@ def _make_optimizer(sections: Mapping[str, Any], length: optim.RunLength) -> Any
     return schedule, optimizer
 
 
+def _check_run(run: Run) -> None:
+    """Says before compilation what does not fit."""
+    patience = run.early_stopping.patience
+    wanted = "0 without a validation split (data.val_fraction)"
+    holds = patience == 0 or run.data.val is not None
+    require("early_stopping.patience", patience, holds, wanted)
+    steps, total = run.log.profile_steps, run.total_steps
+    wanted = f"within the {total} steps of the run"
+    require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
+    _check_shapes(run)
+
+
 def _check_shapes(run: Run) -> None:
-    """Traces what is cheap to trace: what does not fit is said before compilation."""
+    """Traces what is cheap to trace."""
     H, W, C = run.data.image_shape
     image = jax.ShapeDtypeStruct((2, H, W, C), jnp.uint8)
-    std = run.config["normalize"].get("std", ())
-    require("normalize.std", std, all(value > 0 for value in std), "above 0")
 
     def inputs(image: jax.Array) -> jax.Array:
         drawn = run.augment.draw(jax.random.key(0), 2, H, W)
-        image = run.augment.apply(image, drawn.images)
-        return bind(normalize, run.config["normalize"], "normalize")(image)
+        return run.preprocess.normalize(run.augment.apply(image, drawn.images))
 
     try:
         jax.eval_shape(run.create_state)
@@ -386,23 +327,6 @@ def _check_shapes(run: Run) -> None:
         raise UserError(
             f"images of {H} x {W} x {C} do not fit the config: {error}"
         ) from error
-
-
-# What may change when a run is resumed: none of it is seen by the weights so far.
-_HARMLESS = (
-    "log.",
-    "pipeline.",
-    "data.path",
-    "data.on_bad_image",
-    "steps_per_dispatch",
-    "data_parallel",
-    "keep_checkpoints",
-    "max_skipped_steps",
-    "stall_timeout_s",
-)
-
-# How far a run goes may change, too, though not what it is by then.
-_RESUMABLE = (*_HARMLESS, "early_stopping.")
 
 
 def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
@@ -419,63 +343,8 @@ def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
         UserError: If another change would make the resumed run neither one thing nor
             the other.
     """
-    # A workdir of an earlier version does not say what its data were.
-    record = run.record if "dataset" in saved else run.config
+    # A workdir of an earlier version does not say all that its data were.
+    dataset = saved.get("dataset", {})
+    known = {k: v for k, v in run.record["dataset"].items() if k in dataset}
+    record = {**run.record, "dataset": known}
     return harmless_changes(saved, record, "the workdir")
-
-
-def harmless_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], where: str
-) -> list[str]:
-    """Returns the differences of a resumed run's configs, as `differences` has them.
-
-    Args:
-        before: Content of a `config.json`.
-        now: What it would become.
-        where: It is, as the message calls it.
-
-    Raises:
-        UserError: If one of them would change what is trained.
-    """
-    lines = differences(before, now)
-    refused = [line for key, line in lines.items() if not key.startswith(_RESUMABLE)]
-    if refused:
-        raise UserError(
-            f"{where} was begun with another config ({'; '.join(refused)}); use that"
-            " one, or another workdir"
-        )
-    return list(lines.values())
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Compares two configs.
-
-    Args:
-        before: Content of a `config.json`; its versions are not compared.
-        now: Another, or a config that none has been written of yet.
-
-    Returns:
-        By the keys that differ, sorted: "key: before -> now".
-    """
-    old, new = flatten(before), flatten(json.loads(json.dumps(now, default=str)))
-    return {
-        key: f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith("versions.")
-    }
-
-
-def config_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of a `config.json`, without what its run added."""
-    return {key: v for key, v in record.items() if key not in ("dataset", "versions")}
-
-
-def is_harmless(key: str) -> bool:
-    """Returns whether a run's weights are the same whatever a key's value is."""
-    return key.startswith(_HARMLESS)
-
-
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config's values by their dotted keys."""
-    flat = traverse_util.flatten_dict(dict(config))
-    return {".".join(path): value for path, value in flat.items()}

@@ -12,8 +12,7 @@ from flax import struct, traverse_util
 from jax.typing import ArrayLike
 
 from jaxattn.errors import choose, require
-
-TreePath = tuple[str, ...]  # of a variable: its collection, modules and name
+from jaxattn.models.classes import TreePath
 
 _EMA_BATCH_STATS = ("live", "average")
 

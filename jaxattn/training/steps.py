@@ -6,6 +6,7 @@ shard, and the few places that see the whole batch say so.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -15,30 +16,34 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from jaxattn.data.augment import Augment, mix
-from jaxattn.data.pipeline import Batch
-from jaxattn.training import losses
-from jaxattn.training.metrics import EvalSums, Predictions, evaluation_sums, predict
+from jaxattn.data.augment import Augment, mix, normalize
+from jaxattn.data.pipeline import Batch, targets_of
+from jaxattn.tasks.task import Targets, Task
 from jaxattn.training.optim import Schedule
 from jaxattn.training.state import Ema, TrainState, TreePath
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-EvalStep = Callable[[Any, Batch], tuple[EvalSums, Predictions]]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Batch], tuple[Any, Any]]
 Normalize = Callable[[jax.Array], jax.Array]
-Examples = tuple[jax.Array, ...]  # inputs, own labels, partners' labels
+Examples = tuple[jax.Array, Targets, Targets]  # inputs, own targets, partners' targets
 Keys = dict[str, jax.Array]
-Means = tuple[jax.Array, jax.Array, Any]  # of loss, accuracy and gradients
+Means = tuple[Metrics, Any]  # of what the task measures, and gradients
+
+# Where nothing else is said; the last from pixels to intensities in [0, 1].
+_NO_AUGMENT, _NO_EMA = Augment(), Ema()
+_TO_INTENSITIES = functools.partial(normalize, mean=(0.0,), std=(1.0,))
 
 
 def make_train_step(
-    *,
     model: nn.Module,
+    task: Task,
     optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    augment: Augment,
-    normalize: Normalize,
-    ema: Ema,
-    label_smoothing: float,
+    *,
+    schedule: Schedule | None = None,
+    augment: Augment = _NO_AUGMENT,
+    normalize: Normalize = _TO_INTENSITIES,
+    ema: Ema = _NO_EMA,
     trainable: Collection[TreePath] | None = None,
     skips: bool = False,
     gradient_metrics: Callable[[Any], dict[str, Any]] | None = None,
@@ -48,15 +53,16 @@ def make_train_step(
 ) -> TrainStep:
     """Returns one step of training, `(state, batch) -> (state, metrics)`.
 
-    The batch is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Metrics are
-    scalars over the global batch: `loss`, `accuracy` (of a mixed image, its two labels'
-    weighted), `gradient_norm` (before clipping) and `learning_rate`, and what
-    `gradient_metrics` makes of the gradients. `trainable` are the paths of the
-    parameters that change and have gradients; None: all. `skips` leaves the state as
-    it is, but for its step, where loss or gradient are not finite.
+    The batch is `{"image": uint8 [N, H, W, C], ...}`, its further entries the task's
+    targets, such as `"label": int32 [N]`. Metrics are scalars over the global batch:
+    what the task measures, `loss` first (of a mixed image, weighted between its own
+    targets and its partner's), `gradient_norm` (before clipping), with a schedule
+    `learning_rate`, and what `gradient_metrics` makes of the gradients. `trainable` are
+    the paths of the parameters that change and have gradients; None: all. `skips`
+    leaves the state as it is, but for its step, where loss or gradient are not finite.
 
     With `accumulate_steps` of k the batch goes through the network in k micro-batches,
-    one after the other, and loss, accuracy and gradients are the means over them: those
+    one after the other, and metrics and gradients are the means over them: those
     of the whole batch, but for rounding, where the network treats every image alone.
     BatchNorm takes the statistics of each micro-batch, and its running averages follow
     them in turn; what the network draws (dropout, SCC's forcing) is drawn for each.
@@ -65,19 +71,17 @@ def make_train_step(
     network, which saves no memory.
     """
 
-    def train_step(
-        state: TrainState, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         examples, own_weight = _augmented(
             augment, normalize, state.stream("augment"), batch, axis_name
         )
 
         def loss_fn(
             params: Any, batch_stats: Any, examples: Examples, keys: Keys
-        ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        ) -> tuple[jax.Array, tuple[Metrics, Any]]:
             params = _where_frozen(trainable, jax.lax.stop_gradient, params)
-            x, labels, partner_labels = examples
-            logits, updated = model.apply(
+            x, targets, partner_targets = examples
+            outputs, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 x,
                 train=True,
@@ -85,26 +89,22 @@ def make_train_step(
                 rngs=keys,
             )  # pyright: ignore[reportGeneralTypeIssues]
 
-            def over_batch(per_example: Callable[[jax.Array], jax.Array]) -> jax.Array:
-                own, partners = per_example(labels), per_example(partner_labels)
-                return jnp.mean(losses.mixed(own, partners, own_weight))
-
-            loss = over_batch(
-                lambda y: losses.cross_entropy(
-                    logits, y, label_smoothing=label_smoothing
-                )
-            )
-            accuracy = over_batch(lambda y: losses.hits(logits, y))
-            return loss, (accuracy, updated.get("batch_stats", {}))
+            own = task.measure(outputs, targets)
+            partners = task.measure(outputs, partner_targets)
+            measured = {
+                key: jnp.mean(own_weight * own[key] + (1 - own_weight) * partners[key])
+                for key in own
+            }
+            return measured["loss"], (measured, updated.get("batch_stats", {}))
 
         def means_of(
             batch_stats: Any, examples: Examples, keys: Keys
         ) -> tuple[Means, Any]:
             gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, (accuracy, batch_stats)), grads = gradient_fn(
+            (_, (measured, batch_stats)), grads = gradient_fn(
                 state.params, batch_stats, examples, keys
             )
-            return (loss, accuracy, grads), batch_stats
+            return (measured, grads), batch_stats
 
         keys = _replica_keys(state, axis_name)
         if accumulate_steps == 1:
@@ -113,17 +113,15 @@ def make_train_step(
             means, batch_stats = _accumulate(
                 means_of, state.batch_stats, examples, keys, accumulate_steps, unroll
             )
-        loss, accuracy, grads = _mean(means, axis_name)
+        measured, grads = _mean(means, axis_name)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = _where_frozen(trainable, jnp.zeros_like, updates)
         params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": loss,
-            "accuracy": accuracy,
-            "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-        }
+        metrics = {**measured, "gradient_norm": optax.tree.norm(grads)}
+        if schedule is not None:
+            rate = jnp.asarray(schedule(state.step), jnp.float32)
+            metrics["learning_rate"] = rate
         if gradient_metrics is not None:
             metrics |= gradient_metrics(grads)
         new = dataclasses.replace(
@@ -136,7 +134,9 @@ def make_train_step(
             ema_batch_stats=ema.update(state.ema_batch_stats, batch_stats),
         )
         if skips:
-            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(
+                metrics["gradient_norm"]
+            )
             old = dataclasses.replace(state, step=new.step)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         return new, metrics
@@ -145,23 +145,22 @@ def make_train_step(
 
 
 def make_eval_step(
-    *,
     model: nn.Module,
-    normalize: Normalize,
-    label_smoothing: float,
+    task: Task,
+    *,
+    normalize: Normalize = _TO_INTENSITIES,
     axis_name: str | None = None,
 ) -> EvalStep:
     """Returns the evaluation of one masked batch.
 
-    It is `(variables, batch) -> (sums, predictions)`, both of the global batch. The
-    batch is `{"image": uint8 [N, H, W, C], "label": int32 [N], "mask": bool [N]}`.
+    It is `(variables, batch) -> (sums, predictions)`, both of the global batch and as
+    `task.evaluate` returns them. The batch is `{"image": uint8 [N, H, W, C], ...,
+    "mask": bool [N]}`, with the task's targets between.
     """
 
-    def eval_step(variables: Any, batch: Batch) -> tuple[EvalSums, Predictions]:
-        logits: Any = model.apply(variables, normalize(batch["image"]), train=False)
-        labels, mask = batch["label"], batch["mask"]
-        sums = evaluation_sums(logits, labels, mask, label_smoothing=label_smoothing)
-        predicted = predict(logits, labels, mask)
+    def eval_step(variables: Any, batch: Batch) -> tuple[Any, Any]:
+        outputs: Any = model.apply(variables, normalize(batch["image"]), train=False)
+        sums, predicted = task.evaluate(outputs, targets_of(batch), batch["mask"])
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
         return sums, jax.tree.map(lambda leaf: _global(leaf, axis_name), predicted)
@@ -170,10 +169,10 @@ def make_eval_step(
 
 
 def make_statistics_step(
-    *,
     model: nn.Module,
-    augment: Augment,
-    normalize: Normalize,
+    *,
+    augment: Augment = _NO_AUGMENT,
+    normalize: Normalize = _TO_INTENSITIES,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns a step that measures BatchNorm's statistics and trains nothing.
@@ -183,9 +182,7 @@ def make_statistics_step(
     same, as PyTorch's `torch.optim.swa_utils.update_bn` makes it; not a moving average.
     """
 
-    def statistics_step(
-        state: TrainState, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def statistics_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (x, *_), _ = _augmented(
             augment, normalize, state.stream("augment"), batch, axis_name
         )
@@ -221,19 +218,20 @@ def _augmented(
     batch: Batch,
     axis_name: str | None,
 ) -> tuple[Examples, jax.Array | float]:
-    """Returns the examples and the weight of their own labels."""
-    images, labels = batch["image"], batch["label"]
+    """Returns the examples and the weight of their own targets."""
+    images, targets = batch["image"], targets_of(batch)
     n = len(images) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     drawn = augment.draw(key, n, *images.shape[1:3])
     own = jax.tree.map(lambda v: _own_shard(v, axis_name), drawn.images)
     x = normalize(augment.apply(images, own))
     if drawn.mix is None:
-        return (x, labels, labels), 1.0
+        return (x, targets, targets), 1.0
     partner = _own_shard(drawn.mix.partner, axis_name)
-    partners = _global(x, axis_name)[partner]
-    partner_labels = _global(labels, axis_name)[partner]
+    partners, partner_targets = jax.tree.map(
+        lambda leaf: _global(leaf, axis_name)[partner], (x, targets)
+    )
     x = mix(x, partners, drawn.mix)
-    return (x, labels, partner_labels), drawn.mix.label_weight
+    return (x, targets, partner_targets), drawn.mix.label_weight
 
 
 def _accumulate(

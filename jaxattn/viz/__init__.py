@@ -1,1 +1,47 @@
-"""Figures from arrays."""
+"""Figures from arrays; Matplotlib and Pillow are imported at the first use."""
+
+from typing import TYPE_CHECKING
+
+from jaxattn import lazy
+
+if TYPE_CHECKING:
+    from jaxattn.viz.attention_maps import Attention as Attention
+    from jaxattn.viz.attention_maps import make_attend as make_attend
+    from jaxattn.viz.classification import plot_class_accuracy as plot_class_accuracy
+    from jaxattn.viz.classification import (
+        plot_confusion_matrix as plot_confusion_matrix,
+    )
+    from jaxattn.viz.classification import plot_reliability as plot_reliability
+    from jaxattn.viz.comparison import Band as Band
+    from jaxattn.viz.comparison import Panel as Panel
+    from jaxattn.viz.comparison import plot_bands as plot_bands
+    from jaxattn.viz.comparison import plot_comparison as plot_comparison
+    from jaxattn.viz.figure import figure_to_array as figure_to_array
+    from jaxattn.viz.figure import save_figure as save_figure
+    from jaxattn.viz.pages import plot_pages as plot_pages
+    from jaxattn.viz.runs import plot_filters as plot_filters
+    from jaxattn.viz.runs import plot_history as plot_history
+    from jaxattn.viz.runs import plot_images as plot_images
+    from jaxattn.viz.runs import plot_learning_rate as plot_learning_rate
+
+__getattr__, __dir__, __all__ = lazy.face(
+    __name__,
+    {
+        "Attention": "jaxattn.viz.attention_maps",
+        "Band": "jaxattn.viz.comparison",
+        "Panel": "jaxattn.viz.comparison",
+        "figure_to_array": "jaxattn.viz.figure",
+        "make_attend": "jaxattn.viz.attention_maps",
+        "plot_bands": "jaxattn.viz.comparison",
+        "plot_class_accuracy": "jaxattn.viz.classification",
+        "plot_comparison": "jaxattn.viz.comparison",
+        "plot_confusion_matrix": "jaxattn.viz.classification",
+        "plot_filters": "jaxattn.viz.runs",
+        "plot_history": "jaxattn.viz.runs",
+        "plot_images": "jaxattn.viz.runs",
+        "plot_learning_rate": "jaxattn.viz.runs",
+        "plot_pages": "jaxattn.viz.pages",
+        "plot_reliability": "jaxattn.viz.classification",
+        "save_figure": "jaxattn.viz.figure",
+    },
+)

@@ -8,14 +8,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxattn.viz import plots
 from jaxattn.viz.attention_maps import Attention, Panel, panels, select_blocks
+from jaxattn.viz.figure import (
+    BLUE,
+    INK,
+    hide_frame,
+    new_figure,
+    shorten,
+    show_image,
+    style_axes,
+)
 
 _COLUMNS = 4
 _SIDE = 1.9  # inches of a panel
 _LETTERS = 23  # of a title above a panel
 _LABEL_SIZE = 7.5
-_AXIS_LABEL: Mapping[str, Any] = {"fontsize": 6.5, "labelpad": 1, "color": plots.INK}
+_AXIS_LABEL: Mapping[str, Any] = {"fontsize": 6.5, "labelpad": 1, "color": INK}
 _HEAT = "inferno"
 
 
@@ -67,19 +75,19 @@ def plot_page(
             four.
         title: Lines, broken where the page is too narrow for them.
     """
-    image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
     lines = [
         row[i : i + _COLUMNS] for row in rows for i in range(0, len(row), _COLUMNS)
     ]
     count, columns = 1 + len(lines), max([2, *map(len, lines)])
-    figure = plots.new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
+    figure = new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
     width = _LETTERS * columns
     title = "\n".join(textwrap.fill(line, width) for line in title.splitlines())
-    figure.suptitle(title, fontsize=10, color=plots.INK, parse_math=False)
+    figure.suptitle(title, fontsize=10, color=INK, parse_math=False)
     grid = figure.subplots(count, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    _show(grid[0, 0], image, "image")
+    show_image(grid[0, 0], image)
+    _label(grid[0, 0], "image")
     _overlay(grid[0, 1], image, cam, "Grad-CAM\nof the class predicted", smooth=True)
     for line, row in zip(lines, grid[1:], strict=True):
         for panel, axes in zip(line, row, strict=False):
@@ -97,19 +105,11 @@ def _title(
 ) -> str:
     predicted = int(np.argmax(probabilities))
     text = f"{class_names[predicted]}, {probabilities[predicted]:.1%}"
-    name = plots.shorten(name, 40)
+    name = shorten(name, 40)
     if label is None:
         return f"{name}\npredicted {text}"
     verdict = "right" if predicted == label else f"wrong, true: {class_names[label]}"
     return f"{name}\npredicted {text}: {verdict}"
-
-
-def _show(axes: Axes, image: np.ndarray, label: str) -> None:
-    # Photographs are reduced, and nearest-neighbour would alias them.
-    interpolation = "nearest" if max(image.shape) <= 128 else "antialiased"
-    axes.set_axis_on()
-    axes.imshow(image, interpolation=interpolation)
-    _label(axes, label)
 
 
 def _overlay(
@@ -141,14 +141,14 @@ def _map(axes: Axes, image: np.ndarray, panel: Panel) -> None:
 
 def _bars(axes: Axes, image: np.ndarray, panel: Panel) -> None:
     del image
-    axes.stairs(panel.values, fill=True, color=plots.BLUE)
+    axes.stairs(panel.values, fill=True, color=BLUE)
     low, high = float(panel.values.min()), float(panel.values.max())
     # At least this much, so that a gate that is all but constant looks it.
     margin = max(0.05 * (high - low), 0.005)
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(0, len(panel.values))
     axes.set_box_aspect(1)
-    plots.style_axes(axes)
+    style_axes(axes)
     axes.tick_params(labelsize=6)
     axes.ticklabel_format(useOffset=False)
     axes.set_xlabel("channel", **_AXIS_LABEL)
@@ -183,10 +183,6 @@ _DRAW: Mapping[str, Callable[[Axes, np.ndarray, Panel], None]] = {
 def _label(axes: Axes, text: str) -> None:
     if not text:
         return
-    axes.set_title(
-        text, loc="left", fontsize=_LABEL_SIZE, color=plots.INK, parse_math=False
-    )
+    axes.set_title(text, loc="left", fontsize=_LABEL_SIZE, color=INK, parse_math=False)
     if axes.images:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
+        hide_frame(axes)

@@ -16,7 +16,7 @@ import numpy as np
 import smoke
 from test_reliability import GOLDEN, config, train, twenty_steps
 
-from jaxattn.training.trained import load_trained
+from jaxattn.training.checkpoints.trained import load_trained
 
 
 def make_run(workdir: pathlib.Path) -> None:

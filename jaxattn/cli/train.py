@@ -1,0 +1,68 @@
+"""The subcommand that trains: `main.py` is its other name."""
+
+import argparse
+
+from jaxattn.cli.arguments import Command
+from jaxattn.errors import UserError
+
+
+def _train(args: argparse.Namespace) -> None:
+    from absl import logging
+
+    from jaxattn.config.file import load_config
+
+    logging.use_absl_handler()
+    logging.set_verbosity(args.verbosity)
+    config = load_config(args.config, args.overrides)
+    if args.distributed:
+        _join(args)
+    from jaxattn.training.loop import train_and_evaluate
+
+    train_and_evaluate(config, args.workdir)
+
+
+def _join(args: argparse.Namespace) -> None:
+    """Connects the processes of a run, before any of them looks for its devices."""
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            args.coordinator, args.num_processes, args.process_id
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--distributed: {error}") from error
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="RECIPE",
+        help="name or file of a recipe, such as canet:tiny or configs/canet.py:tiny;"
+        " --config.key=value overrides a value of it",
+    )
+    add("--workdir", required=True, help="folder of the outputs")
+    add(
+        "--distributed",
+        action="store_true",
+        help="joins several processes, which a cluster's launcher names",
+    )
+    launcher = "without a launcher: "
+    add("--coordinator", help=f"{launcher}host:port of the first process")
+    add("--num_processes", type=int, help=f"{launcher}number of processes")
+    add("--process_id", type=int, help=f"{launcher}of this process, from 0")
+    add(
+        "--verbosity",
+        type=int,
+        default=-1,  # at 0 Orbax tells a story at every save
+        help="of the libraries' log: -1 warnings, 0 everything (default %(default)s)",
+    )
+    parser.set_defaults(overrides=[])
+
+
+COMMANDS = (
+    Command(
+        "train", "Trains the network of a recipe, or resumes it.", _train, _add_train
+    ),
+)

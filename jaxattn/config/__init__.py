@@ -1,0 +1,1 @@
+"""From a config to calls: a section is the keyword arguments of one function."""

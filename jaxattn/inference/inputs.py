@@ -1,0 +1,162 @@
+"""What predictions are made from: files of images or arrays."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxattn.data.datasets.archives import read_pickle
+from jaxattn.data.images import SUFFIXES, find_images, is_image
+from jaxattn.data.preprocess import Frame, ImageFiles
+from jaxattn.data.source import ArraySource, Source
+from jaxattn.errors import UserError, first_repeated, reason
+
+FilePath = str | os.PathLike[str]
+Ids = tuple[int, ...] | tuple[str, ...]
+
+_NPZ_KEYS = ("images", "data", "x_test")
+_KINDS = f"a pickle, an .npz, a folder or an image ({', '.join(SUFFIXES)})"
+
+
+class Inputs(NamedTuple):
+    """Images to classify.
+
+    Attributes:
+        source: The images, without targets.
+        ids: What each is called in the predictions: numbers or names, all different.
+    """
+
+    source: Source
+    ids: Ids
+
+
+def read_inputs(paths: Sequence[FilePath], frame: Frame) -> Inputs:
+    """Reads images from one file of arrays, one folder, or image files.
+
+    Args:
+        paths: One `.npz` with an entry `images`, `data` or `x_test` (the first that is
+            there); one folder of images; one or more image files; or one pickle, which
+            is any other file, with an entry `data`. Arrays are uint8 `[N, H, W, C]`,
+            `[N, C, H, W]` or `[N, C*H*W]` (planar, as in CIFAR), and their entry
+            `ids`, integers `[N]`, may be absent. Image files are scaled and cropped as
+            in the network's evaluation.
+        frame: What the network is shown of an image.
+
+    Returns:
+        The images and their ids: those of the file, or 0 to N-1; for a folder the paths
+        in it, with `/`; for image files the paths as they are given.
+
+    Raises:
+        UserError: A path is not there, or does not hold what it should.
+    """
+    files = [pathlib.Path(path) for path in paths]
+    if not files:
+        raise UserError(f"inputs: no path; must be {_KINDS}")
+    for path in paths:
+        if not os.path.exists(path):
+            raise UserError(f"{path}: no such file or folder; must be {_KINDS}")
+    first = files[0]
+    if len(files) == 1 and first.is_dir():
+        found = find_images(first)
+        names = [file.relative_to(first).as_posix() for file in found]
+        return _from_images(found, names, frame)
+    if len(files) > 1 or is_image(first):
+        return _from_images(files, [os.fspath(path) for path in paths], frame)
+    return _from_arrays(first, frame.image_shape)
+
+
+def _from_images(
+    files: Sequence[pathlib.Path],
+    names: Sequence[str],
+    frame: Frame,
+) -> Inputs:
+    image_shape = frame.image_shape
+    if image_shape[-1] != 3:
+        raise UserError(
+            f"{files[0]}: image files have 3 channels, the network's images "
+            f"{list(image_shape)}; give it arrays, in an .npz"
+        )
+    for file in files:
+        if file.is_dir() or not is_image(file):
+            raise UserError(
+                f"{file}: not an image; several paths must all be image files "
+                f"({', '.join(SUFFIXES)})"
+            )
+    if (repeated := first_repeated(names)) is not None:
+        raise UserError(f"{repeated}: is given twice, must be different files")
+    return Inputs(ImageFiles(tuple(files), frame), tuple(names))
+
+
+def _from_arrays(path: pathlib.Path, image_shape: tuple[int, int, int]) -> Inputs:
+    is_npz = path.suffix.lower() == ".npz"
+    keys = _NPZ_KEYS if is_npz else ("data",)
+    entries = (_read_npz if is_npz else _read_pickle)(path)
+    key = next((key for key in keys if key in entries), None)
+    if key is None:
+        raise UserError(
+            f"{path}: has no entry {' or '.join(map(repr, keys))}, "
+            f"only {sorted(entries)}"
+        )
+    images = _to_nhwc(_as_array(entries[key]), image_shape, f"{path}: {key}")
+    ids = tuple(range(len(images)))
+    if entries.get("ids") is not None:
+        ids = _checked_ids(_as_array(entries["ids"]), len(images), path)
+    return Inputs(ArraySource(images, {}), ids)
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            wanted = [key for key in _NPZ_KEYS if key in archive][:1]
+            entries = dict.fromkeys(archive)  # the others are not read
+            for key in [*wanted, *({"ids"} & set(archive))]:
+                entries[key] = archive[key]
+            return entries
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own
+        raise UserError(f"{path}: not a readable npz ({reason(error)})") from error
+
+
+def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return read_pickle(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror})") from error
+    except UserError as error:
+        raise UserError(f"{error}; must be {_KINDS}") from error
+
+
+def _as_array(value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:  # a ragged list
+        return np.asarray(None)
+
+
+def _to_nhwc(
+    array: np.ndarray, image_shape: tuple[int, int, int], origin: str
+) -> np.ndarray:
+    H, W, C = image_shape
+    shapes = ((H, W, C), (C, H, W), (C * H * W,))
+    if array.dtype != np.uint8 or array.shape[1:] not in shapes or len(array) == 0:
+        accepted = " or ".join(str(["N", *shape]).replace("'", "") for shape in shapes)
+        raise UserError(
+            f"{origin}: {array.dtype} {list(array.shape)}, "
+            f"must be uint8 {accepted} with N at least 1"
+        )
+    if array.shape[1:] == (H, W, C):
+        return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array.reshape(-1, C, H, W).transpose(0, 2, 3, 1))
+
+
+def _checked_ids(ids: np.ndarray, count: int, path: pathlib.Path) -> tuple[int, ...]:
+    if ids.dtype.kind not in "iu" or ids.shape != (count,):
+        raise UserError(
+            f"{path}: ids: {ids.dtype} {list(ids.shape)}, "
+            f"must be integers [{count}], as there are images"
+        )
+    numbers = tuple(ids.tolist())
+    if (repeated := first_repeated(numbers)) is not None:
+        raise UserError(f"{path}: ids: {repeated} is there twice, must be unique")
+    return numbers

@@ -1,0 +1,1 @@
+"""What turns a network's maps into the outputs of a task, one file a task."""

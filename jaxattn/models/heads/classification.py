@@ -1,0 +1,44 @@
+"""The head of a classifier: global average pooling and one fully connected layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxattn.ops.features import mark_features
+from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.linear import Linear
+
+
+def classify(
+    module: nn.Module,
+    x: jax.Array,
+    num_classes: int,
+    *,
+    name: str,
+    dropout_rate: float = 0.0,
+    small_init: bool = False,
+    train: bool = False,
+) -> jax.Array:
+    """Returns the logits of a network's last map; call it in its `__call__`.
+
+    Args:
+        module: The network, whose last map is marked (`jaxattn.ops.mark_features`).
+        x: The last map `[N, H, W, C]`.
+        num_classes: Number of logits.
+        name: Of the fully connected layer in the parameter tree.
+        dropout_rate: Share of the pooled features that training sets to 0, by the rng
+            stream "dropout".
+        small_init: Starts the kernel normal with deviation 0.01 and the bias at 0,
+            instead of torch's default.
+        train: Selects dropout.
+
+    Returns:
+        float32 logits `[N, num_classes]`.
+    """
+    x = jnp.mean(mark_features(module, x), (1, 2))
+    x = nn.Dropout(dropout_rate, deterministic=not train, name="dropout")(x)
+    kernel_init, bias_init = torch_kernel, torch_bias(x.shape[-1])
+    if small_init:
+        kernel_init, bias_init = nn.initializers.normal(0.01), nn.initializers.zeros
+    linear = Linear(num_classes, kernel_init, bias_init, name=name)
+    return linear(x).astype(jnp.float32)

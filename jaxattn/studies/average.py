@@ -1,0 +1,187 @@
+"""The mean of a run's checkpoints, as a network of its own.
+
+Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
+UAI 2018: weights along the end of a run are averaged, and BatchNorm's statistics, which
+belong to none of them, are measured anew in one pass over the training batches.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxattn.config.changes import config_of
+from jaxattn.errors import UserError, choose, require
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.trained import (
+    read_config,
+    require_no_run,
+    write_trained,
+)
+from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.records.report import versions
+from jaxattn.training.run import Run, build
+from jaxattn.training.state import TrainState
+from jaxattn.training.steps import make_statistics_step
+from jaxattn.training.trainer import Trainer
+
+KINDS = ("raw", "ema")
+
+
+class Averaged(NamedTuple):
+    """What was averaged, and what it came to.
+
+    Attributes:
+        steps: Of the checkpoints.
+        before: The task's figure, such as accuracy, of the last of them by split:
+            "test", and "val" if there is one.
+        after: That of the average.
+    """
+
+    steps: tuple[int, ...]
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def average_checkpoints(
+    workdir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    steps: Sequence[int] | None = None,
+    last: int | None = None,
+    kind: str = "raw",
+    data_path: str | None = None,
+    devices: Devices | None = None,
+) -> Averaged:
+    """Makes a workdir of the uniform average of a run's checkpoints.
+
+    Args:
+        workdir: Folder of the run, finished or not.
+        out: Folder to make, for everything that takes a trained network.
+        steps: Of the checkpoints; all that are kept, without `last`.
+        last: How many of the newest checkpoints.
+        kind: Which weights of each, "raw" or "ema" (its moving average).
+        data_path: Where the run's data are now; None: where they were.
+        devices: To compute on; all of them by default.
+
+    Raises:
+        UserError: If a value is wrong, or run or data cannot be had.
+    """
+    choose("weights", kind, KINDS)
+    require_no_run(out)
+    config = read_config(pathlib.Path(workdir).resolve())
+    run = build(_run_config(config, data_path), devices=devices)
+    if kind == "ema" and run.abstract_state.ema_params is None:
+        raise UserError(f"weights={kind!r}: the run in {workdir} kept no average")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        if not (kept := checkpoints.all_steps()):
+            raise UserError(f"workdir {workdir}: holds no checkpoint yet")
+        chosen = _choose_steps(kept, steps, last)
+        newest, params = _mean(checkpoints, chosen, run, kind)
+    finally:
+        checkpoints.close()
+    trainer = Trainer(run)
+    before = _figures(trainer, _variables(newest, kind))
+    state = measure_statistics(trainer, newest, params)
+    after = _figures(trainer, state.variables)
+    origin = {"workdir": os.fspath(workdir), "steps": chosen, "weights": kind}
+    record = {
+        **config,
+        "ema": {**config.get("ema", {}), "decay": 0.0},  # there is none of the average
+        "averaged_from": origin,
+        "versions": versions(),
+    }
+    write_trained(out, record, state.variables, chosen[-1])
+    return Averaged(chosen, before, after)
+
+
+def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> TrainState:
+    """Returns a state with other parameters and BatchNorm's statistics of them.
+
+    They are the means over the batches of the first epoch, augmented and mixed as in
+    training.
+
+    Args:
+        trainer: Of the run.
+        state: Any of the run, on one device or as `state_sharding` says.
+        params: The parameters.
+    """
+    run, parallel = trainer.run, trainer.run.parallel
+    state = dataclasses.replace(
+        state,
+        step=jnp.zeros_like(state.step),
+        params=params,
+        batch_stats=jax.tree.map(jnp.zeros_like, state.batch_stats),
+        opt_state=(),
+        ema_params=None,
+        ema_batch_stats=None,
+    )
+    if state.batch_stats:
+        step = make_statistics_step(
+            run.model,
+            augment=run.augment,
+            normalize=run.preprocess.normalize,
+            axis_name=parallel.axis_name,
+        )
+        dispatch, placed = trainer.compile(step), parallel.replicate(state)
+        for feed in trainer.feeds(0, run.steps_per_epoch):
+            placed, _ = dispatch(placed, trainer.place([feed]))
+        state = parallel.collect(placed)
+    return state
+
+
+def _run_config(config: dict[str, Any], data_path: str | None) -> dict[str, Any]:
+    """The config that a run's record was made of, with its data where they are."""
+    values = config_of(config)
+    if data_path is not None:
+        values["data"] = {**values.get("data", {}), "path": data_path}
+    return values
+
+
+def _choose_steps(
+    kept: Sequence[int], steps: Sequence[int] | None, last: int | None
+) -> tuple[int, ...]:
+    """Returns the steps of the wanted checkpoints, ascending."""
+    listed = f"those kept are {', '.join(map(str, kept))}"
+    if steps is None:
+        last = len(kept) if last is None else last
+        require("last", last, 1 <= last <= len(kept), f"1 to {len(kept)}; {listed}")
+        return tuple(kept[-last:])
+    unique = sorted(set(steps))
+    holds = len(unique) == len(steps) and set(unique) <= set(kept)
+    require("steps", tuple(steps), holds, f"kept, and each once; {listed}")
+    return tuple(unique)
+
+
+def _mean(
+    checkpoints: Checkpoints, steps: Sequence[int], run: Run, kind: str
+) -> tuple[TrainState, Any]:
+    """Returns the state of the last step, and the mean of the parameters of all."""
+    state, total = None, None
+    for step in steps:
+        state = checkpoints.restore(step, run.abstract_state)
+        params = _variables(state, kind)["params"]
+        total = params if total is None else jax.tree.map(jnp.add, total, params)
+    assert state is not None
+    return state, jax.tree.map(lambda leaf: leaf / len(steps), total)
+
+
+def _variables(state: TrainState, kind: str) -> Any:
+    return state.variables if kind == "raw" else state.ema_variables
+
+
+def _figures(trainer: Trainer, variables: Any) -> dict[str, float]:
+    run = trainer.run
+    placed, key = run.parallel.replicate(variables), jax.random.key(0)
+    summaries = {
+        split: trainer.evaluator.evaluate(placed, split, key)
+        for split in ("val", "test")
+        if split in run.loaders
+    }
+    metric = run.task.metric
+    return {split: summary[metric] for split, summary in summaries.items() if summary}

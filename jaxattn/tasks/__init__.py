@@ -1,0 +1,1 @@
+"""What is learnt: losses, figures and predictions of each task."""

@@ -1,0 +1,228 @@
+"""The seam between the trainer and what is learnt.
+
+The trainer, the loaders and the prediction know a task by this protocol alone. They
+move trees of arrays: the *targets* of a batch are all its entries but "image" and
+"mask", and what they mean is the task's. A task owns losses and figures; the network
+owns neither.
+
+Everything that a task measures is one value per example, so that the train step can mix
+and average, and a sum over examples, so that an evaluation counts each once.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxattn.data.source import Data, Example, Source
+
+Targets = Mapping[str, jax.Array]
+Figures = Mapping[str, float]
+Summary = Mapping[str, Any]
+Predict = Callable[[Source], Any]
+
+
+class Tested(NamedTuple):
+    """What the test of a run came to, for its report.
+
+    Attributes:
+        summaries: Of the weights "last", "best" and, if the run keeps an average,
+            "best_ema".
+        best_figure: `Task.metric` of the weights "best" on the validation split; None
+            without one.
+    """
+
+    summaries: Mapping[str, Summary]
+    best_figure: float | None
+
+
+class Task(Protocol):
+    """What a network learns, and how that is judged.
+
+    A task is a frozen dataclass whose fields are the config's section `loss`.
+    """
+
+    metric: ClassVar[str]
+    """The figure of a summary by which weights are best; higher is better."""
+
+    shown: ClassVar[Sequence[str]]
+    """The values of `measure` that logs and epochs report, the loss first."""
+
+    # The network and its data ---------------------------------------------------------
+
+    def make_model(
+        self,
+        section: Mapping[str, Any],
+        class_names: Sequence[str],
+        *,
+        dtype: DTypeLike | None,
+        axis_name: str | None = None,
+    ) -> nn.Module:
+        """Returns the network of a config's section `model`, for data of some classes.
+
+        Raises:
+            UserError: If the section is wrong.
+        """
+        ...
+
+    def make_source(self, images: np.ndarray, targets: Any, key: str) -> Source:
+        """Returns a source of a user's own arrays.
+
+        Args:
+            images: uint8 `[N, H, W, C]`.
+            targets: What is to be learnt of them, as the task says.
+            key: What errors call them.
+
+        Raises:
+            UserError: If they do not fit each other, or the task.
+        """
+        ...
+
+    def find_class_names(self, source: Source) -> tuple[str, ...]:
+        """Returns names for the classes of a user's own arrays: their numbers."""
+        ...
+
+    def name_target(self, example: Example, class_names: Sequence[str]) -> str:
+        """Returns what an example shows, in words, for titles of pictures."""
+        ...
+
+    # On the device --------------------------------------------------------------------
+
+    def measure(self, outputs: Any, targets: Targets) -> dict[str, jax.Array]:
+        """Returns values `[N]`, one per example: the "loss", and what is shown beside.
+
+        Args:
+            outputs: Of the network in training.
+            targets: Of the batch.
+        """
+        ...
+
+    def evaluate(
+        self, outputs: Any, targets: Targets, mask: jax.Array
+    ) -> tuple[Any, Any]:
+        """Returns sums over the examples that the mask keeps, and predictions.
+
+        Args:
+            outputs: Of the network in evaluation.
+            targets: Of the batch; any valid ones where masked.
+            mask: bool `[N]`, False for padding.
+
+        Returns:
+            A tree of sums that can be added with `+`, and a tree of arrays `[N, ...]`.
+        """
+        ...
+
+    def answer(self, outputs: Any) -> Any:
+        """Returns what an exported network answers, a tree of arrays `[N, ...]`."""
+        ...
+
+    # On the host ----------------------------------------------------------------------
+
+    def summarize(self, sums: Any) -> Summary:
+        """Divides the sums of an evaluation, once: floats "loss", `metric` and more."""
+        ...
+
+    def describe(self, figures: Figures) -> list[str]:
+        """Returns the shown figures as a person reads them, `["loss 0.123", ...]`."""
+        ...
+
+    def results(self, tested: Tested) -> dict[str, Any]:
+        """Returns the entries of `results.json` that are the task's own."""
+        ...
+
+    def headline(self, summary: Summary) -> str:
+        """Returns the outcome of a test in half a line."""
+        ...
+
+    def report(self, summary: Summary, class_names: Sequence[str]) -> list[str]:
+        """Returns the lines of `report.txt` about a test."""
+        ...
+
+    def draw(
+        self,
+        summary: Summary,
+        source: Source,
+        class_names: Sequence[str],
+    ) -> dict[str, Any]:
+        """Draws the figures of a test.
+
+        Args:
+            summary: Of the test, its "predictions" among the entries.
+            source: What was tested.
+            class_names: The name of each class.
+
+        Returns:
+            Matplotlib figures by the name of their file.
+        """
+        ...
+
+    def make_attention_maps(
+        self,
+        model: nn.Module,
+        normalize: Callable[[Any], jax.Array],
+        source: Source,
+        class_names: Sequence[str],
+    ) -> Callable[[Any], dict[str, np.ndarray]]:
+        """Returns a function from variables to pictures of attention, by their tag."""
+        ...
+
+    # Trained networks -----------------------------------------------------------------
+
+    def assess(self, predict: Predict, data: Data, split: str) -> Any:
+        """Returns the figures of a trained network on a split, for `write_assessment`.
+
+        Args:
+            predict: From a source to what the network predicts of it.
+            data: The data set.
+            split: "test", "val" or "train"; the data set has it.
+        """
+        ...
+
+    def write_assessment(
+        self,
+        folder: pathlib.Path,
+        assessed: Any,
+        class_names: Sequence[str],
+        about: Mapping[str, Any],
+    ) -> str:
+        """Writes report, figures and `results.json` of an assessment.
+
+        Args:
+            folder: Where to; it is there.
+            assessed: From `assess`.
+            class_names: The name of each class.
+            about: Further entries of `results.json`: what was assessed.
+
+        Returns:
+            The text of the report.
+        """
+        ...
+
+    def write_predictions(
+        self,
+        path: pathlib.Path,
+        ids: Sequence[int] | Sequence[str],
+        predicted: Any,
+        class_names: Sequence[str],
+        *,
+        names: bool = False,
+        probabilities: bool = False,
+    ) -> None:
+        """Writes the file of predictions, whole or not at all.
+
+        Args:
+            path: The file; its folder is made.
+            ids: What each image is called, all numbers or all names.
+            predicted: What was predicted of each.
+            class_names: The name of each class.
+            names: Writes names of classes in place of their numbers.
+            probabilities: Writes how sure the network is of each class, too.
+
+        Raises:
+            UserError: If the file cannot be written.
+        """
+        ...

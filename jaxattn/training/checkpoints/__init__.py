@@ -1,0 +1,1 @@
+"""The states and weights that a workdir holds."""

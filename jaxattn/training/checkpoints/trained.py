@@ -1,0 +1,268 @@
+"""A trained network, as a workdir or the package holds it."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxattn.atomic import write_json
+from jaxattn.config.bind import DTYPES, bind
+from jaxattn.data.crops import Crops
+from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.errors import UserError, choose, reason, require
+from jaxattn.tasks.registry import make_task
+from jaxattn.tasks.task import Task
+from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.guards.lock import workdir_lock
+from jaxattn.weights import list_weights, read_weights
+
+SPLITS = ("test", "val", "train")
+WEIGHTS = {
+    "best": ("raw", True),
+    "best_ema": ("ema", True),
+    "last": ("raw", False),
+    "last_ema": ("ema", False),
+}
+"""Names of weights: what to restore, and whether the best by validation or the last."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A network with its weights and all that is needed to feed it.
+
+    Attributes:
+        model: The network.
+        variables: Its parameters and batch statistics, NumPy arrays.
+        task: What it has learnt.
+        preprocess: From images of any size to the network's input.
+        class_names: The name of each class.
+        image_shape: `(H, W, C)` of the images it was trained on.
+        config: Of its run, by section.
+        step: Training steps done; 0 for imported weights.
+    """
+
+    model: nn.Module
+    variables: Any
+    task: Task
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    config: dict[str, Any]
+    step: int
+
+
+def load_trained(
+    workdir: str | os.PathLike[str] | None = None, *, weights: str = "best"
+) -> Trained:
+    """Loads the network of a workdir, finished or not, or one of the package's own.
+
+    Args:
+        workdir: Folder of a run, or of imported weights.
+        weights: "best" (on the validation split; the last ones of a run without
+            validation), "last", or the moving averages "best_ema" and "last_ema";
+            or, without a workdir, one of `jaxattn.weights.list_weights()`.
+
+    Raises:
+        UserError: If the folder holds no run, no checkpoint, or no such weights; if
+            both are given, or neither.
+    """
+    own = list_weights()
+    choose("weights", weights, (*WEIGHTS, *own))
+    if weights in own:
+        wanted = f"left out: {weights} is no run's"
+        require("workdir", workdir, workdir is None, wanted)
+        return _load_own(weights)
+    if workdir is None:
+        raise UserError(
+            f"workdir=None: must be given, or weights one of {', '.join(own)}"
+        )
+    return _load_run(pathlib.Path(workdir).resolve(), weights)
+
+
+def _load_own(name: str) -> Trained:
+    """Loads weights that come with the package."""
+    config, variables, step = read_weights(name)
+    return _make_untrained(config)(variables=variables, step=step)
+
+
+def _load_run(workdir: pathlib.Path, weights: str) -> Trained:
+    config = read_config(workdir)
+    kind, is_best = WEIGHTS[weights]
+    if kind == "ema" and not config.get("ema", {}).get("decay"):
+        raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
+    with _naming(workdir):
+        untrained = _make_untrained(config)
+        given = untrained.keywords
+        target = _target(given["model"], given["image_shape"], kind, config)
+        sources = _sources(kind, config)
+    metric = best_metric(given["task"], kind) if is_best else None
+    restored = _restore(workdir, target, metric)
+    if restored is None:
+        raise UserError(f"workdir {workdir}: holds no checkpoint yet")
+    state, step = jax.device_get(restored)
+    variables = {name: state[source] for name, source in sources.items()}
+    return untrained(variables=variables, step=step)
+
+
+def best_metric(task: Task, kind: str) -> str:
+    """Returns what checkpoints call the figure by which weights are best.
+
+    Args:
+        task: What is learnt.
+        kind: "raw", or "ema" (the moving average).
+    """
+    return f"val_{task.metric}" + ("_ema" if kind == "ema" else "")
+
+
+def require_no_run(workdir: str | os.PathLike[str]) -> None:
+    """Checks that a folder, which need not exist, holds no run.
+
+    Raises:
+        UserError: If it does.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    if (workdir / "config.json").exists():
+        raise UserError(f"workdir {workdir}: holds a run already; name another one")
+
+
+def write_trained(
+    workdir: str | os.PathLike[str], config: Any, variables: Any, step: int = 0
+) -> None:
+    """Makes a workdir of weights, which `load_trained` loads and nothing resumes.
+
+    Args:
+        workdir: The folder, made if missing; it must not hold a run.
+        config: Content of its `config.json`.
+        variables: `params` and, if there are any, `batch_stats`.
+        step: Training steps done.
+
+    Raises:
+        UserError: If the folder holds a run, or cannot be written.
+    """
+    require_no_run(workdir)
+    workdir = pathlib.Path(workdir).resolve()
+    with workdir_lock(workdir):
+        checkpoints = Checkpoints(workdir)
+        state = {"batch_stats": {}, **jax.tree.map(jnp.asarray, variables)}
+        checkpoints.save(step, state, None)
+        checkpoints.close()
+        write_json(workdir / "config.json", config)
+
+
+def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns shapes of the weights that every checkpoint of a workdir holds.
+
+    Raises:
+        UserError: If the folder's `config.json` does not say.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    config = read_config(workdir)
+    with _naming(workdir):
+        given = _make_untrained(config).keywords
+        return _target(given["model"], given["image_shape"], "raw", config)
+
+
+def _make_untrained(config: dict[str, Any]) -> functools.partial[Trained]:
+    """Returns all of a `Trained` but its variables and its step."""
+    class_names = tuple(config["dataset"]["class_names"])
+    dtype = config.get("dtype", "float32")
+    choose("dtype", dtype, DTYPES)
+    task = make_task(config.get("task", "classification"), config.get("loss", {}))
+    as_preprocess = functools.partial(bind, Preprocess, config["normalize"])
+    return functools.partial(
+        Trained,
+        model=task.make_model(config["model"], class_names, dtype=DTYPES[dtype]),
+        task=task,
+        preprocess=as_preprocess("normalize", frame=_frame(config))(),
+        class_names=class_names,
+        image_shape=tuple(config["dataset"]["image_shape"]),
+        config=config,
+    )
+
+
+def _frame(config: dict[str, Any]) -> Frame:
+    """The part of an image that the network of a config was trained to see."""
+    dataset, section = config["dataset"], config.get("data", {})
+    image_shape: Any = tuple(dataset["image_shape"])
+    if "resize_px" in dataset:
+        return Frame(image_shape, dataset["resize_px"])
+    # Of version 0.1.0, where the section tells whether images were of many sizes.
+    name = section.get("name", "")
+    is_given = any(section.get(key) for key in ("image_size", "resize_px"))
+    is_photos = name in ("imagefolder", "imagenet2012")
+    if is_photos or (name.startswith("tfds:") and is_given):
+        resize_px = section.get("resize_px")
+        return Crops(image_size=image_shape[0], resize_px=resize_px).frame
+    return Frame(image_shape)
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a run's `config.json`.
+
+    Raises:
+        UserError: If there is none, or it is not a run's.
+    """
+    path = workdir / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        for key in ("model", "normalize"):
+            dict(config[key])
+        config.get("ema", {}).get("decay")
+    except FileNotFoundError:
+        raise UserError(f"workdir {workdir}: holds no run (no config.json)") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a run's config ({error!r})") from error
+    if "dataset" not in config:
+        raise UserError(f"{path}: of an earlier version; resume the run once")
+    return config
+
+
+@contextlib.contextmanager
+def _naming(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a damaged config leads to into one line."""
+    try:
+        yield
+    except Exception as error:  # Flax, JAX and our own, on values of any type
+        raise UserError(
+            f"{workdir / 'config.json'}: not a run's config ({reason(error)})"
+        ) from error
+
+
+def _sources(kind: str, config: dict[str, Any]) -> dict[str, str]:
+    """Where in the train state each collection of variables is."""
+    if kind == "raw":
+        return {"params": "params", "batch_stats": "batch_stats"}
+    averaged = config["ema"].get("batch_stats") == "average"
+    stats = "ema_batch_stats" if averaged else "batch_stats"
+    return {"params": "ema_params", "batch_stats": stats}
+
+
+def _target(
+    model: nn.Module, image_shape: tuple[int, ...], kind: str, config: dict[str, Any]
+) -> dict[str, Any]:
+    """The part of the train state to restore."""
+    init = functools.partial(model.init, jax.random.key(0), train=False)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(init, image)
+    sources = _sources(kind, config)
+    return {sources[name]: variables.get(name, {}) for name in sources}
+
+
+def _restore(
+    workdir: pathlib.Path, target: Any, metric: str | None
+) -> tuple[Any, int] | None:
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        best = metric and checkpoints.restore_best(target, metric, partial=True)
+        # Without a validation split the last weights are a run's result.
+        return best or checkpoints.restore_latest(target, partial=True)
+    finally:
+        checkpoints.close()

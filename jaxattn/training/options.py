@@ -1,0 +1,112 @@
+"""The keys of a run that belong to no section, and what it logs."""
+
+import dataclasses
+
+from jaxattn.config.bind import DTYPES
+from jaxattn.errors import choose, require
+from jaxattn.training.checkpoints.checkpoint import NUM_LATEST
+
+_TRAINABLE = ("all", "head")
+_FROM_1 = (
+    "num_epochs",
+    "batch_size",
+    "steps_per_dispatch",
+    "accumulate_steps",
+    "keep_checkpoints",
+)
+_PARALLEL = ("jit", "pmap")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keys of a config that belong to no section.
+
+    Attributes:
+        seed: Of initial weights, order, augmentation and every other draw.
+        num_epochs: Passes over the training split.
+        batch_size: Images of the global batch, divisible by the devices.
+        task: What is learnt, one of `jaxattn.tasks.registry`.
+        dtype: Computation dtype, "float32" or "bfloat16".
+        data_parallel: "jit" (a mesh) or "pmap".
+        steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
+            4 if convolutions are oneDNN's and 1 if they are not.
+        accumulate_steps: Micro-batches into which a step splits its batch, for a batch
+            that does not fit into memory; the optimizer steps once, with their mean
+            gradient. Equal to the whole batch where there is no BatchNorm; see
+            `jaxattn.training.steps.make_train_step`.
+        init_from: The workdir of another run, a PyTorch file, or the name of weights
+            that come with the package, from which this run starts; the head too if it
+            has as many classes.
+        trainable: "all", or "head": only the layer that makes the logits learns.
+            BatchNorm still follows the batches.
+        keep_checkpoints: The newest ones that are kept beside the best: of the ends of
+            epochs, and of where a signal stopped the run.
+        max_skipped_steps: Steps of the run whose loss or gradient may be infinite or
+            not a number; they change nothing. One more ends the run.
+        stall_timeout_s: Seconds after which a run ends in which no step and no
+            evaluation batch is finished; compilation counts.
+    """
+
+    seed: int
+    num_epochs: int
+    batch_size: int
+    task: str = "classification"
+    dtype: str = "float32"
+    data_parallel: str = "jit"
+    steps_per_dispatch: int | None = None
+    accumulate_steps: int = 1
+    init_from: str | None = None
+    trainable: str = "all"
+    keep_checkpoints: int = NUM_LATEST
+    max_skipped_steps: int = 0
+    stall_timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        for key in _FROM_1:
+            value = getattr(self, key)
+            require(key, value, value is None or value >= 1, "at least 1")
+        for key in ("seed", "max_skipped_steps"):
+            value = getattr(self, key)
+            require(key, value, value >= 0, "at least 0")
+        timeout_s = self.stall_timeout_s
+        require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
+        choose("dtype", self.dtype, DTYPES)
+        choose("data_parallel", self.data_parallel, _PARALLEL)
+        choose("trainable", self.trainable, _TRAINABLE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """What a run writes beside its metrics of every epoch.
+
+    Attributes:
+        every_steps: Training steps per line of `metrics.jsonl`, each a mean since the
+            line before.
+        tensorboard: Writes TensorBoard events.
+        histograms: With TensorBoard: histograms of all parameters at every epoch.
+        images: With TensorBoard: a grid of augmented inputs at the start.
+        attention_maps: With TensorBoard: what the network attends to in four
+            validation images (without a validation split test images), the same at
+            every evaluation.
+        profile_steps: First and last step, counted from 1, of which the first process
+            writes a trace for TensorBoard's profile plugin; empty: none. Nothing is
+            compiled in it if the trace, and as many steps before it that the same
+            process does, lie within an epoch. A mark in it is a dispatch: up to
+            `steps_per_dispatch` steps.
+    """
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    histograms: bool = True
+    images: bool = True
+    attention_maps: bool = False
+    profile_steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            "log.every_steps", self.every_steps, self.every_steps >= 1, "at least 1"
+        )
+        steps = self.profile_steps
+        is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
+        wanted = "(first, last), counted from 1"
+        require("log.profile_steps", steps, not steps or is_range, wanted)

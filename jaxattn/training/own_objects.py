@@ -1,0 +1,117 @@
+"""A user's own arrays and network in place of what a config names."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from jaxattn.data.source import ArraySource, Data, Source
+from jaxattn.errors import UserError
+from jaxattn.tasks.task import Task
+from jaxattn.training.devices.mesh import Parallel
+
+_SPLITS = ("train", "val", "test")
+
+
+def describe(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run's record says of its user's objects; empty without any.
+
+    Two objects that train alike are described alike in every process: arrays by a
+    digest, a network and a task by how they print.
+
+    Args:
+        given: Objects by the name of the section that they stand for.
+    """
+    described = {name: _describe(value) for name, value in given.items()}
+    return {"own": described} if described else {}
+
+
+def make_data(given: Mapping[str, Any], task: Task) -> Data:
+    """Returns a data set of a user's own arrays.
+
+    Args:
+        given: From "train" and, if wanted, "val" and "test" to images uint8
+            `[N, H, W, C]` and their targets.
+        task: What is learnt of them.
+
+    Raises:
+        UserError: If a split is unknown or missing, or arrays do not fit.
+    """
+    if unknown := sorted(set(given) - set(_SPLITS)) or "train" not in given:
+        which = f"has {', '.join(unknown)}" if isinstance(unknown, list) else "has none"
+        raise UserError(f"data: {which}; must be train and, if wanted, val and test")
+    sources = {split: _make_source(given[split], split, task) for split in given}
+    shapes = {split: source.images.shape[1:] for split, source in sources.items()}
+    for split, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise UserError(
+                f"data[{split!r}]: images of {list(shape)}, must be of"
+                f" {list(shapes['train'])} as in train"
+            )
+    names = [task.find_class_names(source) for source in sources.values()]
+    val = sources.get("val")
+    return Data(
+        name="own arrays",
+        train=sources["train"],
+        val=val,
+        test=sources.get("test", val or sources["train"]),
+        class_names=max(names, key=len),
+        image_shape=shapes["train"],
+    )
+
+
+def for_devices(model: nn.Module | None, parallel: Parallel) -> nn.Module | None:
+    """Returns a user's network as a way to run it over devices needs it.
+
+    Raises:
+        UserError: If it cannot be had so.
+    """
+    if model is None or parallel.axis_name is None:
+        return model
+    if not hasattr(model, "axis_name"):
+        raise UserError(
+            f"data_parallel='pmap': model={type(model).__name__} has no attribute"
+            " axis_name, over which its BatchNorm would average; use 'jit'"
+        )
+    return model.clone(axis_name=parallel.axis_name)
+
+
+def _make_source(given: Any, split: str, task: Task) -> ArraySource:
+    key = f"data[{split!r}]"
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise UserError(f"{key}: must be a pair of images and targets")
+    images = np.asarray(given[0])
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+        raise UserError(
+            f"{key}: images are {images.dtype} {list(images.shape)}, must be uint8"
+            " [N, H, W, C] with N at least 1"
+        )
+    source: Any = task.make_source(images, given[1], key)
+    return source
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Data):
+        splits = {split: getattr(value, split) for split in _SPLITS}
+        return {k: _describe_source(v) for k, v in splits.items() if v is not None}
+    if isinstance(value, Mapping):
+        return {split: _digest(*arrays) for split, arrays in value.items()}
+    # Two processes put one function in two places.
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _describe_source(source: Source) -> str:
+    if isinstance(source, ArraySource):
+        return _digest(source.images, *source.targets.values())
+    return f"{len(source)} examples of {type(source).__name__}"
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return f"sha256 {digest.hexdigest()[:16]}"

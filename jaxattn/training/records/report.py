@@ -1,0 +1,222 @@
+"""What a run leaves in its workdir at its start and at its end."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+import jaxattn
+from jaxattn import host
+from jaxattn.atomic import write_atomically, write_json
+from jaxattn.config.changes import flatten
+from jaxattn.data.augment import mix
+from jaxattn.models.cost import summarize_model
+from jaxattn.ops import onednn
+from jaxattn.tasks.task import Summary, Tested
+from jaxattn.training.records import figures
+from jaxattn.training.records.writer import RunWriter, read_metrics
+from jaxattn.training.run import Run
+from jaxattn.training.state import stream
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_NUM_EXAMPLES = 32
+# Names of submodules that hold attention, for the histograms' tags.
+_ATTENTION = {
+    *("sa", "se", "unit_transform", "SAlayer", "SELayer"),  # CANet
+    # CBAM's residual blocks; and `attn`, whatever a ResNet or MobileNetV2 has there.
+    *("channel_attention", "spatial_attention", "attention", "attn"),
+}
+_SCC_AFFINE = ("alpha", "beta")  # parameters that only SCC has
+
+
+def write_description(
+    run: Run, workdir: pathlib.Path, writer: RunWriter, key: np.ndarray
+) -> None:
+    """Writes what is known before the first step: config, network, augmented inputs.
+
+    Args:
+        run: The run.
+        workdir: Its folder.
+        writer: Its writer.
+        key: Data of the run's root PRNG key.
+    """
+    write_config(run, workdir)
+    text = json.dumps(run.config, indent=2, default=str)
+    summary = (
+        f"{run.cost.parameters:,} parameters, {run.cost.macs:,} MACs an image\n"
+        f"{summarize_model(run.model, run.data.image_shape)}"
+    )
+    writer.write_texts(0, {"config": _as_code(text), "model": _as_code(summary)})
+    writer.write_hparams(flatten(run.config))
+    if run.log.images and (plots := figures.load_plots()):
+        images, titles = augmented_examples(run, key)
+        figure = plots.plot_images(images, titles)
+        writer.write_images(0, {"augmented_inputs": plots.figure_to_array(figure)})
+
+
+def write_config(run: Run, workdir: pathlib.Path) -> None:
+    """Writes `config.json`: the run's record and the versions it runs with."""
+    write_json(workdir / "config.json", {**run.record, "versions": versions()})
+
+
+def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Returns the first batch as it is augmented, before normalisation.
+
+    Photos are cropped as in an evaluation; the random crops are the readers'.
+
+    Args:
+        run: The run.
+        key: Data of the run's root PRNG key.
+
+    Returns:
+        Up to 32 uint8 images `[N, H, W, C]`, mixed as the step mixes them, and titles.
+    """
+    examples = [run.data.train[int(i)] for i in run.order(0)]
+    images = jnp.stack([jnp.asarray(example["image"]) for example in examples])
+    names = run.data.class_names
+    titles = [run.task.name_target(example, names) for example in examples]
+    key_of_step = stream(key, 0, "augment")
+    drawn = run.augment.draw(key_of_step, len(images), *images.shape[1:3])
+    x = run.augment.apply(images, drawn.images).astype(jnp.float32)
+    if drawn.mix is not None:
+        x = mix(x, x[drawn.mix.partner], drawn.mix)
+        own = round(100 * float(drawn.mix.label_weight))
+        partners = [titles[i] for i in np.asarray(drawn.mix.partner)]
+        if own < 100:
+            titles = [
+                f"{own}% {a}\n{100 - own}% {b}"
+                for a, b in zip(titles, partners, strict=True)
+            ]
+    images = np.asarray(jnp.round(x[:_NUM_EXAMPLES])).astype(np.uint8)
+    return images, titles[:_NUM_EXAMPLES]
+
+
+def histograms(params: Any) -> dict[str, np.ndarray]:
+    """Returns all parameters by their tag: `attention/...` or `params/...`."""
+    tagged = {}
+    for path, leaf in traverse_util.flatten_dict(jax.device_get(params)).items():
+        is_attention = _ATTENTION & set(path) or path[-1] in _SCC_AFFINE
+        group = "attention" if is_attention else "params"
+        tagged[f"{group}/{'.'.join(path)}"] = np.asarray(leaf)
+    return tagged
+
+
+def write_results(
+    run: Run,
+    workdir: pathlib.Path,
+    writer: RunWriter | None,
+    *,
+    tested: Tested,
+    last_step: int,
+    best_params: Any,
+    best_step: int | None,
+    wall_time_s: float,
+    images_per_s: float | None,
+    has_trained: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes `results.json`, `report.txt` and the figures of a finished run.
+
+    Args:
+        run: The run.
+        workdir: Its folder.
+        writer: Its writer; None writes nothing (not the first process).
+        tested: What the tests came to.
+        last_step: That of the weights "last"; an early one of a run that stopped early.
+        best_params: Of the weights "best".
+        best_step: Theirs; None without a validation split.
+        wall_time_s: Of the run.
+        images_per_s: Training speed; None if the run was too short to tell.
+        has_trained: Whether this attempt trained, or reports a finished run again.
+        say: Shows a line.
+
+    Returns:
+        The content of `results.json`.
+    """
+    best = tested.summaries["best"]
+    devices = jax.devices()
+    results = {
+        "model": name_of_model(run),
+        "num_params": run.cost.parameters,
+        "num_macs": run.cost.macs,
+        "data": run.data.name,
+        "num_examples": {
+            "train": len(run.data.train),
+            "val": len(run.data.val) if run.data.val else 0,
+            "test": best["count"],
+        },
+        "seed": run.options.seed,
+        "epochs": last_step // run.steps_per_epoch,
+        "stopped_early": last_step < run.total_steps,
+        "best_epoch": best_step and best_step // run.steps_per_epoch,
+        **run.task.results(tested),
+        "wall_time_s": round(wall_time_s, 1),
+        "images_per_s": images_per_s and round(images_per_s, 1),
+        "device": f"{run.parallel.num_devices} x {devices[0].device_kind}",
+        "host": host.describe_cpu(),
+        "versions": versions(),
+    }
+    if writer is None:
+        return results
+    write_json(workdir / "results.json", results)
+    write_atomically(workdir / "report.txt", format_report(results, best, run))
+    if plots := figures.load_plots():
+        drawn = figures.draw_results(run, read_metrics(workdir), best_params, best)
+        for name, figure in drawn.items():
+            plots.save_figure(figure, workdir / f"{name}.png")
+        if has_trained:  # and so TensorBoard does not have them yet
+            arrays = {k: plots.figure_to_array(figure) for k, figure in drawn.items()}
+            writer.write_images(last_step, arrays)
+    say(
+        f"test {run.task.headline(best)} ({_chosen(run, results)}); report in {workdir}"
+    )
+    return results
+
+
+def format_report(results: dict[str, Any], best: Summary, run: Run) -> str:
+    """Returns the text of `report.txt`."""
+    lines = [
+        f"{results['model']} on {results['data']}, seed {results['seed']}:"
+        f" {_chosen(run, results)}",
+        *_early(results, run),
+        "",
+        *run.task.report(best, run.data.class_names),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _early(results: dict[str, Any], run: Run) -> list[str]:
+    if not results["stopped_early"]:
+        return []
+    return [
+        f"stopped early, after epoch {results['epochs']} of {run.options.num_epochs}"
+    ]
+
+
+def name_of_model(run: Run) -> str:
+    """Returns the name of a run's network: its class, if it is a user's own."""
+    return run.config["model"].get("name") or type(run.model).__name__
+
+
+def _chosen(run: Run, results: dict[str, Any]) -> str:
+    if results["best_epoch"] is None:
+        return f"last weights, epoch {results['epochs']}, no validation split"
+    return f"best validation {run.task.metric}, epoch {results['best_epoch']}"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what decides a run's numbers."""
+    own = {name: metadata.version(name) for name in _PACKAGES}
+    own = {"jaxattn": jaxattn.__version__, **own}  # which need not be installed
+    return own | ({"convolutions": "oneDNN"} if onednn.is_enabled() else {})
+
+
+def _as_code(text: str) -> str:
+    """Markdown that TensorBoard shows as it stands."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
