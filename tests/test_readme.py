@@ -144,14 +144,18 @@ def test_readme_is_read_in_a_minute():
 
 
 def test_links_lead_somewhere():
-    for page in [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        *ROOT.glob("docs/**/*.md"),
-    ]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for link in re.findall(r"[^!]\[.*?\]\(([^)#]+)", page.read_text()):
             if not link.startswith("https:"):
                 assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:jaxattn|tests|docs|benchmarks|configs)/[\w/.-]+)`", text)
+    assert len(named) > 10
+    for path in named:
+        assert (ROOT / path.split("NAME")[0]).exists(), path
 
 
 def test_photo_of_the_readme_is_classified(tmp_path):
