@@ -162,8 +162,9 @@ def make_jax_side(work: Work, path: str) -> timing.Side:
     def call() -> dict[str, Any] | None:
         nonlocal state, step
         meter, stop = Meter(run.log.every_steps, step), step + run.steps_per_epoch
-        for step, state, metrics in trainer.train(state, step, stop):
-            meter.add(metrics)
+        for update in trainer.train(state, step, stop):
+            step, state = update.step, update.state
+            meter.add(update.metrics)
             if meter.is_due:
                 meter.fetch(everything=False)
         meter.fetch(everything=True)
@@ -196,7 +197,7 @@ def make_torch_side(work: Work, path: str, variant: str, workers: int) -> timing
     """
     from benchmarks.pytorch.loop import make_side
 
-    cifar = load_data("cifar10", path, val_fraction=0.0)
+    cifar = load_data("cifar10", path=path, val_fraction=0.0)
     return make_side(work, cifar, canet.get_config(), variant, workers)
 
 

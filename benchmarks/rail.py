@@ -12,7 +12,7 @@ same float. Then this tree resumes a run of the commit's from its middle, and ev
 one that is finished.
 
 Prints a line for each comparison: "same", or the first figure that differs. Exits with
-1 if one differs or a run fails. Takes 6 minutes on two cores.
+1 if one differs or a run fails. Most of its time goes into compiling BASE's programs.
 
 Both trees are black boxes, `python main.py --config FILE --workdir DIR` and
 `python -m jaxattn`: nothing of either is imported here, so that code may move.

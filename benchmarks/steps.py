@@ -178,7 +178,7 @@ def _torch_parts(work: Work, channels_last: bool, device: Any) -> tuple[Any, Any
     import torch
 
     from benchmarks.pytorch.registry import create_torch_model
-    from jaxattn.data.source import load_data
+    from jaxattn.data import load_data
 
     torch.manual_seed(0)
     if device.type == "cuda":

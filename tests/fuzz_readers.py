@@ -30,7 +30,6 @@ from PIL import Image
 from jaxattn.config.file import load_config
 from jaxattn.data.datasets.archives import LAYOUTS, read_cifar, read_pickle
 from jaxattn.data.images import read_crop, read_image
-from jaxattn.data.preprocess import Frame
 from jaxattn.errors import UserError
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification.predictions import read_predictions
@@ -271,9 +270,11 @@ def readers() -> dict[str, Reader]:
         "pickle": Reader(_pickles(), lambda data, _: read_pickle(data, "f")),
         "pickled images": Reader(
             [_batch(0, protocol) for protocol in range(6)],
-            _file("a.pkl", lambda path: read_inputs([path], shape)),
+            _file("a.pkl", lambda path: read_inputs([path], Frame(shape))),
         ),
-        "npz": Reader(_npzs(), _file("a.npz", lambda path: read_inputs([path], shape))),
+        "npz": Reader(
+            _npzs(), _file("a.npz", lambda path: read_inputs([path], Frame(shape)))
+        ),
         "npz of CIFAR": Reader(
             _npzs(), _file("a.npz", lambda path: read_cifar("cifar10", path))
         ),

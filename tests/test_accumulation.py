@@ -15,6 +15,7 @@ from jaxattn.data.pipeline import StreamedLoader
 from jaxattn.ops import onednn
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.ops.norm import BatchNorm
+from jaxattn.tasks.classification import Classification
 from jaxattn.tasks.classification.losses import cross_entropy
 from jaxattn.training.devices.mesh import MeshParallel
 from jaxattn.training.devices.pmap import PmapParallel
@@ -61,10 +62,9 @@ def make_step(
     model, count, *, optimizer=None, augment=None, axis_name=None, unroll=False
 ):
     return make_train_step(
-        model=model, optimizer=optimizer or adamw(), schedule=lambda _: 1e-2,
-        augment=augment or Augment(), normalize=as_input, ema=Ema(decay=0.5),
-        label_smoothing=0.1, accumulate_steps=count, axis_name=axis_name,
-        unroll=unroll,
+        model, Classification(label_smoothing=0.1), optimizer or adamw(),
+        schedule=lambda _: 1e-2, augment=augment or Augment(), normalize=as_input,
+        ema=Ema(decay=0.5), accumulate_steps=count, axis_name=axis_name, unroll=unroll,
     )  # fmt: skip
 
 

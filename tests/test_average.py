@@ -15,7 +15,7 @@ from test_loop import train
 
 from jaxattn.data.augment import normalize
 from jaxattn.errors import UserError
-from jaxattn.inference.evaluate import evaluate, load_data_of
+from jaxattn.inference.evaluation import evaluate, load_data_of
 from jaxattn.inference.predict import Predictor
 from jaxattn.studies.average import average_checkpoints
 from jaxattn.tasks.classification.methods import Plain
@@ -48,7 +48,10 @@ def averaged(workdir, tmp_path_factory):
 
 
 def states(workdir):
-    run, checkpoints = build(config(), ONE), Checkpoints(workdir, read_only=True)
+    run, checkpoints = (
+        build(config(), devices=ONE),
+        Checkpoints(workdir, read_only=True),
+    )
     return {
         step: jax.device_get(checkpoints.restore(step, run.abstract_state))
         for step in (12, 18, 24)
@@ -81,7 +84,7 @@ def test_statistics_are_the_means_over_the_batches_of_an_epoch(workdir, averaged
 
     From each batch apart: after one step of momentum 0.9 from 0, a tenth of its own.
     """
-    run = build(config(), ONE)
+    run = build(config(), devices=ONE)
     trained = load_trained(averaged[1])
     zeros = jax.tree.map(jnp.zeros_like, trained.variables["batch_stats"])
     as_input = functools.partial(normalize, **run.config["normalize"])

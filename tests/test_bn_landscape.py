@@ -97,15 +97,12 @@ def first_step(request):
     member = MEMBERS[NETWORKS.index(request.param)]
     values = tiny().to_dict()
     run_config = bn_landscape.make_run_config(values, member.model, member.rate)
-    run = build(run_config, smoke.one_device())
+    run = build(run_config, devices=smoke.one_device())
     network = Network(run, Landscape(every_steps=2, step_factors=FACTORS), bool)
     state = network.init_state(member.rate)
     before = jax.tree.map(np.array, state)  # a copy: the step takes the state
-    feeds = [next(run.loaders["train"].train_feeds(run.order, 0, 1))]
-    store = network.evaluator.stores["train"]
-    after, metrics = network.looking_step(
-        state, store, run.parallel.place_stacked(feeds)
-    )
+    placed = network.trainer.place([next(network.trainer.feeds(0, 1))])
+    after, metrics = network.looking_step(state, placed)
     metrics = {key: float(value[0]) for key, value in metrics.items()}
     return run, before, jax.device_get(after), metrics
 

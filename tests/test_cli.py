@@ -14,7 +14,7 @@ from PIL import Image
 from jaxattn.cli import main
 from jaxattn.data import load_data
 from jaxattn.inference.attention import read_examples
-from jaxattn.inference.evaluate import load_data_of
+from jaxattn.inference.evaluation import load_data_of
 from jaxattn.training import loop
 from jaxattn.training.checkpoints.trained import load_trained
 

@@ -118,4 +118,4 @@ def test_mistakes_are_named():
     without = config(patience=3)
     without.data.val_fraction = 0.0
     with pytest.raises(UserError, match=r"patience=3: must be 0 without a validation"):
-        build(without, smoke.one_device())
+        build(without, devices=smoke.one_device())

@@ -16,7 +16,7 @@ from jaxattn import UserError, create_model
 from jaxattn.cli import main
 from jaxattn.data.augment import normalize
 from jaxattn.inference.export import export_model
-from jaxattn.inference.predict import Predictor, make_classifier
+from jaxattn.inference.predict import Predictor, make_answer
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
 from jaxattn.ops import onednn
@@ -131,7 +131,7 @@ def test_every_family_is_exported(model, tmp_path):
     trained, path = untrained(model, 32), tmp_path / "a.jaxattn"
     export_model(trained, path, weights="best")
     images = random_images(3, *trained.image_shape)
-    expected = jax.jit(make_classifier(trained))(trained.variables, images)
+    expected = jax.jit(make_answer(trained))(trained.variables, images)
     # One program for any batch size rounds otherwise than one for three images.
     np.testing.assert_allclose(call(path, images), expected, rtol=0, atol=1e-5)
 

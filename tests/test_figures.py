@@ -14,6 +14,7 @@ import smoke
 import jaxattn
 from jaxattn import create_model
 from jaxattn.data.source import labelled
+from jaxattn.tasks.classification.figures import worst_mistakes
 from jaxattn.tasks.classification.metrics import Predictions, predict
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.records import figures, report
@@ -28,7 +29,7 @@ def test_worst_mistakes_are_the_surest_wrong_ones_in_order():
         confidence=np.array([0.5, 0.99, 0.75, 1, 0.25, 0.9]),
         is_wrong=np.array([True, False, True, True, True, False]),
     )
-    chosen, titles = figures.worst_mistakes(source, predictions, list("abc"), 3)
+    chosen, titles = worst_mistakes(source, predictions, list("abc"), 3)
     assert chosen.ravel().tolist() == [3, 2, 0]
     assert titles == ["c 100%\ntrue: a", "a 75%\ntrue: c", "b 50%\ntrue: a"]
 
@@ -36,7 +37,7 @@ def test_worst_mistakes_are_the_surest_wrong_ones_in_order():
 def test_without_mistakes_there_is_no_picture():
     source = labelled(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int32))
     right = Predictions(np.zeros(1, int), np.ones(1), np.zeros(1, bool))
-    assert figures.worst_mistakes(source, right, ["a"])[1] == []
+    assert worst_mistakes(source, right, ["a"])[1] == []
 
 
 def test_padding_is_no_mistake():

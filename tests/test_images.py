@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from jaxattn.data.images import (
-    ImageFiles,
     find_images,
     read_image,
-    resize_and_center_crop,
 )
+from jaxattn.data.preprocess import Frame, ImageFiles
 from jaxattn.data.source import BadImageError
 from jaxattn.errors import UserError
 
@@ -371,10 +370,15 @@ def test_reading_in_threads_leaves_the_filters_of_warnings(tmp_path):
 # Sizes
 
 
+def centre(image, size):
+    H, W = (size, size) if isinstance(size, int) else size
+    return Frame((H, W, 3)).show(image)
+
+
 @pytest.mark.parametrize("size", [5, (5, 5)])
 def test_image_of_the_size_is_returned_untouched(size):
     image = make_image(5, 5)
-    assert resize_and_center_crop(image, size) is image
+    assert centre(image, size) is image
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (31, 45), (7, 9), (64, 64)])
@@ -387,7 +391,7 @@ def test_resize_then_crop_of_the_centre(shape, size):
     whole = Image.fromarray(image).resize(scaled[::-1], Image.Resampling.BILINEAR)
     top, left = (round((a - b) / 2) for a, b in zip(scaled, (height, width)))  # noqa: B905
     expected = np.asarray(whole)[top : top + height, left : left + width]
-    result = resize_and_center_crop(image, size)
+    result = centre(image, size)
     assert result.shape == (height, width, 3)
     assert np.abs(result.astype(int) - expected).max() <= 1
 
@@ -395,13 +399,13 @@ def test_resize_then_crop_of_the_centre(shape, size):
 def test_shrinking_averages():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(resize_and_center_crop(stripes, 8).astype(int) - 127).max() <= 8
+    assert np.abs(centre(stripes, 8).astype(int) - 127).max() <= 8
 
 
 def test_line_of_pixels_is_cropped_in_little_memory():
     line = np.zeros((1, 1_000_000, 3), np.uint8)
     line[0, 400_000:600_000] = 9
-    assert np.all(resize_and_center_crop(line, (4000, 4)) == 9)
+    assert np.all(centre(line, (4000, 4)) == 9)
 
 
 # Folders
@@ -441,24 +445,23 @@ def test_missing_folder_is_named(tmp_path):
 def test_image_files_are_a_source(tmp_path):
     images = [make_image(8, 6, seed) for seed in range(2)]
     paths = [save(tmp_path / f"{i}.png", image) for i, image in enumerate(images)]
-    files = ImageFiles(tuple(paths), (8, 6))
+    files = ImageFiles(tuple(paths), Frame((8, 6, 3)))
     assert len(files) == 2
-    assert [files[i]["label"] for i in range(2)] == [0, 0]
     np.testing.assert_array_equal(files[1]["image"], images[1])
 
 
 def test_image_files_have_the_size_asked_for(tmp_path):
     path = save(tmp_path / "a.png", make_image(20, 30))
-    assert ImageFiles((path,), (8, 6))[0]["image"].shape == (8, 6, 3)
+    assert ImageFiles((path,), Frame((8, 6, 3)))[0]["image"].shape == (8, 6, 3)
 
 
 def test_image_files_are_read_when_asked_for(tmp_path):
-    files = ImageFiles((tmp_path / "later.png",), (4, 6))
+    files = ImageFiles((tmp_path / "later.png",), Frame((4, 6, 3)))
     save(tmp_path / "later.png", make_image())
     np.testing.assert_array_equal(files[0]["image"], make_image())
 
 
 def test_image_files_go_to_other_processes(tmp_path):
-    files = ImageFiles((save(tmp_path / "a.png", make_image()),), (4, 6))
+    files = ImageFiles((save(tmp_path / "a.png", make_image()),), Frame((4, 6, 3)))
     copy = pickle.loads(pickle.dumps(files))
     np.testing.assert_array_equal(copy[0]["image"], make_image())

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 import smoke
-from jaxattn.inference.files import read_inputs
 from PIL import Image
 
 from jaxattn import UserError
 from jaxattn.data.source import BadImageError, labelled, skip_bad_images
-from jaxattn.inference.evaluate import evaluate, fit_temperature, load_data_of
+from jaxattn.inference.evaluation import evaluate, fit_temperature, load_data_of
+from jaxattn.inference.inputs import read_inputs
 from jaxattn.inference.predict import Predictor
 from jaxattn.tasks.classification import methods
 from jaxattn.tasks.classification.methods import TTA, VIEWS, Flip, Plain
@@ -48,12 +48,12 @@ DIGITS = {"name": "digits"}
 
 
 def direct_logits(trained, images):
-    x = trained.normalize(images)
+    x = trained.preprocess.normalize(images)
     return trained.model.apply(trained.variables, x, train=False)
 
 
 def all_logits(predictor, source, seed=0):
-    return np.concatenate(list(predictor.logits(source, VIEWS, seed=seed)), 1)
+    return np.concatenate(list(predictor.outputs(source, VIEWS, seed=seed)), 1)
 
 
 def test_plain_prediction_is_the_networks(predictor, trained, test_split):
@@ -112,7 +112,7 @@ def test_nothing_is_compiled_twice(trained, test_split):
 def test_image_files_are_predicted_as_arrays(predictor, trained, test_split, tmp_path):
     for i, image in enumerate(test_split.images[:9]):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    inputs = read_inputs([tmp_path], trained.image_shape)
+    inputs = read_inputs([tmp_path], trained.preprocess.frame)
     assert inputs.ids == tuple(f"{i}.png" for i in range(9))
     expected = predictor.predict(test_split.images[:9], Flip())
     decision = predictor.predict(inputs.source, Flip())

@@ -39,6 +39,14 @@ def test_face_has_what_type_checkers_see(package):
         assert getattr(module, name) is expected
 
 
+@pytest.mark.parametrize("package", FACES)
+def test_name_of_a_face_is_no_file_of_its_package(package):
+    """Or an import of the file would put the file in the name's place."""
+    module = importlib.import_module(package)
+    files = {path.stem for path in pathlib.Path(module.__file__).parent.glob("*.py")}
+    assert not files & set(module.__all__)
+
+
 def test_unknown_name_is_an_attribute_error():
     import jaxattn.data
 

@@ -37,7 +37,7 @@ def train(config, workdir):
 
 
 def last_state(config, workdir):
-    run = build(config, ONE)
+    run = build(config, devices=ONE)
     checkpoints = Checkpoints(workdir, read_only=True)
     state, step = checkpoints.restore_latest(run.abstract_state)
     assert step == run.total_steps
@@ -359,7 +359,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     with pytest.raises(DivergedError, match=r"at step (8|9|10) .*learning rate 1e\+27"):
         train(bad, tmp_path)
     state, step = Checkpoints(tmp_path, read_only=True).restore_latest(
-        build(bad, ONE).abstract_state
+        build(bad, devices=ONE).abstract_state
     )
     assert step == 6
     chex.assert_tree_all_finite(state)
@@ -463,7 +463,7 @@ def test_a_value_of_another_type_is_named(section, key, value, message):
     wrong = smoke.get_config().to_dict()
     wrong[section][key] = value
     with pytest.raises(UserError, match=message):
-        build(wrong, ONE)
+        build(wrong, devices=ONE)
 
 
 def test_a_key_that_no_function_takes_is_named():
@@ -472,4 +472,4 @@ def test_a_key_that_no_function_takes_is_named():
     with pytest.raises(
         UserError, match=r"augment.flip_probabilty: .* did you mean 'fl"
     ):
-        build(typo, ONE)
+        build(typo, devices=ONE)

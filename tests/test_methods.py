@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from jaxattn.inference.files import align_predictions, write_predictions
 
 from jaxattn import UserError
 from jaxattn.tasks.classification import methods
@@ -12,6 +11,10 @@ from jaxattn.tasks.classification.methods import (
     Adaptive,
     ClassSpecialized,
     Flip,
+)
+from jaxattn.tasks.classification.predictions import (
+    align_predictions,
+    write_predictions,
 )
 
 

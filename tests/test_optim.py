@@ -17,6 +17,7 @@ from jaxattn.training.optim import (
     make_schedule,
 )
 from jaxattn.training.state import update_ema
+from jaxattn.training.steps import mixed as mixed_values
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_mixed_loss_and_accuracy_are_torchs(rules):
 
     def mixed(f):
         a, b = f(jnp.asarray(rules["loss/ya"])), f(jnp.asarray(rules["loss/yb"]))
-        return losses.mixed(a, b, lam).mean()
+        return mixed_values(a, b, lam).mean()
 
     loss = mixed(lambda y: losses.cross_entropy(logits, y, label_smoothing=0.1))
     accuracy = mixed(lambda y: losses.hits(logits, y))

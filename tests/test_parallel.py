@@ -20,7 +20,7 @@ def run_of(data_parallel, devices, **overrides):
     config = smoke.get_config("steady")
     config.data_parallel = data_parallel
     config.update_from_flattened_dict(overrides)
-    return build(config, jax.devices()[:devices])
+    return build(config, devices=jax.devices()[:devices])
 
 
 def three_steps(data_parallel, devices, per_dispatch, **overrides):

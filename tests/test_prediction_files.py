@@ -4,15 +4,16 @@ import pickle
 
 import numpy as np
 import pytest
-from jaxattn.inference.files import (
+from PIL import Image
+
+from jaxattn.data.preprocess import Frame
+from jaxattn.errors import UserError
+from jaxattn.inference.inputs import read_inputs
+from jaxattn.tasks.classification.predictions import (
     align_predictions,
-    read_inputs,
     read_predictions,
     write_predictions,
 )
-from PIL import Image
-
-from jaxattn.errors import UserError
 
 SHAPE = (32, 32, 3)
 
@@ -80,7 +81,7 @@ def test_every_layout_is_read(layout, kind, tmp_path):
     images = make_images()
     path = write_file(kind, tmp_path, data=LAYOUTS[layout](images))
     np.testing.assert_array_equal(
-        images_of(read_inputs([path], SHAPE).source), images, strict=True
+        images_of(read_inputs([path], Frame(SHAPE)).source), images, strict=True
     )
 
 
@@ -88,7 +89,7 @@ def test_rows_are_planes_of_red_green_and_blue(tmp_path):
     row = np.repeat(np.array([[10, 20, 30]], np.uint8), 1024, axis=1)
     row[0, 1024 + 32 * 5 + 7] = 99  # green, row 5, column 7
     path = write_pickle(tmp_path / "test", data=row)
-    image = read_inputs([path], SHAPE).source[0]["image"]
+    image = read_inputs([path], Frame(SHAPE)).source[0]["image"]
     assert image[0, 0].tolist() == [10, 20, 30]
     assert image[5, 7].tolist() == [10, 99, 30]
 
@@ -97,7 +98,7 @@ def test_rows_are_planes_of_red_green_and_blue(tmp_path):
 def test_images_of_another_shape_are_read(layout, tmp_path):
     images = make_images(shape=(4, 6, 1))
     path = write_npz(tmp_path / "a.npz", images=LAYOUTS[layout](images))
-    source = read_inputs([path], (4, 6, 1)).source
+    source = read_inputs([path], Frame((4, 6, 1))).source
     np.testing.assert_array_equal(images_of(source), images)
 
 
@@ -105,20 +106,20 @@ def test_images_of_another_shape_are_read(layout, tmp_path):
 def test_pickle_of_every_protocol_is_read(protocol, tmp_path):
     content = {b"data": to_rows(make_images()), b"ids": np.array([7, 3, 1, 0])}
     path = write_text(tmp_path / "test", pickle.dumps(content, protocol))
-    assert read_inputs([path], SHAPE).ids == (7, 3, 1, 0)
+    assert read_inputs([path], Frame(SHAPE)).ids == (7, 3, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "npz"])
 def test_ids_are_those_of_the_file(kind, tmp_path):
     ids = np.array([7, 3, 1, 0], np.int16)
     path = write_file(kind, tmp_path, data=make_images(), ids=ids)
-    assert read_inputs([path], SHAPE).ids == (7, 3, 1, 0)
+    assert read_inputs([path], Frame(SHAPE)).ids == (7, 3, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "npz"])
 def test_ids_count_from_zero_by_default(kind, tmp_path):
     path = write_file(kind, tmp_path, data=make_images())
-    ids = read_inputs([path], SHAPE).ids
+    ids = read_inputs([path], Frame(SHAPE)).ids
     assert ids == (0, 1, 2, 3)
 
 
@@ -133,14 +134,14 @@ def test_ids_count_from_zero_by_default(kind, tmp_path):
 def test_first_known_entry_of_an_npz_is_read(keys, chosen, tmp_path):
     entries = {key: make_images(seed=i) for i, key in enumerate(keys)}
     path = write_npz(tmp_path / "a.npz", **entries)
-    read = images_of(read_inputs([path], SHAPE).source)
+    read = images_of(read_inputs([path], Frame(SHAPE)).source)
     np.testing.assert_array_equal(read, entries[chosen])
 
 
 def test_other_entries_of_an_npz_may_be_objects(tmp_path):
     names = np.array([None] * 4)
     path = write_npz(tmp_path / "a.npz", images=make_images(), names=names)
-    assert len(read_inputs([path], SHAPE).source) == 4
+    assert len(read_inputs([path], Frame(SHAPE)).source) == 4
 
 
 ACCEPTED = r"must be uint8 \[N, 32, 32, 3\] or \[N, 3, 32, 32\] or \[N, 3072\]"
@@ -162,13 +163,13 @@ ACCEPTED = r"must be uint8 \[N, 32, 32, 3\] or \[N, 3, 32, 32\] or \[N, 3072\]"
 def test_wrong_images_name_what_is_found_and_accepted(data, found, kind, tmp_path):
     path = write_file(kind, tmp_path, data=data)
     message = rf"test\.(npz|pkl): data: {found}, {ACCEPTED} with N at least 1\Z"
-    check_refused(message, read_inputs, [path], SHAPE)
+    check_refused(message, read_inputs, [path], Frame(SHAPE))
 
 
 @pytest.mark.parametrize("data", [[[1, 2], [3]], "text", None, {"a": 1}])
 def test_pickled_images_that_are_no_array_are_refused(data, tmp_path):
     path = write_pickle(tmp_path / "test", data=data)
-    check_refused(rf"test: data: .*{ACCEPTED}", read_inputs, [path], SHAPE)
+    check_refused(rf"test: data: .*{ACCEPTED}", read_inputs, [path], Frame(SHAPE))
 
 
 @pytest.mark.parametrize("kind", ["pickle", "npz"])
@@ -192,7 +193,7 @@ def test_wrong_ids_are_named(ids, message, kind, tmp_path):
 @pytest.mark.parametrize("ids", [[1, 2, [3], 4], ["a", "b", "c", "d"], "abcd"])
 def test_pickled_ids_that_are_no_integers_are_refused(ids, tmp_path):
     path = write_pickle(tmp_path / "test", data=make_images(), ids=ids)
-    check_refused("test: ids: .*must be integers", read_inputs, [path], SHAPE)
+    check_refused("test: ids: .*must be integers", read_inputs, [path], Frame(SHAPE))
 
 
 class Exploit:
@@ -208,7 +209,9 @@ def test_malicious_pickle_is_refused_and_not_run(protocol, tmp_path):
     proof = tmp_path / "executed"
     payload = pickle.dumps({"data": Exploit(f"touch {proof}")}, protocol)
     path = write_text(tmp_path / "test.pkl", payload)
-    check_refused(r"test\.pkl: .*system.*not allowed", read_inputs, [path], SHAPE)
+    check_refused(
+        r"test\.pkl: .*system.*not allowed", read_inputs, [path], Frame(SHAPE)
+    )
     assert not proof.exists()
 
 
@@ -217,7 +220,7 @@ def test_malicious_pickle_in_an_npz_is_not_run(tmp_path):
     objects = np.array([Exploit(f"touch {proof}")], object)
     path = write_npz(tmp_path / "a.npz", images=objects)
     message = r"a\.npz: not a readable npz \(Object arrays cannot be loaded"
-    check_refused(message, read_inputs, [path], SHAPE)
+    check_refused(message, read_inputs, [path], Frame(SHAPE))
     assert not proof.exists()
 
 
@@ -241,26 +244,26 @@ def test_malicious_pickle_in_an_npz_is_not_run(tmp_path):
 )
 def test_unreadable_file_is_named(name, content, message, tmp_path):
     path = write_text(tmp_path / name, content)
-    check_refused(rf"{name}: {message}", read_inputs, [path], SHAPE)
+    check_refused(rf"{name}: {message}", read_inputs, [path], Frame(SHAPE))
 
 
 def test_truncated_npz_is_named(tmp_path):
     path = write_npz(tmp_path / "a.npz", images=make_images())
     path.write_bytes(path.read_bytes()[:-100])
-    check_refused(r"a\.npz: not a readable npz", read_inputs, [path], SHAPE)
+    check_refused(r"a\.npz: not a readable npz", read_inputs, [path], Frame(SHAPE))
 
 
 def test_npz_without_a_known_entry_lists_those_it_has(tmp_path):
     path = write_npz(tmp_path / "a.npz", x_train=make_images(), y=np.arange(4))
     message = r"no entry 'images' or 'data' or 'x_test', only \['x_train', 'y'\]"
-    check_refused(message, read_inputs, [path], SHAPE)
+    check_refused(message, read_inputs, [path], Frame(SHAPE))
 
 
 # Inputs from image files
 
 
 def test_empty_path_is_not_the_current_folder():
-    check_refused(": no such file or folder", read_inputs, [""], SHAPE)
+    check_refused(": no such file or folder", read_inputs, [""], Frame(SHAPE))
 
 
 def test_folder_is_read_with_ids_relative_to_it(tmp_path):
@@ -268,7 +271,7 @@ def test_folder_is_read_with_ids_relative_to_it(tmp_path):
     names = ("a.png", "b/a.png", "b/c.png")
     for name, image in zip(names, images, strict=True):
         write_image(tmp_path / name, image)
-    inputs = read_inputs([tmp_path], (4, 6, 3))
+    inputs = read_inputs([tmp_path], Frame((4, 6, 3)))
     assert inputs.ids == names
     np.testing.assert_array_equal(images_of(inputs.source), images)
 
@@ -278,24 +281,24 @@ def test_image_files_keep_their_order_and_paths(tmp_path, monkeypatch):
     images = make_images(2, shape=(4, 6, 3))
     write_image(tmp_path / "b.png", images[0])
     write_image(tmp_path / "a.png", images[1])
-    inputs = read_inputs(["./b.png", pathlib.Path("a.png")], (4, 6, 3))
+    inputs = read_inputs(["./b.png", pathlib.Path("a.png")], Frame((4, 6, 3)))
     assert inputs.ids == ("./b.png", "a.png")
     np.testing.assert_array_equal(images_of(inputs.source), images)
 
 
 def test_single_image_is_scaled_to_the_network(tmp_path):
     path = write_image(tmp_path / "a.PNG", make_images(1, shape=(40, 90, 3))[0])
-    assert read_inputs([path], SHAPE).source[0]["image"].shape == SHAPE
+    assert read_inputs([path], Frame(SHAPE)).source[0]["image"].shape == SHAPE
 
 
 def test_no_path_says_what_to_give():
-    check_refused(r"no path; must be a pickle, an \.npz", read_inputs, [], SHAPE)
+    check_refused(r"no path; must be a pickle, an \.npz", read_inputs, [], Frame(SHAPE))
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.png", "folder", "test"])
 def test_missing_path_is_named(name, tmp_path):
     message = rf"{name}: no such file or folder; must be"
-    check_refused(message, read_inputs, [tmp_path / name], SHAPE)
+    check_refused(message, read_inputs, [tmp_path / name], Frame(SHAPE))
 
 
 @pytest.mark.parametrize("name", ["a.npz", "test", "folder", "folder.png"])
@@ -304,16 +307,18 @@ def test_several_paths_must_all_be_images(name, tmp_path):
     other = tmp_path / name
     other.mkdir() if name.startswith("folder") else other.touch()
     message = rf"{name}: not an image; several paths must all be image files \(\.jpg"
-    check_refused(message, read_inputs, [image, other], SHAPE)
+    check_refused(message, read_inputs, [image, other], Frame(SHAPE))
 
 
 def test_image_given_twice_is_refused(tmp_path):
     path = write_image(tmp_path / "a.png", make_images(1)[0])
-    check_refused(r"a\.png: is given twice", read_inputs, [path, path], SHAPE)
+    check_refused(r"a\.png: is given twice", read_inputs, [path, path], Frame(SHAPE))
 
 
 def test_empty_folder_is_named(tmp_path):
-    check_refused(r"holds no image; must hold.*\.jpg", read_inputs, [tmp_path], SHAPE)
+    check_refused(
+        r"holds no image; must hold.*\.jpg", read_inputs, [tmp_path], Frame(SHAPE)
+    )
 
 
 def test_image_files_need_a_network_for_colours(tmp_path):

@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from jaxattn.errors import UserError
-from jaxattn.training.loop import _chunks
 from jaxattn.training.options import Log
 from jaxattn.training.records.profiler import Profiler
+from jaxattn.training.trainer import _chunks
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from jaxattn.tasks.classification import Classification
 from jaxattn.training.records.progress import Progress
 
 
@@ -32,6 +33,7 @@ def make(stream, clock, *, start_step=0):
         start_step=start_step,
         num_epochs=4,
         batch_size=10,
+        task=Classification(),
         stream=stream,
         clock=clock,
     )
@@ -40,7 +42,7 @@ def make(stream, clock, *, start_step=0):
 def advance(progress, clock, steps, *, seconds):
     for step in steps:
         clock.now += seconds
-        progress.update(step, epoch=1, loss=1.5, accuracy=0.25)
+        progress.update(step, epoch=1, figures={"loss": 1.5, "accuracy": 0.25})
 
 
 ROW = {"epoch": 3, "train_loss": 1.234, "train_accuracy": 0.567}

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import rail
-from jaxattn.training.config_file import load_config
+from jaxattn.config.file import load_config
 from jaxattn.training.optim import OPTIMIZERS, SCHEDULES
 from jaxattn.training.run import build
 

@@ -144,7 +144,7 @@ def test_checkpoint_of_a_released_version_loads(path, tmp_path):
     H, W, C = trained.image_shape
     images = np.random.default_rng(0).integers(0, 256, (4, H, W, C), np.uint8)
     logits = trained.model.apply(
-        trained.variables, trained.normalize(images), train=False
+        trained.variables, trained.preprocess.normalize(images), train=False
     )
     # Rounding of another machine or optimisation level.
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
@@ -421,7 +421,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, capsys):
 
 @pytest.mark.usefixtures("poisoned")
 def test_skipped_step_changes_nothing_but_its_number():
-    run = build(config(max_skipped_steps=1), ONE)
+    run = build(config(max_skipped_steps=1), devices=ONE)
     state = run.init_state()
     labels = np.array([1, 1, 2, 3], np.int32)
     batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": labels}
@@ -450,7 +450,7 @@ def twenty_steps(variant):
     """Loss and gradient norm of each step, `[20, 2]`."""
     smoked = smoke.get_config(variant)
     smoke.make_steady(smoked)
-    run, rows = build(smoked, ONE), []
+    run, rows = build(smoked, devices=ONE), []
     loader = run.loaders["train"]
     store = run.parallel.replicate(loader.store)
     dispatch = run.parallel.compile_train(run.train_step, loader.fetch)
@@ -463,9 +463,9 @@ def twenty_steps(variant):
 
 def test_evaluation_is_traced_once_with_a_partial_last_batch():
     """Of splits of 30 and 45 images in batches of 16."""
-    run = build(config(), ONE)
-    traced = chex.assert_max_traces(run.eval_step, n=1)
-    evaluator = Evaluator(dataclasses.replace(run, eval_step=traced), lambda: False)
+    run = build(config(), devices=ONE)
+    run.__dict__["eval_step"] = chex.assert_max_traces(run.eval_step, n=1)
+    evaluator = Evaluator(run, lambda: False)
     variables = run.init_state().variables
     counts = {s: evaluator.evaluate(variables, s)["count"] for s in ("val", "test")}
     assert counts == {"val": 30, "test": 45}
@@ -474,7 +474,7 @@ def test_evaluation_is_traced_once_with_a_partial_last_batch():
 @pytest.mark.slow
 def test_memory_is_flat_over_a_thousand_steps():
     """Of the device as arrays, of the host as resident pages."""
-    run = build(config(num_epochs=200), ONE)
+    run = build(config(num_epochs=200), devices=ONE)
     loader = run.loaders["train"]
     evaluator = Evaluator(run, lambda: False)
     dispatch = run.parallel.compile_train(run.train_step, loader.fetch)

@@ -86,7 +86,7 @@ def test_a_run_may_begin_with_packaged_weights(packaged):
     config = smoke.get_config()
     config.data.image_size = 16
     config.init_from = "small"
-    begun = build(config, smoke.one_device()).init_state().variables
+    begun = build(config, devices=smoke.one_device()).init_state().variables
     chex.assert_trees_all_equal(begun, packaged.variables)
 
 

@@ -71,25 +71,25 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from jaxattn.inference import evaluate
+    from jaxattn.inference import evaluation
     from jaxattn.inference.predict import Predictor
 
     trained = load_network(args)
     method = _make_method(args, trained.class_names)
     overrides = {"name": args.data_name, "path": args.data_path}
-    data = evaluate.load_data_of(trained, overrides)
+    data = evaluation.load_data_of(trained, overrides)
     folder = f"{args.split}_{args.weights}_{args.method}"
     if data.name != trained.config.get("data", {}).get("name"):
         folder = f"{data.name.replace(':', '_')}_{folder}"
     out = args.out or pathlib.Path(_home(args), "evaluation", folder)
     require_writable(out / "report.txt")
     predictor = Predictor(trained, batch_size=args.batch_size)
-    evaluation = evaluate.evaluate(
+    evaluated = evaluation.evaluate(
         predictor, data, method, split=args.split, seed=args.seed
     )
-    report = evaluate.write_evaluation(
+    report = evaluation.write_evaluation(
         out,
-        evaluation,
+        evaluated,
         trained,
         model=trained.config["model"]["name"],
         data=data.name,

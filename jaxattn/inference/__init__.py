@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from jaxattn import lazy
 
 if TYPE_CHECKING:
-    from jaxattn.inference.evaluate import evaluate as evaluate
-    from jaxattn.inference.evaluate import write_evaluation as write_evaluation
+    from jaxattn.inference.evaluation import evaluate as evaluate
+    from jaxattn.inference.evaluation import write_evaluation as write_evaluation
     from jaxattn.inference.export import export_model as export_model
     from jaxattn.inference.inputs import read_inputs as read_inputs
     from jaxattn.inference.latency import measure_latency as measure_latency
@@ -18,12 +18,12 @@ __getattr__, __dir__, __all__ = lazy.face(
     __name__,
     {
         "Predictor": "jaxattn.inference.predict",
-        "evaluate": "jaxattn.inference.evaluate",
+        "evaluate": "jaxattn.inference.evaluation",
         "export_model": "jaxattn.inference.export",
         "export_torch": "jaxattn.inference.torch_files",
         "import_torch": "jaxattn.inference.torch_files",
         "measure_latency": "jaxattn.inference.latency",
         "read_inputs": "jaxattn.inference.inputs",
-        "write_evaluation": "jaxattn.inference.evaluate",
+        "write_evaluation": "jaxattn.inference.evaluation",
     },
 )

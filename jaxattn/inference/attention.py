@@ -11,7 +11,7 @@ import numpy as np
 from jaxattn.data.images import find_images
 from jaxattn.data.source import Source
 from jaxattn.data.splits import read_labels
-from jaxattn.inference.evaluate import load_data_of
+from jaxattn.inference.evaluation import load_data_of
 from jaxattn.inference.inputs import FilePath, read_inputs
 from jaxattn.tasks.classification.figures import spread
 from jaxattn.training.checkpoints.trained import Trained

@@ -14,6 +14,8 @@ authors' initialisation, which starts every block as its shortcut.
 Without `--config.data.path` the data are downloaded by TensorFlow Datasets.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxattn.config.recipe import choose_variant, recipe
@@ -33,7 +35,7 @@ def get_config(variant: str = "none") -> ConfigDict:
         model["attention_kwargs"] = {"reduction": 4}
     if variant == "scc":  # with shortcuts as in the ResNet
         model = {"name": "sccnet18", "widths": (10, 20, 40, 80), "downsample": "conv1"}
-    config = recipe(
+    config: Any = recipe(
         seed=0,
         num_epochs=15,
         batch_size=128,
@@ -56,5 +58,5 @@ def get_config(variant: str = "none") -> ConfigDict:
         log={"tensorboard": False, "histograms": False, "images": False},
     )
     if variant in ("cbam", "eca", "scsa"):
-        config.model.attention = variant
+        config.update({"model": {"attention": variant}})
     return config

@@ -35,10 +35,26 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     """
     choose_variant(variant, _MODELS)
     is_cifar = variant.endswith("_cifar")
-    config = recipe(
+    num_epochs, batch_size, weight_decay = 200 if is_cifar else 100, 128, 1e-4
+    schedule = {
+        "name": "multi_step",
+        "learning_rate": 0.1 if is_cifar else 0.05,
+        "milestones": (100, 150) if is_cifar else (30, 60, 90),
+        "decay_rate": 0.1,
+        "warmup_epochs": 0.0,
+    }
+    if variant == "mobilenet_v2":
+        num_epochs, batch_size, weight_decay = 400, 96, 4e-5
+        schedule = {
+            "name": "exponential",
+            "learning_rate": 0.045,
+            "decay_rate": 0.98,
+            "warmup_epochs": 0.0,
+        }
+    return recipe(
         seed=42,
-        num_epochs=200 if is_cifar else 100,
-        batch_size=128,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
         model={
             "stem": "cifar" if is_cifar else "imagenet",
             "attention_kwargs": {
@@ -61,31 +77,12 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
             "crop_padding_px": 4 if is_cifar else 0,
             "crop_fill": "zero",
         },
-        schedule={
-            "name": "multi_step",
-            "learning_rate": 0.1 if is_cifar else 0.05,
-            "milestones": (100, 150) if is_cifar else (30, 60, 90),
-            "decay_rate": 0.1,
-            "warmup_epochs": 0.0,
-        },
+        schedule=schedule,
         optimizer={
             "name": "sgd",
             "momentum": 0.9,
             "nesterov": False,
-            "weight_decay": 1e-4,
+            "weight_decay": weight_decay,
             "clip_norm": None,
         },
     )
-    if variant == "mobilenet_v2":
-        config.num_epochs = 400
-        config.batch_size = 96
-        config.schedule = ConfigDict(
-            {
-                "name": "exponential",
-                "learning_rate": 0.045,
-                "decay_rate": 0.98,
-                "warmup_epochs": 0.0,
-            }
-        )
-        config.optimizer.weight_decay = 4e-5
-    return config

@@ -92,8 +92,7 @@ def make_train_step(
             own = task.measure(outputs, targets)
             partners = task.measure(outputs, partner_targets)
             measured = {
-                key: jnp.mean(own_weight * own[key] + (1 - own_weight) * partners[key])
-                for key in own
+                key: jnp.mean(mixed(own[key], partners[key], own_weight)) for key in own
             }
             return measured["loss"], (measured, updated.get("batch_stats", {}))
 
@@ -209,6 +208,13 @@ def make_statistics_step(
         return dataclasses.replace(state, step=count, batch_stats=batch_stats), {}
 
     return statistics_step
+
+
+def mixed(
+    own: jax.Array, partners: jax.Array, own_weight: float | jax.Array
+) -> jax.Array:
+    """Joins values `[N]` of a mixed image's own targets and of its partner's."""
+    return own_weight * own + (1 - own_weight) * partners
 
 
 def _augmented(
