@@ -207,14 +207,18 @@ def format_table(results: dict[str, Any]) -> str:
             for k in ("block", "plain")
         )
         lines.append(
-            f"| {row['block']} | {ours:.3g} ms | {ours / plain:.2f} ({row['plain']}) |"
-            f" {theirs:.3g} ms | {theirs / their_plain:.2f} | **{theirs / ours:.2f}** |"
+            f"| {row['block']} | {_text(ours)} | {ours / plain:.2f} ({row['plain']}) |"
+            f" {_text(theirs)} | {theirs / their_plain:.2f} | **{theirs / ours:.2f}** |"
         )
     if _SCSA in results:
         speeds = {k: timing.median(t) for k, t in results[_SCSA].items()}
         share = speeds["resnet50"] / speeds["resnet50_scsa"] - 1
         lines.append(f"\nSCSA adds {share:.1%} to a training step of ResNet-50.")
     return "\n".join(lines)
+
+
+def _text(ms: float) -> str:
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
 
 
 def _milliseconds(timings: timing.Timings, prefix: str) -> float:

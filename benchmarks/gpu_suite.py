@@ -26,21 +26,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import blocks, compare_torch, epoch, reproduce, scaling, timing
+from benchmarks import blocks, compare_torch, epoch, reproduce, scaling, tables, timing
 from benchmarks.steps import Work
 from jaxattn import host
 from jaxattn.atomic import write_atomically
 from jaxattn.data import load_data
 from jaxattn.errors import InterruptedRun, UserError, choose
-
-if TYPE_CHECKING:
-    from benchmarks import reproduce
 
 # Every item, most valuable first, and the minutes that one call gives it at most.
 MINUTES = {
@@ -506,7 +503,7 @@ def _format_accuracy(items: Sequence[Item], out: pathlib.Path) -> list[str]:
     names = [item.name.partition(".")[2] for item in begun]
     runs = {name: make_run(name, context) for name in names}
     found = {name: [reproduce.make_record(run)] for name, run in runs.items()}
-    table = reproduce.format_table(names, found)
+    table = tables.format_table(names, found)
     return ["## Accuracy on CIFAR-10", table]
 
 

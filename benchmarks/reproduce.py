@@ -9,177 +9,47 @@ folder of its own, in `--out`; its record, with command, commit, versions, hardw
 curve, goes to `benchmarks/results/runs`. Repeat the command to go on: what is done is
 skipped, what the budget has cut short continues. `--minutes 0` trains nothing and
 records what there is, such as the runs of `gpu_suite.py`. `--tables` makes the tables
-of README.md from the records alone.
+of README.md and docs/results.md from the records alone.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import pathlib
-import re
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from benchmarks import tables
+from benchmarks.rows import (
+    GROUPS,
+    RESULTS,
+    ROOT,
+    ROWS,
+    Record,
+    is_done,
+    read_record,
+    read_records,
+    record_path,
+    select_rows,
+)
 from jaxattn import host
 from jaxattn.atomic import write_atomically
 from jaxattn.config.file import load_config
-from jaxattn.errors import UserError, choose
-from jaxattn.studies import compare, trials
+from jaxattn.errors import UserError
+from jaxattn.studies import trials
 from jaxattn.studies.bn_landscape import make_run_config
 from jaxattn.studies.trials import Outcome, Trial
 from jaxattn.training.records.writer import history, read_metrics
-
-ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "runs"
-Record = dict[str, Any]
 
 # Less time is not worth a run's start.
 _LEAST_S = 60.0
 # Before the budget's end, so that the run can save in it.
 _SAVE_S = 15.0
 _VGG_RATE = 1e-3  # whose accuracies the report of the study gives
-
-
-# Rows ------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line of a table.
-
-    Attributes:
-        group: The table.
-        config: A config file with its argument.
-        network: Of that config's study of batch normalisation, whose run it is.
-        overrides: Of the recipe, as `num_epochs=20`.
-        seeds: One run each.
-        published: The figure it is to reproduce, in percent; None without one.
-        figure: Which of ours that is.
-    """
-
-    group: str
-    config: str
-    network: str | None = None
-    overrides: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (42,)
-    published: float | None = None
-    figure: str = "test_accuracy"
-
-
-FIGURES = {
-    "test_accuracy": "test",
-    "best_val_accuracy_ema": "best validation, averaged weights",
-    "test_accuracy_ema": "test, averaged weights",
-    "last_test_accuracy": "test, last weights",
-}
-"""What a row's figure is called in the table."""
-
-GROUPS = ("cifar10", "cpu", "best", "attention_cpu")
-"""The tables: whole recipes, shorter ones for CPUs, our own, a study of attention."""
-
-
-def _canet(variant: str, published: float) -> Row:
-    config = f"configs/canet.py:{variant}"
-    return Row(group="cifar10", config=config, published=published)
-
-
-def _baseline(name: str, published: float) -> Row:
-    config = f"configs/baselines.py:{name}"
-    return Row(group="cifar10", config=config, published=published)
-
-
-def _vgg(network: str, published: float) -> Row:
-    return Row(
-        group="cifar10",
-        config="configs/vgg_bn.py",
-        network=network,
-        seeds=(2020,),
-        published=published,
-        figure="last_test_accuracy",
-    )
-
-
-def _best(variant: str) -> Row:
-    config = f"configs/best.py:{variant}"
-    return Row(group="best", config=config, seeds=(0,), figure="test_accuracy_ema")
-
-
-def _attention(variant: str) -> Row:
-    config = f"configs/attention_study.py:{variant}"
-    return Row(group="attention_cpu", config=config, seeds=(0, 1, 2))
-
-
-ROWS = {
-    # The report of CANet, the baselines in its table included.
-    "canet_tiny": _canet("tiny", 88.66),
-    "canet_light": _canet("light", 91.56),
-    "canet": _canet("base", 93.50),
-    "canet_pro": _canet("pro", 93.56),
-    "resnet18": _baseline("resnet18", 93.00),
-    "resnet34": _baseline("resnet34", 93.56),
-    "mobilenet_v2": _baseline("mobilenet_v2", 84.14),
-    "shufflenet_v2_x0_5": _baseline("shufflenet_v2_x0_5", 62.66),
-    "vgg11": _baseline("vgg11", 85.75),
-    # Attention-Enhanced ResNet: the best of its validations, on augmented images.
-    "enhanced_efficient_resnet": Row(
-        group="cifar10",
-        config="configs/cbam_resnet.py",
-        overrides=("augment.validation=True",),
-        published=95.30,
-        figure="best_val_accuracy_ema",
-    ),
-    # The loss-landscape study of CANet's authors, at one of its learning rates.
-    "vgg_a": _vgg("vgg_a", 75.81),
-    "vgg_a_bn": _vgg("vgg_a_bn", 84.29),
-    # Nothing is published for these.
-    "sccnet18": Row(group="cifar10", config="configs/sccnet.py:18_cifar"),
-    "resnet18_scsa": Row(group="cifar10", config="configs/scsa.py:resnet18_cifar"),
-    "canet_tiny_20_epochs": Row(
-        group="cpu",
-        config="configs/canet.py:tiny",
-        # The learning rate falls to where it does in 70 epochs.
-        overrides=("num_epochs=20", "schedule.decay_rate=0.867"),
-    ),
-    "enhanced_efficient_resnet_5000": Row(
-        group="cpu",
-        config="configs/cbam_resnet.py",
-        # In 800 steps the average must forget sooner than in 176,000.
-        overrides=(
-            *("num_epochs=20", "data.max_train_examples=5000"),
-            *("ema.decay=0.98", "ema.batch_stats=average"),
-        ),
-    ),
-    "best_gpu": _best("gpu"),
-    "best_cpu": _best("cpu"),
-    "attention_none": _attention("none"),
-    "attention_cbam": _attention("cbam"),
-    "attention_eca": _attention("eca"),
-    "attention_scsa": _attention("scsa"),
-    "attention_scc": _attention("scc"),
-}
-"""All rows by name, in their tables' order."""
-
-_BASELINE_OF = {"attention_cpu": "attention_none"}
-
-
-def select_rows(names: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Returns the rows of the given names and groups.
-
-    Raises:
-        UserError: If there is none of a name.
-    """
-    for name in names:
-        choose("--rows", name, ROWS)
-    for group in groups:
-        choose("--group", group, GROUPS)
-    return [n for n, row in ROWS.items() if n in names or row.group in groups]
 
 
 # Runs ------------------------------------------------------------------------------
@@ -258,7 +128,7 @@ def reproduce(
     for run in runs:
         name, trial = run.trial.name, run.trial
         if is_done(record := read_record(name, results)):
-            trial.check_config(record["config"], _path(name, results))
+            trial.check_config(record["config"], record_path(name, results))
             print(f"{name}: done before", flush=True)
             continue
         left_s = deadline_s - time.monotonic() - _SAVE_S
@@ -268,7 +138,9 @@ def reproduce(
             print(f"{name}: at most {left_s / 60:.0f} minutes", flush=True)
             outcome = train(trial, timeout_s=left_s)
         if record := make_record(run, ran_here=begun):
-            write_atomically(_path(name, results), json.dumps(record, indent=1) + "\n")
+            write_atomically(
+                record_path(name, results), json.dumps(record, indent=1) + "\n"
+            )
         print(f"{name}: {_describe(outcome, record)}", flush=True)
         if outcome and outcome.state == "mistake":
             raise UserError(f"{name}: {outcome.message}")
@@ -331,191 +203,6 @@ def _commit() -> str | None:
     return f"{commit}{'+' if changed else ''}" or None
 
 
-def is_done(record: Record) -> bool:
-    """Returns whether a record is of a finished run."""
-    return "test_accuracy" in record
-
-
-def read_record(name: str, results: pathlib.Path) -> Record:
-    """Returns the record of a run; empty if there is none."""
-    path = _path(name, results)
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def read_records(results: pathlib.Path) -> dict[str, list[Record]]:
-    """Returns the records of every row, those that there are."""
-    return {
-        name: [
-            record
-            for seed in row.seeds
-            if (record := read_record(f"{name}_seed{seed}", results))
-        ]
-        for name, row in ROWS.items()
-    }
-
-
-def _path(name: str, results: pathlib.Path) -> pathlib.Path:
-    return results / f"{name}.json"
-
-
-def figure_of(record: Record, figure: str) -> float:
-    """Returns an accuracy of a finished run, one of `FIGURES`."""
-    if figure == "best_val_accuracy_ema":
-        return max(row["val_accuracy_ema"] for row in record["history"])
-    return record[figure]
-
-
-# Tables ----------------------------------------------------------------------------
-
-
-def format_table(names: Iterable[str], records: Mapping[str, list[Record]]) -> str:
-    """Returns a table of rows against what is published, as Markdown.
-
-    Args:
-        names: Of the rows.
-        records: Of every row.
-    """
-    names = list(names)
-    lines = [_line(name, records.get(name, [])) for name in names]
-    columns = ["run", "epochs", "n", "accuracy", "published", "difference", "time"]
-    if all(ROWS[name].published is None for name in names):
-        columns = [c for c in columns if c not in ("published", "difference")]
-    rows = [[line.get(column, "") for column in columns] for line in lines]
-    return compare.markdown_table(columns, rows)
-
-
-def _line(name: str, records: list[Record]) -> dict[str, str]:
-    """Returns the cells of a row that are not empty, by column."""
-    row, done = ROWS[name], list(filter(is_done, records))
-    line = {"run": f"`{name}`"}
-    if row.published is not None:
-        kind = "" if row.figure == "test_accuracy" else f" ({FIGURES[row.figure]})"
-        line["published"] = f"{row.published:.2f} %{kind}"
-    if not done:
-        return {**line, "accuracy": _progress(records)}
-    shares = [figure_of(record, row.figure) for record in done]
-    if row.published is not None:
-        gap = 100 * statistics.fmean(shares) - row.published
-        line["difference"] = f"{gap:+.2f}"
-    return {
-        **line,
-        "epochs": str(done[0]["epochs"]),
-        "n": str(len(done)),
-        "accuracy": compare.format_accuracy(shares),
-        "time": _mean_time(done),
-    }
-
-
-def _mean_time(done: Iterable[Record]) -> str:
-    seconds = statistics.fmean(record["wall_time_s"] for record in done)
-    return compare.format_time(seconds)
-
-
-def _progress(records: list[Record]) -> str:
-    """Says how far the runs of a row are of which none is finished."""
-    begun = list(filter(None, records))
-    if not begun:
-        return "not run yet"
-    record = max(begun, key=lambda record: record["epochs_done"])
-    text = f"cut short at epoch {record['epochs_done']} of {record['epochs']}"
-    last = record["history"][-1] if record["history"] else {}
-    validation = last.get("val_accuracy")
-    return text if validation is None else f"{text}, validation {validation:.2%}"
-
-
-def format_study(
-    names: Sequence[str], baseline: str, records: Mapping[str, list[Record]]
-) -> str:
-    """Returns a table of rows against one of them, as Markdown.
-
-    Args:
-        names: Of the rows.
-        baseline: The row that the others are compared with.
-        records: Of every row.
-    """
-    header = ("run", "parameters", "MACs", "n", "test accuracy")
-    header += ("difference", "images/s", "time")
-    base = _accuracies(records.get(baseline, []))
-    lines = []
-    for name in names:
-        done = list(filter(is_done, records.get(name, [])))
-        if not done:
-            progress = _progress(records.get(name, []))
-            lines.append((f"`{name}`", "", "", "", progress, "", "", ""))
-            continue
-        shares = _accuracies(done)
-        speeds = [record["images_per_s"] or math.nan for record in done]
-        lines.append(
-            (
-                f"`{name}`",
-                *(f"{done[0][key]:,}" for key in ("num_params", "num_macs")),
-                *(str(len(done)), compare.format_accuracy(shares)),
-                "" if name == baseline else _difference(shares, base),
-                f"{statistics.fmean(speeds):,.0f}",
-                _mean_time(done),
-            )
-        )
-    return compare.markdown_table(header, lines)
-
-
-def _accuracies(records: Iterable[Record]) -> list[float]:
-    return [record["test_accuracy"] for record in records if is_done(record)]
-
-
-def _difference(shares: Sequence[float], base: Sequence[float]) -> str:
-    """Returns the difference of two means in points, and its standard error."""
-    if not base:
-        return ""
-    (ours, std), (theirs, base_std) = map(compare.mean_and_std, (shares, base))
-    text = f"{100 * (ours - theirs):+.2f}"
-    if std is None or base_std is None:
-        return text
-    error = math.sqrt(std**2 / len(shares) + base_std**2 / len(base))
-    return f"{text} ± {100 * error:.2f}"
-
-
-def format_group(group: str, records: Mapping[str, list[Record]]) -> str:
-    """Returns the table of a group and what its figures were measured with."""
-    names = [name for name, row in ROWS.items() if row.group == group]
-    if group in _BASELINE_OF:
-        table = format_study(names, _BASELINE_OF[group], records)
-    else:
-        table = format_table(names, records)
-    return "\n\n".join([table, *_format_machines(names, records)])
-
-
-def _format_machines(
-    names: Iterable[str], records: Mapping[str, list[Record]]
-) -> list[str]:
-    done = [r for name in names for r in records.get(name, []) if is_done(r)]
-    runs = [compare.as_run(r["config"], r, r["history"]) for r in done]
-    lines = {
-        f"{run.machine}, {record['config'].get('dtype', 'float32')}"
-        for run, record in zip(runs, done, strict=True)
-    }
-    return ["\n".join(f"- {line}" for line in sorted(lines))] if lines else []
-
-
-def replace_tables(text: str, records: Mapping[str, list[Record]]) -> str:
-    """Returns a text with the tables between its markers made anew.
-
-    Args:
-        text: With `<!-- table:GROUP -->` and `<!-- /table -->` around every table.
-        records: Of every row.
-
-    Raises:
-        UserError: If a marker names no group.
-    """
-
-    def table(match: re.Match[str]) -> str:
-        choose("table", match[1], GROUPS)
-        body = format_group(match[1], records)
-        return f"<!-- table:{match[1]} -->\n\n{body}\n\n<!-- /table -->"
-
-    pattern = r"<!-- table:(\w+) -->\n.*?<!-- /table -->"
-    return re.sub(pattern, table, text, flags=re.DOTALL)
-
-
 # The command -----------------------------------------------------------------------
 
 
@@ -535,9 +222,10 @@ def main() -> None:
         ]
         reproduce(runs, RESULTS, deadline_s)
         if args.tables:
-            readme = ROOT / "README.md"
-            text = replace_tables(readme.read_text(), read_records(RESULTS))
-            write_atomically(readme, text)
+            records = read_records(RESULTS)
+            for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+                text = tables.replace_tables(page.read_text(), records)
+                write_atomically(page, text)
     except UserError as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         sys.exit(2)
@@ -553,7 +241,7 @@ def _parse() -> argparse.Namespace:
     add("--minutes", type=float, default=60.0, help="of this call (60)")
     add("--data", default="", help="CIFAR-10, as --config.data.path (downloads)")
     add("--dtype", choices=("float32", "bfloat16"), help="the recipe's by default")
-    add("--tables", action="store_true", help="makes README.md's tables anew")
+    add("--tables", action="store_true", help="makes the tables of results anew")
     add(
         "--out",
         type=pathlib.Path,

@@ -23,11 +23,11 @@ from benchmarks import (
     compare_torch,
     epoch,
     gpu_suite,
-    reproduce,
     scaling,
     timing,
 )
 from benchmarks.gpu_suite import Context, Item, run_items, status
+from benchmarks.rows import ROWS
 from benchmarks.steps import Work
 from jaxattn.data import load_data
 from jaxattn.errors import UserError
@@ -469,7 +469,7 @@ def test_training_runs_are_rows_in_the_devices_dtype(cifar, tmp_path):
         exact = what == "sccnet18"
         assert run.trial.config["dtype"] == ("float32" if exact else "bfloat16")
         assert run.trial.config["data"]["path"] == cifar
-        (seed,) = reproduce.ROWS[what].seeds
+        (seed,) = ROWS[what].seeds
         assert run.trial.workdir == tmp_path / "runs" / f"{what}_seed{seed}"
     smoke_run = gpu_suite.make_run("canet", Context(cifar, tmp_path, smoke=True))
     assert smoke_run.trial.config["num_epochs"] == 1

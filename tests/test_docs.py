@@ -1,6 +1,7 @@
 """The documentation is built from its pages and the docstrings, without a warning."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    for package in ("sphinx", "furo", "myst_parser"):
+    for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
         pytest.importorskip(package)
     out = tmp_path_factory.mktemp("docs")
     command = ["sphinx", "-W", "--keep-going", "-q", "-b", "html"]
@@ -41,3 +42,10 @@ def test_docstrings_lists_are_lists_and_equations_are_code(built):
     page = (built / "api" / "jaxattn.attention.html").read_text()
     assert "<li><p>mistakes that the code meets late" in page
     assert "<pre>s_i = conv(x, centre_i(kernel))" in page.replace("<span></span>", "")
+
+
+def test_home_has_the_picture_and_commands_to_copy(built):
+    page = (built / "index.html").read_text()
+    assert (built / "_images" / "attention_overlay.jpg").exists()
+    assert "python main.py --config configs/quickstart.py" in re.sub("<.*?>", "", page)
+    assert "copybutton.js" in page

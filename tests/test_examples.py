@@ -1,7 +1,8 @@
-"""The example that needs the base installation alone."""
+"""The examples: own_model.py needs the base installation alone."""
 
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -36,3 +37,16 @@ def test_linen_and_nnx_are_one_function(printed):
     """To rounding: weights and running statistics, both trained, are the same."""
     difference = float(printed.split()[-1])
     assert difference < 1e-5
+
+
+def test_overlay_shows_the_photo_its_class_and_two_maps():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    draw = runpy.run_path(str(EXAMPLES / "attention_overlay.py"))["draw"]
+    figure = draw(str(EXAMPLES.parent / "assets" / "horses.jpg"))
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert 'predicted: "horse"' in panels[0].get_title()
+    assert [len(ax.images) for ax in panels] == [1, 2, 2]
+    for ax in panels[1:]:
+        heat = ax.images[1].get_array()
+        assert heat.max() > heat.min() >= 0
+    plt.close(figure)

@@ -1,5 +1,6 @@
 """What the README, the docs and the recipes say can be run, can be run."""
 
+import csv
 import json
 import os
 import pathlib
@@ -15,10 +16,11 @@ from tiers import full_but
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import blocks as blocks_benchmark
-from benchmarks import compare_torch, epoch, reproduce
+from benchmarks import compare_torch, epoch, rows, tables
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
 PAGES = [README, *(path.read_text() for path in sorted(ROOT.glob("docs/**/*.md")))]
 HEADERS = [path.read_text() for path in sorted(ROOT.glob("jaxattn/recipes/*.py"))]
 
@@ -71,6 +73,7 @@ def test_jaxattn_command_is_accepted(command):
     """Its arguments are understood, and only the workdir or a file is missing."""
     if re.search("--configs|sweep|jaxattn train", command):  # and so it would train
         command += " --config.model.nme=x"
+    command = command.replace("assets/", "missing/")  # and so it would predict
     done = run(sys.executable, "-m", "jaxattn", *shlex.split(command)[1:])
     if command.startswith("jaxattn doctor"):  # what it finds is the machine's
         assert done.stdout.startswith("ok ")
@@ -114,26 +117,61 @@ def test_python_example_runs(code):
 )
 def test_speed_tables_are_made_from_their_results(name, module):
     text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text()
-    assert module.format_table(json.loads(text)) in README
+    assert module.format_table(json.loads(text)) in RESULTS
 
 
 def test_epoch_table_is_made_from_its_result():
     text = (ROOT / "benchmarks" / "results" / "epoch_cpu.json").read_text()
-    assert epoch.format_table([json.loads(text)]) in README
+    assert epoch.format_table([json.loads(text)]) in RESULTS
 
 
 def test_results_tables_are_made_from_their_records():
-    records = reproduce.read_records(reproduce.RESULTS)
-    assert reproduce.replace_tables(README, records) == README
-    for group in reproduce.GROUPS:
-        assert f"<!-- table:{group} -->" in README
+    records = rows.read_records(rows.RESULTS)
+    for page in (README, RESULTS):
+        assert tables.replace_tables(page, records) == page
+    for name in tables.NAMES:
+        assert f"<!-- table:{name} -->" in README + RESULTS
 
 
 def test_pictures_exist_and_are_small():
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size < 200_000
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):
+            assert (page.parent / picture).stat().st_size < 200_000
+    assert "![" in README
+
+
+def test_readme_is_read_in_a_minute():
+    """No line of it is about what was not run; the first command is near its top."""
+    lines = README.splitlines()
+    assert len(lines) <= 180
+    assert next(i for i, line in enumerate(lines, 1) if "main.py" in line) <= 25
+    assert "not run yet" not in README + RESULTS
+
+
+def test_links_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"[^!]\[.*?\]\(([^)#]+)", page.read_text()):
+            if not link.startswith("https:"):
+                assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:jaxattn|tests|docs|benchmarks|configs)/[\w/.-]+)`", text)
+    assert len(named) > 10
+    for path in named:
+        assert (ROOT / path.split("NAME")[0]).exists(), path
+
+
+def test_photo_of_the_readme_is_classified(tmp_path):
+    (command,) = [c for c in jaxattn_commands() if "--data assets/" in c]
+    command = command.replace("classes.csv", str(tmp_path / "classes.csv"))
+    done = run(sys.executable, "-m", "jaxattn", *shlex.split(command)[1:])
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "classes.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["Labels"] == "horse"
+    assert f"with {float(row['horse']):.0%}" in README.replace(" %", "%")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows of the tables of results: what runs, what is skipped, what the tables say."""
+"""Rows of the tables of results: what runs, what is skipped, what is recorded."""
 
 import json
 import math
@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import reproduce
-from benchmarks.reproduce import ROWS
+from benchmarks import reproduce, rows
+from benchmarks.rows import ROWS
 from jaxattn.errors import UserError
 from jaxattn.studies.trials import Outcome
 
@@ -75,7 +75,7 @@ def call(tmp_path, capsys):
 
 
 def records(tmp_path):
-    return reproduce.read_records(tmp_path / "results")
+    return rows.read_records(tmp_path / "results")
 
 
 def test_record_holds_what_the_run_was(call, tmp_path):
@@ -125,7 +125,7 @@ def test_what_was_cut_goes_on(call, tmp_path):
     assert "epoch 12, to go on" in call("canet_tiny", train=cut)
     (record,) = records(tmp_path)["canet_tiny"]
     assert (record["epochs_done"], record["epochs"]) == (12, 70)
-    assert not reproduce.is_done(record)
+    assert not rows.is_done(record)
     again = Trainer()
     assert "test accuracy 88.00%" in call("canet_tiny", train=again)
     assert again.trained == cut.trained
@@ -148,7 +148,7 @@ def test_without_time_what_there_is_is_recorded(call, tmp_path):
     Trainer()(run.trial, timeout_s=1)
     call("canet", train=None, minutes=0)
     (record,) = records(tmp_path)["canet"]
-    assert reproduce.is_done(record)
+    assert rows.is_done(record)
     assert record["config"]["dtype"] == "bfloat16"
 
 
@@ -162,15 +162,15 @@ def test_mistake_ends_the_call(call):
 
 def test_rows_are_selected_by_name_and_group():
     cpu = ["canet_tiny_20_epochs", "enhanced_efficient_resnet_5000"]
-    assert reproduce.select_rows(["canet"], ["cpu"]) == ["canet", *cpu]
-    whole = reproduce.select_rows([], ["cifar10"])
+    assert rows.select_rows(["canet"], ["cpu"]) == ["canet", *cpu]
+    whole = rows.select_rows([], ["cifar10"])
     assert {"vgg11", "vgg_a_bn"} <= set(whole)
     for names, groups, message in (
         (["cant"], [], "did you mean 'canet'"),
         ([], ["gpu"], "--group='gpu'"),
     ):
         with pytest.raises(UserError, match=message):
-            reproduce.select_rows(names, groups)
+            rows.select_rows(names, groups)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -216,62 +216,3 @@ def test_published_figures_are_the_sources():
         "shufflenet_v2_x0_5": 62.66, "vgg11": 85.75,
         "enhanced_efficient_resnet": 95.30, "vgg_a": 75.81, "vgg_a_bn": 84.29,
     }  # fmt: skip
-
-
-# Tables ----------------------------------------------------------------------------
-
-
-def finished(accuracy, **changes):
-    config = {"model": {"name": "canet_tiny"}, "dtype": "float32"}
-    return {
-        **TESTED, "seed": 0, "epochs": 70, "epochs_done": 70, "history": [],
-        "config": config, "test_accuracy": accuracy, **changes,
-    }  # fmt: skip
-
-
-def test_table_compares_with_what_is_published():
-    cut = {"epochs_done": 12, "epochs": 70, "history": [{"val_accuracy": 0.6}]}
-    found = {"canet_tiny": [finished(0.88), finished(0.89)], "canet": [cut]}
-    table = reproduce.format_table(["canet_tiny", "canet", "sccnet18"], found)
-    assert table.splitlines()[2:] == [
-        "| `canet_tiny` | 70 | 2 | 88.50 ± 0.71 % | 88.66 % | -0.16 | 90 s |",
-        "| `canet` |  |  | cut short at epoch 12 of 70, validation 60.00% | 93.50 % |"
-        "  |  |",
-        "| `sccnet18` |  |  | not run yet |  |  |  |",
-    ]
-
-
-def test_best_validation_is_compared_where_that_is_published():
-    rows = [{"val_accuracy_ema": value} for value in (0.94, 0.96, 0.95)]
-    found = {"enhanced_efficient_resnet": [finished(0.9, history=rows)]}
-    table = reproduce.format_table(found, found)
-    assert "| 96.00 % | 95.30 % (best validation, averaged weights) | +0.70 |" in table
-
-
-def test_study_shows_the_difference_and_its_error():
-    base = [finished(value) for value in (0.60, 0.62, 0.64)]
-    better = [finished(value) for value in (0.63, 0.66, 0.69)]
-    names = ["attention_none", "attention_cbam", "attention_scsa"]
-    found = dict(zip(names, (base, better), strict=False))
-    table = reproduce.format_study(names, "attention_none", found)
-    # sqrt(2^2 / 3 + 3^2 / 3) = 2.08 points
-    assert table.splitlines()[2:] == [
-        "| `attention_none` | 396,155 | 68,146,606 | 3 | 62.00 ± 2.00 % |  | 250 |"
-        " 90 s |",
-        "| `attention_cbam` | 396,155 | 68,146,606 | 3 | 66.00 ± 3.00 % |"
-        " +4.00 ± 2.08 | 250 | 90 s |",
-        "| `attention_scsa` |  |  |  | not run yet |  |  |  |",
-    ]
-
-
-def test_tables_are_replaced_between_their_markers():
-    text = "a\n<!-- table:cpu -->\nold\n<!-- /table -->\nb\n"
-    found = {"canet_tiny_20_epochs": [finished(0.8)]}
-    once = reproduce.replace_tables(text, found)
-    assert "old" not in once
-    assert once.startswith("a\n<!-- table:cpu -->\n\n| run | epochs |")
-    assert "- 1 x cpu (2 x EPYC); jax 1.2, float32\n" in once
-    assert once.endswith("\n\n<!-- /table -->\nb\n")
-    assert reproduce.replace_tables(once, found) == once
-    with pytest.raises(UserError, match="table='gpu'"):
-        reproduce.replace_tables(text.replace("cpu", "gpu"), found)

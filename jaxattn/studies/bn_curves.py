@@ -72,9 +72,9 @@ class Curves:
         images_per_s: Median training speed of the epochs, of every run `[R]`; NaN if it
             is not known.
         look_steps: Steps at which the run looked along its step, int `[P]`.
-        step_length: l2 norm of the step, `[R, P]`.
+        step_length: L2 norm of the step, `[R, P]`.
         look_loss: Loss at the S points, `[R, P, S]`.
-        gradient_change: l2 distance of the gradient there, `[R, P, S]`.
+        gradient_change: L2 distance of the gradient there, `[R, P, S]`.
     """
 
     model: str
