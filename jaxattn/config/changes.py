@@ -29,6 +29,26 @@ _RESUMABLE = (*_HARMLESS, "early_stopping.")
 _IMPLIED = {"task": "classification"}
 
 
+def changed_since(saved: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Compares a run with the config that its workdir was begun with.
+
+    Args:
+        saved: Content of the workdir's `config.json`.
+        record: What the run as it is now would write there.
+
+    Returns:
+        The changes that do no harm, as "key: before -> now".
+
+    Raises:
+        UserError: If another change would make the resumed run neither one thing nor
+            the other.
+    """
+    # A workdir of an earlier version does not say all that its data were.
+    said = saved.get("dataset", {})
+    known = {key: value for key, value in record["dataset"].items() if key in said}
+    return harmless_changes(saved, {**record, "dataset": known}, "the workdir")
+
+
 def harmless_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], where: str
 ) -> list[str]:

@@ -1,8 +1,5 @@
-"""The order of examples, and the two ways their pixels reach the device.
+"""The two ways in which examples reach the device, in an order that is given.
 
-Order: epoch e goes through one global permutation, a function of (seed, e), in batches;
-the last batch is completed from the start of the same permutation. So batch k of a run
-is a function of (seed, k): a resumed run, on any number of processes, goes on exactly.
 A source that draws its training examples (crops) does so from a generator that is a
 function of (seed, k, position in the global batch).
 
@@ -21,7 +18,6 @@ process that consumes the feeds.
 """
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast
@@ -29,6 +25,7 @@ from typing import Any, Protocol, cast
 import jax
 import numpy as np
 
+from jaxattn.data.order import WHOLE, Slice, TrainOrder, evaluation_order
 from jaxattn.data.source import (
     ArraySource,
     DrawingSource,
@@ -52,70 +49,6 @@ logger = logging.getLogger(__name__)
 def targets_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the targets of an example or a batch by their key."""
     return {key: batch[key] for key in batch if key not in ("image", "mask", "error")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """The part of every batch that this process feeds.
-
-    Attributes:
-        index: Of the process.
-        count: Of processes.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def take(self, values: np.ndarray) -> np.ndarray:
-        """Returns this process's share of an array over the global batch."""
-        size = len(values) // self.count
-        return values[self.index * size : (self.index + 1) * size]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOrder:
-    """Which examples form each training batch.
-
-    Attributes:
-        num_examples: Of the training split.
-        batch_size: Of the global batch.
-        seed: Of the run.
-    """
-
-    num_examples: int
-    batch_size: int
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch: every example is in at least one."""
-        return -(-self.num_examples // self.batch_size)
-
-    def __call__(self, step: int) -> np.ndarray:
-        """Returns the example indices of the batch at `step`, int32 `[batch_size]`."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        positions = batch * self.batch_size + np.arange(self.batch_size)
-        order = _permutation(self.num_examples, self.seed, epoch)
-        return order[positions % self.num_examples]
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    rng = np.random.default_rng((seed, epoch))
-    return rng.permutation(num_examples).astype(np.int32)
-
-
-def evaluation_order(
-    num_examples: int, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields indices and mask of each evaluation batch, both `[batch_size]`.
-
-    Padding repeats the last example under a False mask.
-    """
-    for start in range(0, num_examples, batch_size):
-        positions = start + np.arange(batch_size)
-        mask = positions < num_examples
-        yield np.minimum(positions, num_examples - 1).astype(np.int32), mask
 
 
 class _Skipped:
@@ -165,7 +98,7 @@ class ResidentLoader:
     """
 
     source: ArraySource
-    part: Slice = Slice()
+    part: Slice = WHOLE
     skipped: tuple[int, ...] = ()
 
     @property
@@ -260,7 +193,7 @@ class StreamedLoader:
     """
 
     source: Source
-    part: Slice = Slice()
+    part: Slice = WHOLE
     num_workers: int = 0
     num_threads: int = 8
     _skipped: _Skipped = dataclasses.field(default_factory=_Skipped, init=False)

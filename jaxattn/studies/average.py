@@ -11,10 +11,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxattn.config.changes import config_of
+from jaxattn.data.augment import Augment
+from jaxattn.data.pipeline import Batch
 from jaxattn.errors import UserError, choose, require
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import (
@@ -26,7 +30,13 @@ from jaxattn.training.devices.mesh import Devices
 from jaxattn.training.records.report import versions
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState
-from jaxattn.training.steps import make_statistics_step
+from jaxattn.training.steps import (
+    Metrics,
+    Normalize,
+    TrainStep,
+    augmented,
+    replica_keys,
+)
 from jaxattn.training.trainer import Trainer
 
 KINDS = ("raw", "ema")
@@ -133,6 +143,49 @@ def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> Trai
             placed, _ = dispatch(placed, trainer.place([feed]))
         state = parallel.collect(placed)
     return state
+
+
+def make_statistics_step(
+    model: nn.Module,
+    *,
+    augment: Augment,
+    normalize: Normalize,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Returns a step that measures BatchNorm's statistics and trains nothing.
+
+    It is `(state, batch) -> (state, {})`, for batches as of `make_train_step`. From
+    step 0 on, `batch_stats` is the mean over the batches so far, each counting the
+    same, as PyTorch's `torch.optim.swa_utils.update_bn` makes it; not a moving average.
+    """
+
+    def statistics_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (x, *_), _ = augmented(
+            augment, normalize, state.stream("augment"), batch, axis_name
+        )
+
+        def update(running: Any) -> Any:
+            _, updated = model.apply(
+                {"params": state.params, "batch_stats": running},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs=replica_keys(state, axis_name),
+            )  # pyright: ignore[reportGeneralTypeIssues]
+            return updated["batch_stats"]
+
+        # A layer's update is `share * running + (1 - share) * batch`, whatever its
+        # share: value and derivative at 0 tell the batch's statistics.
+        zeros = optax.tree.zeros_like(state.batch_stats)
+        value, share = jax.jvp(update, (zeros,), (optax.tree.ones_like(zeros),))
+        own = jax.tree.map(lambda v, s: v / (1 - s), value, share)
+        count = state.step + 1
+        batch_stats = jax.tree.map(
+            lambda mean, new: mean + (new - mean) / count, state.batch_stats, own
+        )
+        return dataclasses.replace(state, step=count, batch_stats=batch_stats), {}
+
+    return statistics_step
 
 
 def _run_config(config: dict[str, Any], data_path: str | None) -> dict[str, Any]:

@@ -18,7 +18,9 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxattn.data.augment import Augment
 from jaxattn.data.source import Data, Example, Source
+from jaxattn.errors import UserError
 
 Targets = Mapping[str, jax.Array]
 Figures = Mapping[str, float]
@@ -229,3 +231,18 @@ class Task(Protocol):
             UserError: If the file cannot be written.
         """
         ...
+
+
+def refuse_transforms(task: Task, augment: Augment) -> None:
+    """Refuses transforms of images that would leave a task's targets wrong.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for transform in augment.running:
+        if lacking := sorted(task.moved - transform.targets):
+            name = type(task).__name__
+            raise UserError(
+                f"augment: {transform.name} does not move {' and '.join(lacking)} along"
+                f" with the images, as {name} needs; turn it off"
+            )

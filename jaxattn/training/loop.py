@@ -10,7 +10,6 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -18,18 +17,19 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from jaxattn.config.changes import changed_since
 from jaxattn.errors import (
     DivergedError,
     InterruptedRun,
-    MachineError,
     UserError,
-    describe_fault,
 )
 from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
 from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.guards.divergence import Divergence
 from jaxattn.training.guards.early_stopping import Plateau
+from jaxattn.training.guards.faults import describe_saved, telling_what_is_saved
 from jaxattn.training.guards.interrupt import Interrupt
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.guards.watchdog import Watchdog
@@ -38,7 +38,7 @@ from jaxattn.training.records import figures, report
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
-from jaxattn.training.run import Run, build, changed_since
+from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.trainer import Trainer
 
@@ -75,7 +75,7 @@ def train_and_evaluate(
         interrupt = stack.enter_context(Interrupt())
         checkpoints = Checkpoints(workdir, num_latest=run.options.keep_checkpoints)
         stack.callback(checkpoints.close)
-        stack.enter_context(_telling_what_is_saved(checkpoints, workdir))
+        stack.enter_context(telling_what_is_saved(checkpoints, workdir))
         restored = checkpoints.restore_latest(run.abstract_state)
         if restored is None:
             _refuse_finished(workdir)
@@ -98,26 +98,6 @@ def train_and_evaluate(
         return attempt.finish(*attempt.train(state))
 
 
-@contextlib.contextmanager
-def _telling_what_is_saved(
-    checkpoints: Checkpoints, workdir: pathlib.Path
-) -> Iterator[None]:
-    """Makes a fault of the machine a `MachineError` that says how the run goes on."""
-    try:
-        yield
-    except Exception as error:
-        if (fault := describe_fault(error)) is None:
-            raise
-        saved = _describe_saved(checkpoints, workdir)
-        raise MachineError(f"{fault}; {saved}") from error
-
-
-def _describe_saved(checkpoints: Checkpoints, workdir: pathlib.Path) -> str:
-    steps = checkpoints.all_steps()
-    saved = f"step {steps[-1]} is" if steps else "nothing is"
-    return f"{saved} saved in {workdir}; repeat the command to go on"
-
-
 def _refuse_finished(workdir: pathlib.Path) -> None:
     """Refuses to begin anew where a run has finished and its checkpoints are gone."""
     if (workdir / "results.json").exists():
@@ -132,7 +112,7 @@ def _check_config(run: Run, workdir: pathlib.Path) -> list[str]:
     path = workdir / "config.json"
     if not path.exists():
         return ["config.json was missing"]
-    return changed_since(run, json.loads(path.read_text()))
+    return changed_since(json.loads(path.read_text()), run.record)
 
 
 class _Attempt:
@@ -207,7 +187,8 @@ class _Attempt:
         elif self.writer:
             report.write_description(run, self.workdir, self.writer, key)
         logged = read_metrics(self.workdir)
-        self._num_skipped = _count_skipped(logged, step)
+        most, say = run.options.max_skipped_steps, self.progress.message
+        self._divergence = Divergence(most, logged, step, say)
         meter = Meter(run.log.every_steps, step)
         # A signal may have come between an epoch's last step and its evaluation.
         is_due = step > 0 and "epoch" not in self._saved
@@ -267,8 +248,7 @@ class _Attempt:
         rows = meter.fetch(everything=everything)
         for row in rows:
             step = int(row["step"])
-            if not math.isfinite(row["loss"] + row["gradient_norm"]):
-                self._skip(row)
+            self._divergence.check(row)
             if self.writer:
                 scalars = {f"step/{k}": v for k, v in row.items() if k != "step"}
                 self.writer.write_scalars(step, scalars)
@@ -279,23 +259,6 @@ class _Attempt:
                 epoch=(step - 1) // self.run.steps_per_epoch + 1,
                 figures=rows[-1],
             )
-
-    def _skip(self, row: dict[str, float]) -> None:
-        """Counts a step that was skipped; raises if the config allows no more."""
-        self._num_skipped += 1
-        most = self.run.options.max_skipped_steps
-        what = (
-            f"at step {row['step']:.0f} the loss is {row['loss']:.4g} and the gradient"
-            f" norm {row['gradient_norm']:.4g} (learning rate"
-            f" {row['learning_rate']:.3g})"
-        )
-        if self._num_skipped > most:
-            raise DivergedError(
-                f"{what}; the checkpoint before is kept; try a lower"
-                " schedule.learning_rate, or optimizer.clip_norm"
-                + (f"; max_skipped_steps={most} are used up" if most else "")
-            )
-        self.progress.message(f"{what}: skipped, {self._num_skipped} of at most {most}")
 
     def _end_epoch(
         self, state: TrainState, step: int, train_means: dict[str, float]
@@ -352,7 +315,7 @@ class _Attempt:
         return (
             f"no step in {self.run.options.stall_timeout_s:.0f} s: the data, a device"
             " or another process does not answer; "
-            + _describe_saved(self.checkpoints, self.workdir)
+            + describe_saved(self.checkpoints, self.workdir)
         )
 
     def _stop(self, step: int) -> NoReturn:
@@ -407,13 +370,6 @@ class _Attempt:
         if summary is None:
             self._stop(step)
         return summary
-
-
-def _count_skipped(logged: list[dict[str, Any]], step: int) -> int:
-    """Counts the steps up to `step` that were not finite; each has a row of its own."""
-    keys = ("step/loss", "step/gradient_norm")
-    rows = [row for row in logged if row["step"] <= step and keys[0] in row]
-    return sum(any(row.get(key) is None for key in keys) for row in rows)
 
 
 def _weights(state: TrainState) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxattn.config.bind import DTYPES, bind
-from jaxattn.config.changes import harmless_changes
 from jaxattn.data.augment import Augment
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
@@ -22,11 +21,11 @@ from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.tasks.registry import make_task
-from jaxattn.tasks.task import Task
+from jaxattn.tasks.task import Task, refuse_transforms
 from jaxattn.training import optim, own_objects
 from jaxattn.training.checkpoints.pretrained import Pretrained
-from jaxattn.training.devices.mesh import Devices, MeshParallel, Parallel
-from jaxattn.training.devices.pmap import PmapParallel
+from jaxattn.training.devices.mesh import Devices, Parallel
+from jaxattn.training.devices.registry import make_parallel
 from jaxattn.training.guards.early_stopping import EarlyStopping
 from jaxattn.training.options import Log, Options
 from jaxattn.training.state import Ema, TrainState, create_state
@@ -46,10 +45,6 @@ _SECTIONS = (
     "early_stopping",
     "log",
 )
-_PARALLEL: dict[str, Callable[..., Parallel]] = {
-    "jit": MeshParallel,
-    "pmap": PmapParallel,
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,7 +187,7 @@ def build(
     """
     values, sections = _split(config)
     options = bind(Options, values, "config")()
-    parallel = _make_parallel(options, devices or jax.devices())
+    parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
     parts = _bind_parts(sections)
     given = {"data": data, "model": model, "task": task}
@@ -265,24 +260,6 @@ def _split(config: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return plain, sections
 
 
-def _make_parallel(options: Options, devices: Devices) -> Parallel:
-    if options.batch_size % len(devices):
-        raise UserError(
-            f"batch_size={options.batch_size}: must be divisible by the"
-            f" {len(devices)} devices"
-        )
-    per_device, count = options.batch_size // len(devices), options.accumulate_steps
-    if per_device % count:
-        divisors = [n for n in range(1, per_device + 1) if per_device % n == 0]
-        raise UserError(
-            f"accumulate_steps={count}: must divide the {per_device} images of a batch"
-            f" on each device; choices: {', '.join(map(str, divisors))}"
-        )
-    if options.data_parallel == "pmap" and jax.process_count() > 1:
-        raise UserError("data_parallel='pmap': runs in one process only; use 'jit'")
-    return _PARALLEL[options.data_parallel](devices)
-
-
 def _make_optimizer(sections: Mapping[str, Any], length: optim.RunLength) -> Any:
     schedule = bind(
         optim.make_schedule, sections["schedule"], "schedule", length=length
@@ -321,19 +298,8 @@ def _check_run(run: Run) -> None:
     steps, total = run.log.profile_steps, run.total_steps
     wanted = f"within the {total} steps of the run"
     require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
-    _check_transforms(run)
+    refuse_transforms(run.task, run.augment)
     _check_shapes(run)
-
-
-def _check_transforms(run: Run) -> None:
-    """Refuses transforms that would leave the task's targets wrong."""
-    for transform in run.augment.running:
-        if lacking := sorted(run.task.moved - transform.targets):
-            task = type(run.task).__name__
-            raise UserError(
-                f"augment: {transform.name} does not move {' and '.join(lacking)} along"
-                f" with the images, as {task} needs; turn it off"
-            )
 
 
 def _check_shapes(run: Run) -> None:
@@ -352,24 +318,3 @@ def _check_shapes(run: Run) -> None:
         raise UserError(
             f"images of {H} x {W} x {C} do not fit the config: {error}"
         ) from error
-
-
-def changed_since(run: Run, saved: Mapping[str, Any]) -> list[str]:
-    """Compares a run with the config that its workdir was begun with.
-
-    Args:
-        run: The run as it is now.
-        saved: Content of `config.json`.
-
-    Returns:
-        The changes that do no harm, as "key: before -> now".
-
-    Raises:
-        UserError: If another change would make the resumed run neither one thing nor
-            the other.
-    """
-    # A workdir of an earlier version does not say all that its data were.
-    dataset = saved.get("dataset", {})
-    known = {k: v for k, v in run.record["dataset"].items() if k in dataset}
-    record = {**run.record, "dataset": known}
-    return harmless_changes(saved, record, "the workdir")

@@ -72,7 +72,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        examples, own_weight = _augmented(
+        examples, own_weight = augmented(
             augment, normalize, state.stream("augment"), batch, axis_name
         )
 
@@ -105,7 +105,7 @@ def make_train_step(
             )
             return (measured, grads), batch_stats
 
-        keys = _replica_keys(state, axis_name)
+        keys = replica_keys(state, axis_name)
         if accumulate_steps == 1:
             means, batch_stats = means_of(state.batch_stats, examples, keys)
         else:
@@ -167,49 +167,6 @@ def make_eval_step(
     return eval_step
 
 
-def make_statistics_step(
-    model: nn.Module,
-    *,
-    augment: Augment = _NO_AUGMENT,
-    normalize: Normalize = _TO_INTENSITIES,
-    axis_name: str | None = None,
-) -> TrainStep:
-    """Returns a step that measures BatchNorm's statistics and trains nothing.
-
-    It is `(state, batch) -> (state, {})`, for batches as of `make_train_step`. From
-    step 0 on, `batch_stats` is the mean over the batches so far, each counting the
-    same, as PyTorch's `torch.optim.swa_utils.update_bn` makes it; not a moving average.
-    """
-
-    def statistics_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (x, *_), _ = _augmented(
-            augment, normalize, state.stream("augment"), batch, axis_name
-        )
-
-        def update(running: Any) -> Any:
-            _, updated = model.apply(
-                {"params": state.params, "batch_stats": running},
-                x,
-                train=True,
-                mutable=["batch_stats"],
-                rngs=_replica_keys(state, axis_name),
-            )  # pyright: ignore[reportGeneralTypeIssues]
-            return updated["batch_stats"]
-
-        # A layer's update is `share * running + (1 - share) * batch`, whatever its
-        # share: value and derivative at 0 tell the batch's statistics.
-        zeros = optax.tree.zeros_like(state.batch_stats)
-        value, share = jax.jvp(update, (zeros,), (optax.tree.ones_like(zeros),))
-        own = jax.tree.map(lambda v, s: v / (1 - s), value, share)
-        count = state.step + 1
-        batch_stats = jax.tree.map(
-            lambda mean, new: mean + (new - mean) / count, state.batch_stats, own
-        )
-        return dataclasses.replace(state, step=count, batch_stats=batch_stats), {}
-
-    return statistics_step
-
-
 def mixed(
     own: jax.Array, partners: jax.Array, own_weight: float | jax.Array
 ) -> jax.Array:
@@ -217,7 +174,7 @@ def mixed(
     return own_weight * own + (1 - own_weight) * partners
 
 
-def _augmented(
+def augmented(
     augment: Augment,
     normalize: Normalize,
     key: jax.Array,
@@ -306,7 +263,7 @@ def _mean(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
-def _replica_keys(state: TrainState, axis_name: str | None) -> dict[str, jax.Array]:
+def replica_keys(state: TrainState, axis_name: str | None) -> dict[str, jax.Array]:
     """Keys for draws inside the network, different on each replica of a pmap."""
     keys = {name: state.stream(name) for name in ("dropout", "forcing")}
     if axis_name is None:
