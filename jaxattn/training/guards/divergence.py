@@ -47,10 +47,7 @@ class Divergence:
             raise DivergedError(
                 f"{what}; the checkpoint before is kept; try a lower"
                 " schedule.learning_rate, or optimizer.clip_norm"
-                + (
-                    f"; max_skipped_steps={self._most} are used up"
-                    if self._most
-                    else ""
-                )
+                + f"; max_skipped_steps={self._most} are used up"
+                * (self._most > 0)
             )
         self._say(f"{what}: skipped, {self._count} of at most {self._most}")

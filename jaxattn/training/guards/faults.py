@@ -23,6 +23,7 @@ def telling_what_is_saved(
 
 
 def describe_saved(checkpoints: Checkpoints, workdir: pathlib.Path) -> str:
+    """Returns what a run has saved, and how it goes on, in one line."""
     steps = checkpoints.all_steps()
     saved = f"step {steps[-1]} is" if steps else "nothing is"
     return f"{saved} saved in {workdir}; repeat the command to go on"
