@@ -168,7 +168,7 @@ def make_jax_side(work: Work, path: str) -> timing.Side:
             if meter.is_due:
                 meter.fetch(everything=False)
         meter.fetch(everything=True)
-        return trainer.test(state)
+        return trainer.evaluate(state, "test")
 
     return timing.Side(call, len(run.data.train), jax_peak(work.device))
 

@@ -14,6 +14,6 @@ for update in trainer.train(state):
     state = update.state
     loss, accuracy = (update.metrics[key].mean() for key in ("loss", "accuracy"))
     print(f"step {update.step}: loss {loss:.3f}, accuracy {accuracy:.2f}")
-summary = trainer.test(state)
+summary = trainer.evaluate(state, "test")
 assert summary is not None
 print(f"test accuracy {summary['accuracy']:.2f} of {summary['count']} images")

@@ -198,3 +198,11 @@ def test_mistake_on_the_command_line_is_one_line(flags, message, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.returncode == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_read_in_eight_files():
+    """Of at most 1,500 lines, all that the page names."""
+    page = (ROOT / "docs" / "how_a_run_works.md").read_text()
+    files = {ROOT / name for name in re.findall(r"`(jaxattn/[\w/]+\.py)`", page)}
+    assert len(files) == 8
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 1500

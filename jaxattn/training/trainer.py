@@ -1,11 +1,6 @@
 """A run, step by step: for the training loop, studies, benchmarks and notebooks.
 
-trainer = Trainer(build(config))
-state = trainer.init_state()
-for update in trainer.train(state):
-state = update.state
-print(update.step, float(update.metrics["loss"][-1]))
-print(trainer.test(state))
+`examples/train_step.py` is a loop in ten lines.
 """
 
 import contextlib
@@ -94,20 +89,14 @@ class Trainer:
     def _dispatch(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         return self.compile(self.run.train_step)
 
-    def evaluate(self, state: TrainState, split: str = "val") -> dict[str, Any] | None:
+    def evaluate(self, state: TrainState, split: str) -> dict[str, Any] | None:
         """Returns the task's summary of the raw weights on a split.
-
-        None if `is_stopped` said so.
 
         Args:
             state: Of the weights.
             split: "train", "val" or "test".
         """
         return self.evaluator.evaluate(state.variables, split)
-
-    def test(self, state: TrainState) -> dict[str, Any] | None:
-        """Returns the task's summary of the raw weights on the test split."""
-        return self.evaluate(state, "test")
 
     # For steps of another kind --------------------------------------------------------
 
