@@ -143,7 +143,7 @@ BASELINE_OF = {"attention_cpu": "attention_none"}
 
 
 def select_rows(names: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Returns the rows of the given names and groups.
+    """Returns the rows of the given names, in their order, then those of the groups.
 
     Raises:
         UserError: If there is none of a name.
@@ -152,7 +152,8 @@ def select_rows(names: Sequence[str], groups: Sequence[str]) -> list[str]:
         choose("--rows", name, ROWS)
     for group in groups:
         choose("--group", group, GROUPS)
-    return [n for n, row in ROWS.items() if n in names or row.group in groups]
+    of_groups = [name for name, row in ROWS.items() if row.group in groups]
+    return list(dict.fromkeys([*names, *of_groups]))
 
 
 # Records ---------------------------------------------------------------------------

@@ -163,6 +163,7 @@ def test_mistake_ends_the_call(call):
 def test_rows_are_selected_by_name_and_group():
     cpu = ["canet_tiny_20_epochs", "enhanced_efficient_resnet_5000"]
     assert rows.select_rows(["canet"], ["cpu"]) == ["canet", *cpu]
+    assert rows.select_rows(["vgg_a", "canet"], []) == ["vgg_a", "canet"]
     whole = rows.select_rows([], ["cifar10"])
     assert {"vgg11", "vgg_a_bn"} <= set(whole)
     for names, groups, message in (

@@ -26,6 +26,7 @@ from jaxattn.training.records.writer import read_metrics
 # For a run to save once it was asked to stop. One that does not goes on from the
 # checkpoint of its last epoch.
 _GRACE_S = 60.0
+_LONGEST_S = 1e6
 _LOG = "train.log"
 _STATES = {0: "finished", 1: "failed", 2: "mistake"}  # by exit code; others: a signal
 
@@ -203,7 +204,8 @@ def train(trial: Trial, *, timeout_s: float | None = None) -> Outcome:
         process.start()
         theirs.close()
         try:
-            process.join(timeout_s)
+            # The system waits for no more than some weeks.
+            process.join(timeout_s and min(timeout_s, _LONGEST_S))
         finally:
             was_asked = process.is_alive()
             if was_asked:
