@@ -31,14 +31,14 @@ class RunWriter:
     Only one process of a run may have one. Usable as a context manager.
 
     Args:
-        workdir: directory of the run; made if absent.
-        start_step: the step from which the run starts or resumes. Whatever an earlier
+        workdir: Directory of the run; made if absent.
+        start_step: The step from which the run starts or resumes. Whatever an earlier
             attempt left after it is dropped; at 0, everything is.
         tensorboard: False writes `metrics.jsonl` only. So does a machine without
             TensorFlow, after one line that says so.
 
     Raises:
-        OSError: from here and from every method, if a file cannot be written (a full
+        OSError: From here and from every method, if a file cannot be written (a full
             disk); names the file or directory.
     """
 
@@ -142,7 +142,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads `metrics.jsonl` of a run.
 
     Args:
-        workdir: directory of the run.
+        workdir: Directory of the run.
 
     Returns:
         One dict per line, with `step` and the scalars; a NaN or infinity is None. A
@@ -171,11 +171,11 @@ def truncate_run(workdir: str | os.PathLike[str], step: int) -> None:
     Each file is replaced at once or left as it is.
 
     Args:
-        workdir: directory of the run; it need hold no record yet.
-        step: the last step that is kept.
+        workdir: Directory of the run; it need hold no record yet.
+        step: The last step that is kept.
 
     Raises:
-        OSError: if a file cannot be rewritten; names it.
+        OSError: If a file cannot be rewritten; names it.
     """
     path = pathlib.Path(workdir) / _METRICS
     if path.exists():
