@@ -121,7 +121,7 @@ def test_random_crops_are_uniform_in_area_ratio_and_place():
 
 @pytest.mark.parametrize(("size", "resized"), [(224, 256), (16, 18), (160, 183)])
 def test_images_are_scaled_by_eight_sevenths_of_the_size(size, resized):
-    assert Crops(image_size=size).shorter_side == resized
+    assert Crops(image_size=size).frame.resize_px == resized
 
 
 @pytest.mark.parametrize(

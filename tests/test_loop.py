@@ -426,7 +426,7 @@ def test_checkpoint_of_another_model_is_refused(undisturbed):
         ({"num_epochs": 0}, r"num_epochs=0: must be at least 1"),
         ({"dtype": "float16"}, r"dtype='float16': did you mean 'bfloat16'"),
         ({"data_parallel": "mpi"}, r"data_parallel='mpi': choices: jit, pmap"),
-        ({"data__path": "/nowhere"}, r"data.path=/nowhere"),
+        ({"data__path": "/nowhere"}, r"data.path='/nowhere'"),
         ({"variant": "canet", "data__image_size": 12}, r"must be multiples of 8"),
         ({"normalize__mean": (0.1, 0.2)}, r"images of 8 x 8 x 3 do not fit"),
         ({"normalize__std": (0.0,)}, r"normalize.std=\(0.0,\): must be above 0"),

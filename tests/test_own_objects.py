@@ -109,8 +109,9 @@ def test_validation_and_test_splits_are_optional():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"test": arrays(4)}, "data: has none; must be train"),
+        ({"test": arrays(4)}, "data: has no train; must be train"),
         ({"train": arrays(4), "valid": arrays(4)}, "data: has valid; must be train"),
+        ([arrays(4)], "data: list; must be a mapping of train"),
         ({"train": arrays(4)[0]}, r"data\['train'\]: must be a pair"),
         (
             {"train": (np.zeros((4, 4, 4, 3)), np.zeros(4, int))},

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jaxattn.viz.figure  # noqa: F401 - what it needs is missed before the work
 from jaxattn.config.bind import bind
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data

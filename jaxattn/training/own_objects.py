@@ -40,9 +40,12 @@ def make_data(given: Mapping[str, Any], task: Task) -> Data:
     Raises:
         UserError: If a split is unknown or missing, or arrays do not fit.
     """
-    if unknown := sorted(set(given) - set(_SPLITS)) or "train" not in given:
-        which = f"has {', '.join(unknown)}" if isinstance(unknown, list) else "has none"
-        raise UserError(f"data: {which}; must be train and, if wanted, val and test")
+    wanted = "train and, if wanted, val and test"
+    if not isinstance(given, Mapping):
+        raise UserError(f"data: {type(given).__name__}; must be a mapping of {wanted}")
+    if (unknown := sorted(set(given) - set(_SPLITS))) or "train" not in given:
+        found = ", ".join(map(str, unknown)) or "no train"
+        raise UserError(f"data: has {found}; must be {wanted}")
     sources = {split: _make_source(given[split], split, task) for split in given}
     shapes = {split: source.images.shape[1:] for split, source in sources.items()}
     for split, shape in shapes.items():
