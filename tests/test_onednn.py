@@ -281,7 +281,8 @@ def test_variable_has_two_values(monkeypatch):
 def test_a_process_finds_it_and_says_so(library):
     """In a process of its own, which has one device and reads the cache."""
     code = (
-        "import jax; from jaxattn.training.records import report; import jax.numpy as jnp\n"
+        "import jax; import jax.numpy as jnp\n"
+        "from jaxattn.training.records import report\n"
         "from jaxattn.ops.conv import conv2d\n"
         "y = jax.jit(conv2d)(jnp.ones((2, 4, 4, 3)), jnp.ones((1, 1, 3, 5)))\n"
         "print(float(y.sum()), report.versions()['convolutions'])"
