@@ -39,7 +39,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 # What a worker may keep from one test to the next, in bytes: a training of the tests
 # takes 0.4 GB while it compiles.
-KEPT = 900_000_000
+KEPT = 1_000_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +50,17 @@ def give_memory_back():
     to 7 GB. To compile all anew after each test would take longer than the tests.
     """
     yield
-    for drop in (lambda: None, jax.clear_caches):
-        if resident() > KEPT:
-            drop()
-            gc.collect()
-            with contextlib.suppress(AttributeError):  # glibc's alone
-                ctypes.CDLL(None).malloc_trim(0)
+    if resident() > KEPT:
+        trim()
+    if resident() > KEPT:
+        jax.clear_caches()
+        gc.collect()
+        trim()
+
+
+def trim():
+    with contextlib.suppress(AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident():

@@ -160,6 +160,7 @@ def block(request):
     return module, jax.jit(module.init)(jax.random.key(1), x), x
 
 
+@pytest.mark.full
 def test_compiled_it_is_the_block_without(block):
     """The one place where it runs operation by operation: all other tests compile."""
     module, variables, x = block
@@ -179,8 +180,9 @@ def test_compiled_it_is_the_block_without(block):
     gradients = jax.grad(loss, (0, 1), has_aux=True)
     plain = gradients(variables["params"], x)
     compiled = jax.jit(gradients)(variables["params"], x)
-    for actual, expected in zip(*map(jax.tree.leaves, (compiled, plain)), strict=True):
-        assert_close(actual, expected, 1e-4)
+    # Of the largest, for some gradients are 0 but for rounding.
+    atol = 1e-5 * max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+    chex.assert_trees_all_close(compiled, plain, rtol=1e-4, atol=atol)
 
 
 def test_block_keeps_shape_and_follows_its_input_dtype(block):

@@ -79,12 +79,14 @@ def test_cbam_is_input_times_the_gates_of_both_halves():
     chex.assert_trees_all_close(x * channel * spatial, out, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_competitive_attention_is_the_sum_over_both_unit_gates():
     x, out, sown, _ = applied(CompetitiveAttention())
     u1, u2 = sown["spatial_unit_gate"][0], sown["channel_unit_gate"][0]
     chex.assert_trees_all_close(x * u1 + x * u2, out, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_residual_block_multiplies_its_branch_with_both_gates():
     x, out, sown, _ = applied(AttentionResidualBlock(32), capture=True)
     branch = sown["bn2"]["__call__"][0]
@@ -93,6 +95,7 @@ def test_residual_block_multiplies_its_branch_with_both_gates():
     chex.assert_trees_all_close(nn.relu(gated + x), out, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_canets_unit_gates_multiply_its_branches():
     _, out, sown, variables = applied(AttResBlock(32), capture=True)
     branches = [nn.relu(sown[name]["__call__"][0]) for name in ("bn1", "bn2")]
@@ -269,6 +272,7 @@ def test_grad_cam_of_a_linear_network_is_the_one_computed_by_hand():
     assert len(set(predicted)) > 1  # each image has its own class
 
 
+@pytest.mark.full
 def test_grad_cam_differentiates_the_marked_map(canet):
     """Against finite differences of the network behind the map."""
     module, variables, x, attention = canet

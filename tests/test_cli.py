@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from tiers import full_but
 
 from jaxattn.cli import main
 from jaxattn.data import load_data
@@ -53,7 +54,7 @@ def rows(path):
     return list(csv.reader(io.StringIO(path.read_text())))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", full_but(METHODS, "plain", "adaptive"))
 def test_predict_writes_the_submission(capsys, workdir, batch, tmp_path, method):
     out = tmp_path / "out" / "a.csv"
     code, text, _ = run(
@@ -67,6 +68,7 @@ def test_predict_writes_the_submission(capsys, workdir, batch, tmp_path, method)
     assert all(row[1] in "01234" for row in body)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "name"),
     [("adaptive", "adaptive"), ("class_specialized", "specialized")],
@@ -137,7 +139,7 @@ def test_evaluate_reports_the_runs_accuracy(capsys, workdir):
         assert (folder / f"{name}.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("split", ["val", "train"])
+@pytest.mark.parametrize("split", full_but(["val", "train"], "val"))
 def test_evaluate_takes_any_split_and_method(capsys, workdir, tmp_path, split):
     code, text, _ = run(
         capsys, "evaluate", "--workdir", workdir, "--split", split,
@@ -333,6 +335,7 @@ def test_models_takes_what_the_network_takes(capsys):
     assert row[1:5] == ["cifar", "16", "100", f"{11_712_552 - 40 * 192 - 900 * 513:,}"]
 
 
+@pytest.mark.full
 def test_models_lists_all(capsys, monkeypatch):
     names = ["canet_tiny", "resnet18"]
     monkeypatch.setattr("jaxattn.models.registry.list_models", lambda: names)
@@ -360,6 +363,7 @@ def test_models_refuses(capsys, arguments, message):
     assert message in error
 
 
+@pytest.mark.full
 def test_attention_maps_writes_a_page_for_each_image(capsys, workdir, images, tmp_path):
     folder = tmp_path / "photos" / "3"  # the name of a class
     folder.mkdir(parents=True)

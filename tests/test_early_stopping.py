@@ -66,6 +66,7 @@ def test_patience_counts_epochs_since_the_last_gain(kwargs, epochs):
     assert done == epochs
 
 
+@pytest.mark.full
 def test_it_ends_reports_and_goes_on(tmp_path, capsys):
     stopping = config(patience=2)
     results = train(stopping, tmp_path)

@@ -178,6 +178,7 @@ def test_missing_workdir_is_one_line(capsys, tmp_path):
     assert error.count("\n") == 1
 
 
+@pytest.mark.full
 def test_latency_is_a_row_for_every_batch_size(capsys, workdir):
     arguments = ("--workdir", str(workdir), "--batch-sizes", "1", "4")
     assert main(["benchmark-latency", *arguments, "--seconds", "0.1"]) == 0

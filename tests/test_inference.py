@@ -63,6 +63,7 @@ def test_plain_prediction_is_the_networks(predictor, trained, test_split):
     np.testing.assert_allclose(probabilities, jax.nn.softmax(expected), atol=1e-5)
 
 
+@pytest.mark.full
 def test_views_do_not_depend_on_batches_or_devices(predictor, trained, test_split):
     reference = all_logits(predictor, test_split)
     assert reference.shape == (8, 45, 5)
@@ -82,6 +83,7 @@ def test_views_are_their_transforms(predictor, trained, test_split):
         assert np.abs(view - logits[0]).max() > 1e-5
 
 
+@pytest.mark.full
 def test_random_views_follow_the_seed(predictor, test_split):
     first, again, other = (
         all_logits(predictor, test_split, seed) for seed in (0, 0, 1)
@@ -92,6 +94,7 @@ def test_random_views_follow_the_seed(predictor, test_split):
         assert np.abs(first[i] - other[i]).max() > 1e-2
 
 
+@pytest.mark.full
 def test_nothing_is_compiled_twice(trained, test_split):
     """45 images in batches of 16, the last one padded, by all views, twice."""
     traces = 0

@@ -355,6 +355,7 @@ def test_without_validation_the_last_weights_are_tested(tmp_path):
     assert "no validation split" in (tmp_path / "report.txt").read_text()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("every_steps", full_but([1, 6], 6))
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     every_steps, tmp_path

@@ -194,6 +194,15 @@ def tiny_state():
     return model, x, to_torch(model, init(model, x))
 
 
+@pytest.fixture(scope="module")
+def tiny_zeros():
+    """A state dict of the network, without compiling its initialisation."""
+    model = create_model("canet_tiny")
+    shapes = abstract_variables(model)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return model, jnp.zeros((1, 32, 32, 3)), to_torch(model, zeros)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -205,14 +214,15 @@ def tiny_state():
         ),
     ],
 )
-def test_ill_fitting_state_dict_is_named(tiny_state, change, message):
-    model, x, state = tiny_state
+def test_ill_fitting_state_dict_is_named(tiny_zeros, change, message):
+    model, x, state = tiny_zeros
     state = dict(state)
     change(state)
     with pytest.raises(ValueError, match=message):
         from_torch(model, state, x)
 
 
+@pytest.mark.full
 def test_initial_weights_have_torchs_distribution(tiny_state):
     _, _, state = tiny_state
     kernel = state["res_5.conv4.weight"]  # 64 x 64 x 3 x 3
@@ -312,6 +322,7 @@ def enhanced_state():
     return to_torch(model, init(model, jnp.zeros((1, 8, 8, 3))))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "fan_out"),
     [
@@ -333,6 +344,7 @@ def test_enhanced_resnet_is_initialised_by_kaiming_normal(
     assert 0.9 * bound < np.abs(enhanced_state["fc.weight"]).max() <= bound
 
 
+@pytest.mark.full
 def test_efficient_resnet_keeps_torchs_default_initialisation():
     model = create_model("efficient_resnet")
     state = to_torch(model, init(model, jnp.zeros((1, 8, 8, 3))))
@@ -340,6 +352,7 @@ def test_efficient_resnet_keeps_torchs_default_initialisation():
     assert 0.99 * bound < np.abs(state["layer3.1.conv2.weight"]).max() <= bound
 
 
+@pytest.mark.full
 def test_dropout_acts_in_training_alone():
     model = create_model("enhanced_efficient_resnet", base_width=8)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))

@@ -4,10 +4,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smoke
 
 from jaxattn.errors import UserError
 from jaxattn.training import build, load_trained, train_and_evaluate
-from tests import smoke
 
 ONE = smoke.one_device()
 CONFIG = {

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import smoke
 from PIL import Image
 
 from jaxattn import create_model
@@ -16,7 +17,6 @@ from jaxattn.inference.inputs import read_inputs
 from jaxattn.inference.predict import Predictor
 from jaxattn.tasks.classification import Plain
 from jaxattn.training.checkpoints.trained import load_trained, write_trained
-from tests import smoke
 
 MODEL = {"name": "efficient_resnet", "base_width": 2}
 SIZES = ((40, 40), (31, 60), (60, 31))

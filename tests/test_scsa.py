@@ -47,6 +47,10 @@ NAMES = [
     "inverted_residual_scsa_e1",
     "inverted_residual_scsa_s2",
 ]
+# A block of each kind, and each of the attention's own ways.
+SMALL = [name for name in NAMES if name.startswith("scsa_")] + [
+    "basic_block_scsa", "bottleneck_scsa_train", "inverted_residual_scsa_e1",
+]  # fmt: skip
 TRAINING = [name for name in NAMES if name.endswith("_train")]
 # A softmax does not see a constant: this gradient is 0, and the authors' is rounding.
 ZERO_GRADIENTS = [("scsa_softmax", "norm_h.bias"), ("scsa_softmax", "norm_w.bias")]
@@ -116,7 +120,7 @@ def relative_l2(actual, expected):
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", full_but(NAMES, *SMALL))
 def test_output_is_the_authors(name):
     result, arrays = computed(name)
     expected = nhwc(arrays["output"])
@@ -125,7 +129,7 @@ def test_output_is_the_authors(name):
     np.testing.assert_allclose(result["output"], expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", full_but(NAMES, *SMALL))
 def test_gradients_are_the_authors(name):
     result, arrays = computed(name)
     # float32 rounding, which reductions over positions and softmax amplify.
@@ -152,7 +156,7 @@ def test_batch_statistics_are_the_authors(name):
         np.testing.assert_allclose(actual, expected[statistic], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", full_but(NAMES, *SMALL))
 def test_state_dict_survives_the_round_trip(name):
     result, arrays = computed(name)
     expected = section(arrays, "state/")
@@ -191,8 +195,8 @@ def test_torchs_initialisation():
 
 def test_bfloat16_stays_near_float32():
     variables, x = init(SCSA(window_size=4), (2, 8, 8, 32))
-    y = SCSA(window_size=4).apply(variables, x)
-    low = SCSA(window_size=4, dtype=jnp.bfloat16).apply(variables, x)
+    y = jax.jit(SCSA(window_size=4).apply)(variables, x)
+    low = jax.jit(SCSA(window_size=4, dtype=jnp.bfloat16).apply)(variables, x)
     assert low.dtype == jnp.bfloat16
     # Four roundings to 8 bits; the strips and the attention are float32.
     assert relative_l2(low.astype(jnp.float32), y) < 5e-3
@@ -201,14 +205,15 @@ def test_bfloat16_stays_near_float32():
 def test_one_pixel_is_gated():
     """A group of one value is its bias, where torch refuses the whole map."""
     variables, x = init(SCSA(window_size=-1), (1, 1, 1, 4))
-    assert jnp.all(jnp.isfinite(SCSA(window_size=-1).apply(variables, x)))
+    apply = jax.jit(SCSA(window_size=-1).apply)
+    assert jnp.all(jnp.isfinite(apply(variables, x)))
 
 
 def with_dropout():
     module = SCSA(window_size=2, attn_drop_ratio=0.5)
     variables, x = init(module, (1, 4, 4, 8))
     apply = functools.partial(module.apply, variables, x, train=True)
-    return module, variables, x, lambda key: apply(rngs={"dropout": key})
+    return module, variables, x, jax.jit(lambda key: apply(rngs={"dropout": key}))
 
 
 def test_dropout_acts_in_training_alone():
@@ -222,6 +227,7 @@ def test_dropout_acts_in_training_alone():
     chex.assert_trees_all_close(plain.apply(variables, x, train=True), y)
 
 
+@pytest.mark.full
 def test_dropout_keeps_the_mean():
     module, variables, x, _ = with_dropout()
     params = variables["params"]
@@ -240,6 +246,7 @@ def test_dropout_keeps_the_mean():
     assert relative_l2(mean - without, part) < 0.1
 
 
+@pytest.mark.full
 def test_training_keeps_no_scores_for_the_gradient():
     module, variables, x, train = with_dropout()
     key = jax.random.key(0)
@@ -255,6 +262,7 @@ def test_training_keeps_no_scores_for_the_gradient():
     assert (1, 1, 8, 8) not in kept
 
 
+@pytest.mark.full
 def test_gradient_repeats_the_dropout(monkeypatch):
     module, variables, x, _ = with_dropout()
 
@@ -368,7 +376,9 @@ class Nothing(nn.Module):
         return x * self.param("zero", nn.initializers.zeros, (1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, InvertedResidual])
+@pytest.mark.parametrize(
+    "block", full_but([BasicBlock, Bottleneck, InvertedResidual], BasicBlock)
+)
 def test_attention_outside_has_the_last_word_before_the_sum(block):
     module = block(32, slot=Slot(Nothing))
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 8, 8, 32)))
@@ -445,7 +455,7 @@ def test_features_are_the_maps_of_the_stages(bottleneck, stem, stride):
     assert {m.dtype for m in maps} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", full_but(["resnet18", "mobilenet_v2"], "resnet18"))
 def test_logits_are_float32_at_bfloat16_compute(name):
     module = NETWORKS[name](stem="cifar", attention="scsa", dtype=jnp.bfloat16)
     variables = abstract_variables(module, 32)
@@ -517,6 +527,7 @@ def assert_uniform(leaf, bound):
     assert 0.9 * bound < jnp.abs(leaf).max() <= bound
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 def test_plain_resnet_starts_as_torchvisions(stem):
     conv1, conv2, scale, kernel, bias = initial(
@@ -537,6 +548,7 @@ def test_plain_resnet_starts_as_torchvisions(stem):
     assert_uniform(bias, 512**-0.5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("bottleneck", "last"), [(False, "bn2"), (True, "bn3")], ids=["basic", "bottleneck"]
 )
@@ -570,6 +582,7 @@ def test_scsa_resnet_starts_as_the_authors(bottleneck, last):
     assert jnp.all(also_one == 1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("attention", [None, "scsa"])
 def test_mobilenet_starts_as_the_codes(attention):
     stem, depthwise, kernel = initial(
@@ -595,6 +608,7 @@ def test_block_of_zero_init_starts_as_its_shortcut(block):
     chex.assert_trees_all_equal(module.apply(variables, x), x)
 
 
+@pytest.mark.full
 def test_widths_are_multiples_of_eight_near_what_is_asked():
     assert [round_width(w) for w in (4, 12, 18, 33.6, 44.8, 320)] == [
         *[8, 16, 24, 32, 48, 320]

@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smoke
 
 from jaxattn.data.source import ArraySource
 from jaxattn.errors import UserError
 from jaxattn.tasks.classification import Classification
 from jaxattn.tasks.registry import make_task
 from jaxattn.training import Trainer, build, load_trained, train_and_evaluate
-from tests import smoke
 
 CONFIG = {
     "seed": 3,

@@ -70,6 +70,7 @@ def test_places_on_the_machine_are_not_packaged(folder):
     chex.assert_trees_all_equal(variables, expected)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("packaged")
 def test_commands_take_packaged_weights_without_a_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
