@@ -267,6 +267,8 @@ def verify(workdir: str | os.PathLike[str]) -> Iterator[Finding]:
     target = None
     try:
         target = network_target(workdir)
+        if target is None:
+            yield Finding(WARNING, "an own network's; files are checked alone")
     except UserError as error:
         yield Finding(FAIL, f"{error}; files are checked alone")
     intact = []

@@ -391,3 +391,11 @@ def test_published_study():
     assert config.optimizer.to_dict() == {"name": "adam", "weight_decay": 0.0}
     assert config.normalize.to_dict() == {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     assert config.data.val_fraction == 0
+
+
+def test_a_study_of_an_earlier_version_goes_on(tmp_path):
+    """Whose record does not say yet how photos were resized."""
+    record = {"seed": 0, "dataset": {"class_names": ["a"]}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    now = {**record, "dataset": {**record["dataset"], "resize_px": 256}}
+    assert bn_landscape._take_config(tmp_path, now) == []

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import smoke
 
+from jaxattn import doctor
 from jaxattn.errors import UserError
+from jaxattn.inference.evaluation import load_data_of
+from jaxattn.studies.average import average_checkpoints
 from jaxattn.training import build, load_trained, train_and_evaluate
 
 ONE = smoke.one_device()
@@ -66,6 +69,17 @@ def test_a_run_of_an_own_network_says_that_it_needs_it(tmp_path):
         load_trained(tmp_path)
 
 
+def test_what_needs_more_than_a_config_says_so(tmp_path):
+    train_and_evaluate(make_run(), tmp_path)
+    statuses = [finding.status for finding in doctor.verify(tmp_path)]
+    assert statuses == ["warning", "ok", "ok", "ok"]  # two epochs, and the newest
+    with pytest.raises(UserError, match=r"objects of its own \(data, model\)"):
+        average_checkpoints(tmp_path, tmp_path / "average")
+    trained = load_trained(tmp_path, model=NET)
+    with pytest.raises(UserError, match="your own arrays, come without data"):
+        load_data_of(trained, {})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -75,8 +89,9 @@ def test_a_run_of_an_own_network_says_that_it_needs_it(tmp_path):
 )
 def test_resuming_with_other_objects_is_refused(tmp_path, change, message):
     train_and_evaluate(make_run(), tmp_path)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refused:
         train_and_evaluate(make_run(**change), tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_objects_take_the_place_of_sections():
@@ -123,6 +138,8 @@ def test_validation_and_test_splits_are_optional():
         ),
         ({"train": (arrays(4)[0], np.full(4, -1))}, "has a label -1"),
         ({"train": (arrays(4)[0], np.zeros(4))}, "labels are float64"),
+        ({"train": 5}, r"data\['train'\]: must be a pair"),
+        ({"train": arrays(4), "val": None}, r"data\['val'\]: must be a pair"),
         (
             {"train": arrays(4), "test": (np.zeros((2, 5, 5, 3), np.uint8), [0, 1])},
             r"data\['test'\]: images of \[5, 5, 3\], must be of \[4, 4, 3\]",
@@ -132,6 +149,25 @@ def test_validation_and_test_splits_are_optional():
 def test_arrays_that_do_not_fit_are_named(data, message):
     with pytest.raises(UserError, match=message):
         make_run(data=data)
+
+
+def test_logits_without_examples_are_classes_too(tmp_path):
+    run = make_run(model=Net(num_classes=5))
+    assert run.data.class_names == ("0", "1", "2", "3", "4")
+    train_and_evaluate(run, tmp_path)  # its report and figures have all of them
+    assert load_trained(tmp_path, model=Net(num_classes=5)).class_names[-1] == "4"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Net(num_classes=2), r"outputs are \[2, 2\], .* at least the 3 classes"),
+        (nn.Dense(3), "model=Dense: does not take images"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_named(model, message):
+    with pytest.raises(UserError, match=message):
+        make_run(model=model)
 
 
 class NoClasses(nn.Module):

@@ -129,6 +129,24 @@ def test_arrays_are_not_copied(source):
     assert make_loader(source).source is source
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.bool_])
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_targets_keep_their_dtype_in_both_ways(dtype, shape):
+    target = np.ones(shape, dtype)
+    source = ArraySource(np.zeros((3, 2, 2, 3), np.uint8), {"target": target})
+    for make in LOADERS:
+        loader = make(source)
+        (feed,) = loader.evaluation_feeds(3)
+        found = loader.fetch(loader.store, feed)["target"]
+        assert (found.dtype, found.shape) == (dtype, shape)
+
+
+@pytest.mark.parametrize("key", ["image", "mask", "error"])
+def test_the_loaders_own_keys_are_no_targets(key):
+    with pytest.raises(UserError, match=f"targets={key!r}: must be another key"):
+        ArraySource(np.zeros((3, 2, 2, 3), np.uint8), {key: np.zeros(3)})
+
+
 def test_large_sources_are_streamed():
     class Large:
         def __len__(self):

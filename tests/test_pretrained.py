@@ -42,7 +42,7 @@ def torch_file(other_run, tmp_path):
 
 
 def first_state(**overrides):
-    return build(config(**overrides), ONE).init_state()
+    return build(config(**overrides), devices=ONE).init_state()
 
 
 def split_head(params):

@@ -15,13 +15,14 @@ from jaxattn.errors import UserError
 from jaxattn.tasks.classification import Classification
 from jaxattn.tasks.registry import make_task
 from jaxattn.training import Trainer, build, load_trained, train_and_evaluate
+from jaxattn.training.records.writer import read_metrics
 
 CONFIG = {
     "seed": 3,
     "num_epochs": 4,
     "batch_size": 8,
     "normalize": {"mean": (0.5,), "std": (0.5,)},
-    "schedule": {"name": "constant", "learning_rate": 0.05},
+    "schedule": {"name": "constant", "learning_rate": 0.2},
     "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0},
     "log": {"tensorboard": False, "every_steps": 1},
 }
@@ -43,6 +44,10 @@ class Brightness:
     def find_class_names(self, source):
         del source
         return ("brightness",)
+
+    def name_outputs(self, outputs, class_names):
+        assert outputs.shape == (2, 1)
+        return class_names
 
     def name_target(self, example, class_names):
         return f"{class_names[0]} {example['mean']:.2f}"
@@ -125,7 +130,7 @@ def test_another_task_trains_tests_and_reports(tmp_path):
 
 def test_best_weights_are_those_of_the_tasks_figure(tmp_path):
     results = train_and_evaluate(make_run(), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rows = read_metrics(tmp_path)
     figures = [r["epoch/val_loss"] for r in rows if "epoch/val_loss" in r]
     assert len(figures) == 4
     assert results["best_val_closeness"] == pytest.approx(-min(figures), rel=1e-6)
@@ -136,7 +141,7 @@ def test_a_trainers_loop_is_the_runs_own(tmp_path):
     trainer = Trainer(make_run())
     losses = [float(x) for u in trainer.train() for x in u.metrics["loss"]]
     train_and_evaluate(make_run(), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rows = read_metrics(tmp_path)
     assert losses == [row["step/loss"] for row in rows if "step/loss" in row]
 
 

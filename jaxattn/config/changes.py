@@ -29,12 +29,15 @@ _RESUMABLE = (*_HARMLESS, "early_stopping.")
 _IMPLIED = {"task": "classification"}
 
 
-def changed_since(saved: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+def changed_since(
+    saved: Mapping[str, Any], record: Mapping[str, Any], where: str = "the workdir"
+) -> list[str]:
     """Compares a run with the config that its workdir was begun with.
 
     Args:
         saved: Content of the workdir's `config.json`.
         record: What the run as it is now would write there.
+        where: What the message calls the workdir.
 
     Returns:
         The changes that do no harm, as "key: before -> now".
@@ -46,23 +49,7 @@ def changed_since(saved: Mapping[str, Any], record: Mapping[str, Any]) -> list[s
     # A workdir of an earlier version does not say all that its data were.
     said = saved.get("dataset", {})
     known = {key: value for key, value in record["dataset"].items() if key in said}
-    return harmless_changes(saved, {**record, "dataset": known}, "the workdir")
-
-
-def harmless_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], where: str
-) -> list[str]:
-    """Returns the differences of a resumed run's configs, as `differences` has them.
-
-    Args:
-        before: Content of a `config.json`.
-        now: What it would become.
-        where: It is, as the message calls it.
-
-    Raises:
-        UserError: If one of them would change what is trained.
-    """
-    lines = differences(before, now)
+    lines = differences(saved, {**record, "dataset": known})
     refused = [line for key, line in lines.items() if not key.startswith(_RESUMABLE)]
     if refused:
         raise UserError(

@@ -27,6 +27,7 @@ import numpy as np
 
 from jaxattn.data.order import WHOLE, Slice, TrainOrder, evaluation_order
 from jaxattn.data.source import (
+    NOT_TARGETS,
     ArraySource,
     DrawingSource,
     Example,
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 def targets_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the targets of an example or a batch by their key."""
-    return {key: batch[key] for key in batch if key not in ("image", "mask", "error")}
+    return {key: batch[key] for key in batch if key not in NOT_TARGETS}
 
 
 class _Skipped:

@@ -21,6 +21,10 @@ says why.
 """
 
 
+NOT_TARGETS = ("image", "mask", "error")
+"""Keys of examples and of batches of them that are no targets; the trainer's own."""
+
+
 class BadImageError(UserError):
     """An image whose content cannot be decoded."""
 
@@ -72,7 +76,7 @@ class ArraySource:
             )
         N = len(self.images)
         for key, values in self.targets.items():
-            require("targets", key, key not in ("image", "error"), "another key")
+            require("targets", key, key not in NOT_TARGETS, "another key")
             if values.shape[:1] != (N,):
                 raise UserError(f"{key}: {_describe(values)}, must be [{N}, ...]")
 
@@ -84,7 +88,7 @@ class ArraySource:
         """The example at a position."""
         targets = {key: values[index] for key, values in self.targets.items()}
         for key, value in targets.items():
-            if value.ndim == 0 and value.dtype.kind in "iu":
+            if value.ndim == 0 and value.dtype == np.int32:  # as loaders make of an int
                 targets[key] = int(value)
         return {"image": self.images[index], **targets}
 

@@ -31,7 +31,8 @@ def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
     section = {**(own if own and is_own else {"val_fraction": 0.0}), **given}
     if "name" not in section:
         raise UserError(
-            "data.name: imported weights come without data; name a data set"
+            "data.name: imported weights, and those of your own arrays, come without"
+            " data; name a data set"
         )
     data = bind(load_data, section, "data")()
     for key, found, wanted in (

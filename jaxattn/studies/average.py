@@ -84,6 +84,11 @@ def average_checkpoints(
     choose("weights", kind, KINDS)
     require_no_run(out)
     config = read_config(pathlib.Path(workdir).resolve())
+    if own := config.get("own"):
+        raise UserError(
+            f"workdir {workdir}: its run was built with objects of its own"
+            f" ({', '.join(own)}), which its config cannot make"
+        )
     run = build(_run_config(config, data_path), devices=devices)
     if kind == "ema" and run.abstract_state.ema_params is None:
         raise UserError(f"weights={kind!r}: the run in {workdir} kept no average")

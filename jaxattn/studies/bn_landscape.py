@@ -38,7 +38,7 @@ import numpy as np
 
 from jaxattn.atomic import write_json
 from jaxattn.config.bind import bind
-from jaxattn.config.changes import harmless_changes
+from jaxattn.config.changes import changed_since
 from jaxattn.errors import DivergedError, InterruptedRun, UserError, choose, require
 from jaxattn.models.registry import list_models
 from jaxattn.studies.bn_curves import NETWORKS, Member, read_curves, tag
@@ -137,7 +137,7 @@ def _take_config(workdir: pathlib.Path, record: dict[str, Any]) -> list[str]:
     path, changes = workdir / "config.json", []
     if path.exists():
         before = json.loads(path.read_text())
-        changes = harmless_changes(before, record, str(workdir))
+        changes = changed_since(before, record, str(workdir))
     write_json(path, {**record, "versions": versions()})
     return changes
 

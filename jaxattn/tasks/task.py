@@ -91,6 +91,18 @@ class Task(Protocol):
         """Returns names for the classes of a user's own arrays: their numbers."""
         ...
 
+    def name_outputs(self, outputs: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+        """Returns the names of the classes that a user's own network tells apart.
+
+        Args:
+            outputs: Of the network, arrays or their shapes.
+            class_names: The name of each class of the data.
+
+        Raises:
+            UserError: If the network does not fit the task and these classes.
+        """
+        ...
+
     def name_target(self, example: Example, class_names: Sequence[str]) -> str:
         """Returns what an example shows, in words, for titles of pictures."""
         ...

@@ -264,7 +264,9 @@ class _Attempt:
         self, state: TrainState, step: int, train_means: dict[str, float]
     ) -> None:
         """Evaluates on the validation split, writes the epoch's row and saves."""
-        row = dict(train_means)
+        row, task = dict(train_means), self.run.task
+        # What is shown need not hold what weights are the best by.
+        figures = dict.fromkeys((*task.shown, task.metric))
         key = stream(self._key(state), step, "validation")
         with self.progress.paused():
             for suffix, variables in _weights(state).items():
@@ -274,8 +276,8 @@ class _Attempt:
                 if summary is None:
                     self._save(state, step, {})
                     self._stop(step)
-                row |= {f"val_{k}{suffix}": summary[k] for k in self.run.task.shown}
-            if (metric := best_metric(self.run.task, "raw")) in row:
+                row |= {f"val_{k}{suffix}": summary[k] for k in figures}
+            if (metric := best_metric(task, "raw")) in row:
                 follow = self.run.early_stopping.follow
                 self._plateau = follow(self._plateau, row[metric])
             row["epoch"] = step // self.run.steps_per_epoch

@@ -1,11 +1,15 @@
 """A user's own arrays and network in place of what a config names."""
 
+import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.data.source import ArraySource, Data, Source
@@ -66,6 +70,25 @@ def make_data(given: Mapping[str, Any], task: Task) -> Data:
     )
 
 
+def name_outputs(data: Data, model: nn.Module, task: Task) -> Data:
+    """Returns data whose classes are those that a user's network tells apart.
+
+    Raises:
+        UserError: If the network does not take the images, or does not fit the classes.
+    """
+    image = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
+    call = functools.partial(model.init_with_output, jax.random.key(0), train=False)
+    try:
+        outputs, _ = jax.eval_shape(call, image)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"model={type(model).__name__}: does not take images"
+            f" [N, {', '.join(map(str, data.image_shape))}]: {error}"
+        ) from error
+    names = task.name_outputs(outputs, data.class_names)
+    return dataclasses.replace(data, class_names=names)
+
+
 def for_devices(model: nn.Module, parallel: Parallel) -> nn.Module:
     """Returns a user's network as a way to run it over devices needs it.
 
@@ -98,12 +121,11 @@ def _make_source(given: Any, split: str, task: Task) -> ArraySource:
 
 def _describe(value: Any) -> Any:
     if isinstance(value, Data):
-        splits = {split: getattr(value, split) for split in _SPLITS}
-        return {k: _describe_source(v) for k, v in splits.items() if v is not None}
-    if isinstance(value, Mapping):
-        return {split: _digest(*arrays) for split, arrays in value.items()}
-    # Two processes put one function in two places.
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+        # By source, for one that serves two splits is described once.
+        sources = {id(source := getattr(value, k)): (k, source) for k in _SPLITS[::-1]}
+        return {k: _describe_source(v) for k, v in sources.values() if v is not None}
+    # Two processes put one function in two places; and a message is one line.
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).split())
 
 
 def _describe_source(source: Source) -> str:
@@ -112,9 +134,9 @@ def _describe_source(source: Source) -> str:
     return f"{len(source)} examples of {type(source).__name__}"
 
 
-def _digest(*arrays: Any) -> str:
+def _digest(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
-    for array in map(np.asarray, arrays):
+    for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return f"sha256 {digest.hexdigest()[:16]}"

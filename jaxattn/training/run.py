@@ -176,8 +176,9 @@ def build(
             images uint8 `[N, H, W, C]` and what is to be learnt of them (labels, int
             `[N]`, in classification). Without "test" the validation or else the
             training images are tested. By default the config's section `data`.
-        model: A network, called as `model.apply(variables, x, train=False)`. By default
-            the config's section `model`.
+        model: A network, called as `model.apply(variables, x, train=False)`, which
+            computes in the dtype it says itself. By default the config's section
+            `model`.
         task: What is learnt. By default the config's key `task`, with its section
             `loss`.
         devices: To train on; all of them by default.
@@ -192,7 +193,6 @@ def build(
     parts = _bind_parts(sections)
     given = {"data": data, "model": model, "task": task}
     given = {name: value for name, value in given.items() if value is not None}
-    own = own_objects.describe(given)
     stands_for = {"data": "data", "model": "model", "task": "loss"}
     sections |= {stands_for[name]: {} for name in given}
     task = task or make_task(options.task, sections["loss"])
@@ -203,10 +203,12 @@ def build(
     if data is None:
         data = bind(load_data, sections["data"], "data")()
     elif not isinstance(data, Data):
-        data = own_objects.make_data(data, task)
+        data = given["data"] = own_objects.make_data(data, task)
+    own = own_objects.describe(given)
     if model is None:
         model = _make_model(task, data.class_names, sections, options, parallel)
     else:
+        data = own_objects.name_outputs(data, model, task)
         model = own_objects.for_devices(model, parallel)
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()

@@ -87,6 +87,20 @@ class Classification:
         """Returns "0" to the largest label."""
         return tuple(str(i) for i in range(int(read_labels(source).max()) + 1))
 
+    def name_outputs(self, outputs: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+        """Returns a name for each logit; its number, where the data have no such class.
+
+        Fewer logits than classes would make the loss NaN, and not say why.
+        """
+        shape, count = getattr(outputs, "shape", ()), len(class_names)
+        if len(shape) != 2 or shape[1] < count:
+            kind = list(shape) if shape else type(outputs).__name__
+            raise UserError(
+                f"model: its outputs are {kind}, must be logits [N, C] of at least the"
+                f" {count} classes of the data"
+            )
+        return (*class_names, *map(str, range(count, shape[1])))
+
     def name_target(self, example: Example, class_names: Sequence[str]) -> str:
         """Returns the name of the example's class."""
         return class_names[int(example["label"])]

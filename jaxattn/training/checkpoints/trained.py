@@ -169,14 +169,18 @@ def write_trained(
         write_json(workdir / "config.json", config)
 
 
-def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Returns shapes of the weights that every checkpoint of a workdir holds.
+
+    None if they are those of a user's own network, which no config can make.
 
     Raises:
         UserError: If the folder's `config.json` does not say.
     """
     workdir = pathlib.Path(workdir).resolve()
     config = read_config(workdir)
+    if {"model", "task"} & set(config.get("own", {})):
+        return None
     with _naming(workdir):
         given = _make_untrained(config).keywords
         return _target(given["model"], given["image_shape"], "raw", config)
