@@ -107,6 +107,7 @@ def test_a_workdir_of_version_0_1_0_sees_the_same(photos, tmp_path):
         ({"name": "imagefolder", "image_size": 32}, 37),  # 8/7 of it
         ({"name": "imagenet2012"}, 37),
         ({"name": "tfds:flowers", "image_size": 32, "resize_px": 40}, 40),
+        ({"name": "tfds:flowers", "crop_scale": [0.5, 1.0]}, 37),
         ({"name": "tfds:mnist"}, None),
         ({"name": "cifar10", "path": "x"}, None),
         ({}, None),  # imported weights

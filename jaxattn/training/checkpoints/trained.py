@@ -25,6 +25,8 @@ from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.weights import list_weights, read_weights
 
 SPLITS = ("test", "val", "train")
+# Keys of the section `data` that are not accepted with images of one size.
+_OF_PHOTOS = ("image_size", "resize_px", "crop_scale", "crop_ratio", "on_bad_image")
 WEIGHTS = {
     "best": ("raw", True),
     "best_ema": ("ema", True),
@@ -217,7 +219,7 @@ def _frame(config: dict[str, Any]) -> Frame:
         return Frame(image_shape, dataset["resize_px"])
     # Of version 0.1.0, where the section tells whether images were of many sizes.
     name = section.get("name", "")
-    is_given = any(section.get(key) for key in ("image_size", "resize_px"))
+    is_given = any(section.get(key) for key in _OF_PHOTOS)
     is_photos = name in ("imagefolder", "imagenet2012")
     if is_photos or (name.startswith("tfds:") and is_given):
         resize_px = section.get("resize_px")
