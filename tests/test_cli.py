@@ -1,21 +1,25 @@
 """The `jaxattn` command: every subcommand, and what it says to a mistake."""
 
+import argparse
 import csv
 import io
 import json
 import pickle
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiers import full_but
 
-from jaxattn.cli import main
+from jaxattn.cli import main, predict
 from jaxattn.data import load_data
+from jaxattn.errors import UserError
 from jaxattn.inference.attention import read_examples
 from jaxattn.inference.evaluation import load_data_of
+from jaxattn.tasks.classification import Flip
 from jaxattn.training import loop
 from jaxattn.training.checkpoints.trained import load_trained
 
@@ -137,6 +141,23 @@ def test_evaluate_reports_the_runs_accuracy(capsys, workdir):
     assert results["temperature_fitted_on"] == "val"
     for name in ("confusion_matrix", "reliability", "reliability_calibrated"):
         assert (folder / f"{name}.png").stat().st_size > 1000
+
+
+class Counting:
+    """A task that is no classification, as far as a choice of a method asks."""
+
+    plain = Flip()
+
+
+def test_plain_method_is_the_tasks_and_others_are_classifications():
+    parser = argparse.ArgumentParser()
+    predict._add_evaluate(parser)
+    trained = types.SimpleNamespace(task=Counting(), class_names=("0", "1"))
+    args = parser.parse_args([])
+    assert predict._make_method(args, trained) is Counting.plain
+    args = parser.parse_args(["--method", "tta"])
+    with pytest.raises(UserError, match="--method='tta': must be plain for Counting"):
+        predict._make_method(args, trained)
 
 
 @pytest.mark.parametrize("split", full_but(["val", "train"], "val"))

@@ -239,6 +239,8 @@ def test_recipe_has_the_defaults_and_what_it_names():
     assert config.dtype == "float32"
     assert config.optimizer.to_dict() == {}
     assert study(seed=1).to_dict() == {"seed": 1}
+    assert recipe(task="counting").loss.to_dict() == {}
+    assert recipe(task="classification").loss.to_dict() == {"label_smoothing": 0.0}
     assert recipe().ema.decay == 0.0
 
 

@@ -12,7 +12,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import rail
 from jaxattn.config.file import load_config
-from jaxattn.training.optim import OPTIMIZERS, SCHEDULES
 from jaxattn.training.run import build
 
 FIGURES = {
@@ -42,8 +41,10 @@ def test_recipes_cover_optimizers_schedules_loaders_and_augmentation():
     def values(section, key):
         return {config[section].get(key) for config in configs}
 
-    assert values("optimizer", "name") == {*OPTIMIZERS}
-    assert values("schedule", "name") == {*SCHEDULES}
+    # Those of the oldest commit to compare with: it has no numbers of a newer one.
+    assert values("optimizer", "name") == {"sgd", "adam", "adamw", "adamw_then_sgd"}
+    schedules = {"constant", "cosine", "exponential", "step", "multi_step"}
+    assert values("schedule", "name") == schedules
     assert values("pipeline", "loader") == {"resident", "streamed"}
     assert values("augment", "crop_fill") >= {"zero", "reflect", "edge"}
     assert {config.get("accumulate_steps") for config in configs} == {None, 2}

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import (
@@ -19,10 +19,9 @@ from jaxattn.cli.arguments import (
 from jaxattn.errors import require
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification import methods, predictions
-from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS
-
-if TYPE_CHECKING:
-    from jaxattn.inference.predict import Method
+from jaxattn.tasks.classification.task import Classification
+from jaxattn.tasks.task import Method
+from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS, Trained
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 _OUT = "folder; default in the workdir, or in one of the weights' name"
@@ -54,7 +53,7 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
     require("--ensemble-files", given, not given, "used with --method ensemble alone")
     require("--data", args.data, args.data is not None, "given with this method")
     trained = load_network(args)
-    method = _make_method(args, trained.class_names)
+    method = _make_method(args, trained)
     inputs = read_inputs(args.data, trained.preprocess.frame)
     require_writable(out)  # before the work, not after it
     predictor = Predictor(trained, batch_size=args.batch_size)
@@ -75,7 +74,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from jaxattn.inference.predict import Predictor
 
     trained = load_network(args)
-    method = _make_method(args, trained.class_names)
+    method = _make_method(args, trained)
     overrides = {"name": args.data_name, "path": args.data_path}
     data = evaluation.load_data_of(trained, overrides)
     folder = f"{args.split}_{args.weights}_{args.method}"
@@ -139,8 +138,11 @@ def _method_options(args: argparse.Namespace) -> dict[str, Any]:
     return given(**{key: getattr(args, key) for key in _METHOD_OPTIONS})
 
 
-def _make_method(args: argparse.Namespace, class_names: tuple[str, ...]) -> "Method":
+def _make_method(args: argparse.Namespace, trained: Trained) -> Method:
     """The method of the arguments; those that were not given keep their defaults."""
+    task, class_names = trained.task, trained.class_names
+    holds = args.method == "plain" or isinstance(task, Classification)
+    require("--method", args.method, holds, f"plain for {type(task).__name__}")
     if class_names != tuple(_CIFAR10_CLASSES.split(",")):
         # The defaults are made for CIFAR-10's classes and mean nothing for others.
         if args.method in ("class_specialized", "adaptive"):
@@ -163,7 +165,7 @@ def _make_method(args: argparse.Namespace, class_names: tuple[str, ...]) -> "Met
     )
     choices = {"hard_classes": args.hard_classes, "bonus": args.bonus}
     adaptive = methods.Adaptive(tta=tta, specialized=specialized, **given(**choices))
-    made = (methods.Plain(), methods.Flip(), tta, specialized, adaptive)
+    made = (task.plain, methods.Flip(), tta, specialized, adaptive)
     return dict(zip(_METHODS, made, strict=True))[args.method]
 
 

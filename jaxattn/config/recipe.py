@@ -1,4 +1,4 @@
-"""Every key of a config, once: its default or its type, and what it means.
+"""Every key that a recipe names, once: its default or its type, and what it means.
 
 A recipe is a call of `recipe` with the values in which it differs. Nothing here needs
 JAX, so that a recipe can be read, changed and compared in no time.
@@ -119,7 +119,7 @@ _CHOSEN: dict[str, Any] = {
         "validation": bool,  # augments (but does not mix) validation images
     },
     "schedule": {
-        "name": str,  # cosine, exponential or multi_step
+        "name": str,  # any of jaxattn.training.optim.SCHEDULES
         "learning_rate": float,  # at the start, after the rise if there is one
         "warmup_epochs": float,  # of a linear rise before
         "final_factor": float,  # of the rate, where the cosine ends; None: 0
@@ -128,7 +128,7 @@ _CHOSEN: dict[str, Any] = {
         "milestones": tuple,  # epochs
     },
     "optimizer": {
-        "name": str,  # sgd, adam, adamw or adamw_then_sgd
+        "name": str,  # any of jaxattn.training.optim.OPTIMIZERS
         "switch_fraction": float,  # of the epochs, from where on it is SGD
         "momentum": float,  # of SGD: share of the velocity that a step keeps
         "nesterov": bool,  # looks ahead along the velocity
@@ -149,8 +149,12 @@ def recipe(**values: Any) -> ConfigDict:
         **values: What differs from the defaults, sections as dicts. None is a key that
             is left to the command line. Keys that are not in the list are taken as
             they are: a section's values are the keyword arguments of one function.
+            The keys of `loss` are the task's, so another task has no defaults there.
     """
-    return study(**_update(_DEFAULTS, values))
+    defaults = dict(_DEFAULTS)
+    if values.get("task", defaults["task"]) != defaults["task"]:
+        defaults["loss"] = {}
+    return study(**_update(defaults, values))
 
 
 def study(**values: Any) -> ConfigDict:

@@ -10,7 +10,8 @@ from jaxattn.config.bind import bind
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, choose
-from jaxattn.inference.predict import Method, Predictor
+from jaxattn.inference.predict import Predictor
+from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import SPLITS, Trained
 
 

@@ -6,7 +6,7 @@ number of images and views.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import require
+from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.devices.mesh import Devices, MeshParallel
 
@@ -39,19 +40,6 @@ def make_answer(
         return trained.task.answer(model.apply(variables, x, train=False))
 
     return answer
-
-
-class Method(Protocol):
-    """Views of an image, and what the network's outputs for them decide."""
-
-    @property
-    def views(self) -> Sequence[Augment]:
-        """The views, V of them."""
-        ...
-
-    def decide(self, outputs: np.ndarray, /) -> Any:
-        """Decides by the outputs `[V, N, ...]`: a tuple of arrays `[N, ...]`."""
-        ...
 
 
 class Predictor:

@@ -42,6 +42,19 @@ class Tested(NamedTuple):
     best_figure: float | None
 
 
+class Method(Protocol):
+    """Views of an image, and what the network's outputs for them decide."""
+
+    @property
+    def views(self) -> Sequence[Augment]:
+        """The views, V of them."""
+        ...
+
+    def decide(self, outputs: np.ndarray, /) -> Any:
+        """Decides by the outputs `[V, N, ...]`: a tuple of arrays `[N, ...]`."""
+        ...
+
+
 class Task(Protocol):
     """What a network learns, and how that is judged.
 
@@ -56,6 +69,9 @@ class Task(Protocol):
 
     moved: ClassVar[frozenset[str]]
     """What a transform of images must keep right; see `Transform.targets`."""
+
+    plain: ClassVar[Method]
+    """How a trained network predicts where nobody says otherwise."""
 
     # The network and its data ---------------------------------------------------------
 

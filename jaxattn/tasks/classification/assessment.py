@@ -13,7 +13,7 @@ from jaxattn.data.source import Data, Source
 from jaxattn.data.splits import read_labels
 from jaxattn.tasks.classification.methods import Decision
 from jaxattn.tasks.classification.metrics import evaluation_sums, summarize
-from jaxattn.tasks.classification.report import class_table
+from jaxattn.tasks.classification.report import FIGURES, class_table
 from jaxattn.tasks.task import Predict, Summary
 
 
@@ -124,7 +124,7 @@ def write_assessment(
         "accuracy": summary["accuracy"],
         "top5_accuracy": summary["top5_accuracy"],
         "negative_log_likelihood": summary["loss"],
-        "ece": summary["ece"],
+        **{key: summary[key] for key in FIGURES},
         "temperature": assessed.temperature,
         "temperature_fitted_on": assessed.fitted_on,
         "negative_log_likelihood_calibrated": calibrated["loss"],
@@ -156,7 +156,7 @@ def format_assessment(
         f"accuracy                 {s['accuracy']:.4f}  of {s['count']}",
         f"top-5 accuracy           {s['top5_accuracy']:.4f}",
         f"negative log likelihood  {s['loss']:.4f}",
-        f"calibration (ECE)        {s['ece']:.4f}",
+        *(f"{name:25}{s[key]:.4f}" for key, name in FIGURES.items()),
         f"with temperature {assessed.temperature:.3f}, fitted on"
         f" {assessed.fitted_on}: likelihood {c['loss']:.4f}, ECE {c['ece']:.4f}",
         "",

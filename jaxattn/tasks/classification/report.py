@@ -7,6 +7,12 @@ import numpy as np
 
 from jaxattn.tasks.task import Summary, Tested
 
+FIGURES = {"ece": "calibration (ECE)"}
+"""What reports show beside accuracies and loss, by its key: a figure of `summarize`.
+
+Reports and `results.json`, of runs and of evaluations, take them from here.
+"""
+
 
 def results(tested: Tested) -> dict[str, Any]:
     """Returns the entries of a finished run's `results.json`.
@@ -22,7 +28,7 @@ def results(tested: Tested) -> dict[str, Any]:
         "test_accuracy": best["accuracy"],
         "test_top5_accuracy": best["top5_accuracy"],
         "test_loss": best["loss"],
-        "test_ece": best["ece"],
+        **{f"test_{key}": best[key] for key in FIGURES},
         "test_accuracy_ema": averaged and averaged["accuracy"],
         "last_test_accuracy": tested.summaries["last"]["accuracy"],
     }
@@ -39,7 +45,7 @@ def format_test(summary: Summary, class_names: Sequence[str]) -> list[str]:
         f"test accuracy        {summary['accuracy']:.4f}",
         f"test top-5 accuracy  {summary['top5_accuracy']:.4f}",
         f"test loss            {summary['loss']:.4f}  (labels smoothed as in training)",
-        f"calibration (ECE)    {summary['ece']:.4f}",
+        *(f"{name:21}{summary[key]:.4f}" for key, name in FIGURES.items()),
         "",
         *class_table(summary, class_names),
     ]

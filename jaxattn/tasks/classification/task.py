@@ -23,7 +23,7 @@ from jaxattn.tasks.classification.assessment import (
     write_assessment,
 )
 from jaxattn.tasks.classification.losses import cross_entropy, hits
-from jaxattn.tasks.classification.methods import Decision
+from jaxattn.tasks.classification.methods import Decision, Plain
 from jaxattn.tasks.classification.metrics import (
     EvalSums,
     Predictions,
@@ -32,7 +32,7 @@ from jaxattn.tasks.classification.metrics import (
     summarize,
 )
 from jaxattn.tasks.classification.predictions import write_predictions
-from jaxattn.tasks.task import Figures, Predict, Summary, Targets, Tested
+from jaxattn.tasks.task import Figures, Method, Predict, Summary, Targets, Tested
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Classification:
     metric: ClassVar[str] = "accuracy"
     shown: ClassVar[Sequence[str]] = ("loss", "accuracy")
     moved: ClassVar[frozenset[str]] = frozenset({"image"})
+    plain: ClassVar[Method] = Plain()
 
     def __post_init__(self) -> None:
         share = self.label_smoothing
