@@ -35,6 +35,20 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
+# Tiers ------------------------------------------------------------------------------
+
+# Whole trainings; `two_epochs` is the one that the default tier has.
+TRAININGS = {"trained_workdir", "undisturbed"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Puts the tests of whole trainings into tier `full`."""
+    for item in items:
+        if TRAININGS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("full")
+
+
 # Memory -----------------------------------------------------------------------------
 
 # What a worker may keep from one test to the next, in bytes: a training of the tests

@@ -14,10 +14,11 @@ from PIL import Image
 
 from jaxattn import UserError
 from jaxattn.data.source import BadImageError, labelled, skip_bad_images
-from jaxattn.inference.evaluation import evaluate, fit_temperature, load_data_of
+from jaxattn.inference.evaluation import evaluate, load_data_of
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.inference.predict import Predictor
 from jaxattn.tasks.classification import methods
+from jaxattn.tasks.classification.assessment import fit_temperature
 from jaxattn.tasks.classification.methods import TTA, VIEWS, Flip, Plain
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import load_trained
