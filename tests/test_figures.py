@@ -14,7 +14,7 @@ import smoke
 import jaxattn
 from jaxattn import create_model
 from jaxattn.data.source import labelled
-from jaxattn.tasks.classification.figures import worst_mistakes
+from jaxattn.tasks.classification.figures import spread, worst_mistakes
 from jaxattn.tasks.classification.metrics import Predictions, predict
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.records import figures, report
@@ -148,7 +148,7 @@ def test_attention_maps_are_off_by_default():
     ("length", "count", "indices"), [(9, 3, [0, 4, 8]), (2, 4, [0, 1]), (1, 4, [0])]
 )
 def test_spread_covers_the_whole(length, count, indices):
-    assert figures.spread(length, count) == indices
+    assert spread(length, count) == indices
 
 
 BARE = """

@@ -387,14 +387,15 @@ def test_stalled_data_end_the_run(tmp_path):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Makes the loss of every fifth step or so NaN; which ones is the order's doing."""
-    real = steps._augmented
+    real = steps.augmented
 
     def augmented(*args):
-        (x, labels, partners), weight = real(*args)
+        (x, targets, partners), weight = real(*args)
+        labels = targets["label"]
         x = jnp.where(labels[0] == labels[1], jnp.nan, x)
-        return (x, labels, partners), weight
+        return (x, targets, partners), weight
 
-    monkeypatch.setattr(steps, "_augmented", augmented)
+    monkeypatch.setattr(steps, "augmented", augmented)
 
 
 def num_skipped(workdir):
