@@ -14,12 +14,13 @@ from jax import export
 
 from jaxattn import UserError, create_model
 from jaxattn.cli import main
-from jaxattn.data.augment import normalize
+from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.inference.export import export_model
 from jaxattn.inference.predict import Predictor, make_answer
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
 from jaxattn.ops import onednn
+from jaxattn.tasks.classification import Classification
 from jaxattn.tasks.classification.methods import Plain
 from jaxattn.training.checkpoints.trained import Trained, load_trained
 
@@ -50,7 +51,8 @@ def untrained(model, size):
     return Trained(
         model=model,
         variables=jax.device_get(init(jnp.zeros((1, *shape)))),
-        normalize=lambda images: normalize(images, **NORMALIZE),
+        task=Classification(),
+        preprocess=Preprocess(frame=Frame((size, size, 3)), **NORMALIZE),
         class_names=("a", "b", "c"),
         image_shape=shape,
         config={"model": {"name": "small"}, "normalize": NORMALIZE},
