@@ -95,7 +95,6 @@ def _predictions(run: Run) -> dict[str, Callable[[], Any]]:
         task=run.task,
         preprocess=run.preprocess,
         class_names=run.data.class_names,
-        image_shape=run.data.image_shape,
         config={},
         step=0,
     )

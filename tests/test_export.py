@@ -54,7 +54,6 @@ def untrained(model, size):
         task=Classification(),
         preprocess=Preprocess(frame=Frame((size, size, 3)), **NORMALIZE),
         class_names=("a", "b", "c"),
-        image_shape=shape,
         config={"model": {"name": "small"}, "normalize": NORMALIZE},
         step=0,
     )

@@ -13,6 +13,7 @@ import smoke
 from PIL import Image
 
 from jaxattn import UserError
+from jaxattn.data.preprocess import Frame
 from jaxattn.data.source import BadImageError, labelled, skip_bad_images
 from jaxattn.inference.evaluation import evaluate, load_data_of
 from jaxattn.inference.inputs import read_inputs
@@ -46,6 +47,10 @@ def test_split(trained):
 
 NUMBERS = tuple("0123456789")
 DIGITS = {"name": "digits"}
+
+
+def of_32_pixels(trained):
+    return dataclasses.replace(trained.preprocess, frame=Frame((32, 32, 3)))
 
 
 def direct_logits(trained, images):
@@ -262,13 +267,17 @@ def test_imported_weights_are_not_calibrated_on_what_they_were_trained_on(traine
     """No validation split is cut from data that nothing is known of."""
     config = {k: v for k, v in trained.config.items() if k != "data"}
     imported = dataclasses.replace(trained, config=config, class_names=NUMBERS)
-    data = load_data_of(dataclasses.replace(imported, image_shape=(32, 32, 3)), DIGITS)
+    data = load_data_of(
+        dataclasses.replace(imported, preprocess=of_32_pixels(imported)), DIGITS
+    )
     assert data.val is None
 
 
 def test_other_classes_of_the_same_number_are_refused(trained):
     names = tuple("abcdefghij")
-    other = dataclasses.replace(trained, class_names=names, image_shape=(32, 32, 3))
+    other = dataclasses.replace(
+        trained, class_names=names, preprocess=of_32_pixels(trained)
+    )
     with pytest.raises(UserError, match="its classes are 0, 1, 2"):
         load_data_of(other, DIGITS)
 

@@ -244,6 +244,12 @@ class Data:
     resize_px: int | None = None
 
     @property
+    def splits(self) -> dict[str, Source]:
+        """The splits that there are, by "train", "val" and "test"."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: source for name, source in named.items() if source is not None}
+
+    @property
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)

@@ -37,19 +37,22 @@ def head_paths(
             " head would be known"
         )
     few, more = (
-        abstract_variables(model.clone(num_classes=n), image_shape) for n in (2, 3)
+        flat(abstract_variables(model.clone(num_classes=n), image_shape))
+        for n in (2, 3)
     )
     return frozenset(path for path in few if few[path].shape != more[path].shape)
 
 
-def abstract_variables(
-    model: nn.Module, image_shape: tuple[int, int, int]
-) -> dict[TreePath, Any]:
-    """Returns shape and dtype of a network's variables by path; computes nothing."""
+def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    """Returns shape and dtype of a network's variables; computes nothing."""
     init = functools.partial(model.init, jax.random.key(0), train=False)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    flat: Any = traverse_util.flatten_dict(jax.eval_shape(init, image))
-    return flat
+    return jax.eval_shape(init, image)
+
+
+def flat(variables: Any) -> dict[TreePath, Any]:
+    """Returns a network's variables by their path."""
+    return traverse_util.flatten_dict(variables)  # pyright: ignore[reportReturnType]
 
 
 def with_classes_of(

@@ -18,11 +18,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from jaxattn.config.changes import changed_since
-from jaxattn.errors import (
-    DivergedError,
-    InterruptedRun,
-    UserError,
-)
+from jaxattn.errors import DivergedError, InterruptedRun, UserError
 from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric

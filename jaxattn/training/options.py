@@ -14,7 +14,6 @@ _FROM_1 = (
     "accumulate_steps",
     "keep_checkpoints",
 )
-_PARALLEL = ("jit", "pmap")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,6 @@ class Options:
         timeout_s = self.stall_timeout_s
         require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
         choose("dtype", self.dtype, DTYPES)
-        choose("data_parallel", self.data_parallel, _PARALLEL)
         choose("trainable", self.trainable, _TRAINABLE)
 
 

@@ -122,8 +122,8 @@ def _make_source(given: Any, split: str, task: Task) -> ArraySource:
 def _describe(value: Any) -> Any:
     if isinstance(value, Data):
         # By source, for one that serves two splits is described once.
-        sources = {id(source := getattr(value, k)): (k, source) for k in _SPLITS[::-1]}
-        return {k: _describe_source(v) for k, v in sources.values() if v is not None}
+        own = {id(v): (k, v) for k, v in reversed(value.splits.items())}
+        return {split: _describe_source(source) for split, source in own.values()}
     # Two processes put one function in two places; and a message is one line.
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).split())
 

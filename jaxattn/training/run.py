@@ -213,8 +213,7 @@ def build(
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
     as_loader = bind(make_loader, sections["pipeline"], "pipeline")
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    loaders = {k: as_loader(v) for k, v in splits.items() if v is not None}
+    loaders = {split: as_loader(source) for split, source in data.splits.items()}
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)

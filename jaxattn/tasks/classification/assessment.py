@@ -11,6 +11,7 @@ from jaxattn import viz
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.data.source import Data, Source
 from jaxattn.data.splits import read_labels
+from jaxattn.tasks.classification.figures import plot_reliability
 from jaxattn.tasks.classification.methods import Decision
 from jaxattn.tasks.classification.metrics import evaluation_sums, summarize
 from jaxattn.tasks.classification.report import FIGURES, class_table
@@ -114,9 +115,6 @@ def write_assessment(
     Returns:
         The text of the report.
     """
-    # Matplotlib only where figures are drawn.
-    from jaxattn.tasks.classification.figures import plot_reliability
-
     summary, calibrated = assessed.summary, assessed.calibrated
     results = {
         **about,

@@ -16,7 +16,7 @@ from jaxattn.data.source import Data, Example, Source, labelled
 from jaxattn.data.splits import read_labels
 from jaxattn.errors import UserError, require
 from jaxattn.models.registry import create_model
-from jaxattn.tasks.classification import report
+from jaxattn.tasks.classification import figures, report
 from jaxattn.tasks.classification.assessment import (
     Assessment,
     assess,
@@ -158,9 +158,6 @@ class Classification:
         class_names: Sequence[str],
     ) -> dict[str, Any]:
         """Draws confusion, accuracy by class, reliability and mistakes."""
-        # Matplotlib only where figures are drawn.
-        from jaxattn.tasks.classification import figures
-
         return figures.draw_results(summary, source, class_names)
 
     def make_attention_maps(
@@ -171,8 +168,6 @@ class Classification:
         class_names: Sequence[str],
     ) -> Callable[[Any], dict[str, np.ndarray]]:
         """Returns what draws pages of Grad-CAM and gates of a few images."""
-        from jaxattn.tasks.classification import figures
-
         return figures.make_attention_maps(model, normalize, source, class_names)
 
     # Trained networks -----------------------------------------------------------------

@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from jaxattn.errors import UserError, suggest
 from jaxattn.models.classes import (
     TreePath,
     abstract_variables,
+    flat,
     head_paths,
     with_classes_of,
 )
@@ -50,7 +50,7 @@ class Pretrained:
         has_head = hasattr(self.model, "num_classes")
         head = head_paths(self.model, self.image_shape) if has_head else frozenset()
         if self.origin in list_weights():
-            given = _flat(load_trained(weights=self.origin).variables)
+            given = flat(load_trained(weights=self.origin).variables)
         elif pathlib.Path(self.origin).is_dir():
             given = self._read_run()
         elif pathlib.Path(self.origin).exists():
@@ -60,7 +60,7 @@ class Pretrained:
                 f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
                 f" of the package; {suggest(self.origin, list_weights())}"
             )
-        wanted = abstract_variables(self.model, self.image_shape)
+        wanted = flat(abstract_variables(self.model, self.image_shape))
         if any(_shape(given, path) != wanted[path].shape for path in head):
             given = {k: leaf for k, leaf in given.items() if k not in head}
             wanted = {k: leaf for k, leaf in wanted.items() if k not in head}
@@ -76,7 +76,7 @@ class Pretrained:
 
     def _read_run(self) -> dict[TreePath, np.ndarray]:
         try:
-            return _flat(load_trained(self.origin).variables)
+            return flat(load_trained(self.origin).variables)
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
 
@@ -87,14 +87,10 @@ class Pretrained:
             state = {names[name]: array for name, array in state.items()}
             model = with_classes_of(self.model, state, head)
             example = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-            return _flat(from_torch(model, state, example))
+            return flat(from_torch(model, state, example))
         except ValueError as error:
             raise UserError(f"init_from={self.origin}: {error}") from error
 
 
 def _shape(leaves: Mapping[TreePath, Any], path: TreePath) -> tuple[int, ...] | None:
     return leaves[path].shape if path in leaves else None
-
-
-def _flat(tree: Any) -> dict[TreePath, Any]:
-    return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]

@@ -18,6 +18,7 @@ from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.crops import Crops
 from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.errors import UserError, choose, reason, require
+from jaxattn.models.classes import abstract_variables
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
@@ -46,7 +47,6 @@ class Trained:
         task: What it has learnt.
         preprocess: From images of any size to the network's input.
         class_names: The name of each class.
-        image_shape: `(H, W, C)` of the images it was trained on.
         config: Of its run, by section.
         step: Training steps done; 0 for imported weights.
     """
@@ -56,9 +56,13 @@ class Trained:
     task: Task
     preprocess: Preprocess
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
     config: dict[str, Any]
     step: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)` of the images it was trained on."""
+        return self.preprocess.frame.image_shape
 
 
 def load_trained(
@@ -115,7 +119,7 @@ def _load_run(
     with _naming(workdir):
         untrained = _make_untrained(config, model, task)
         given = untrained.keywords
-        target = _target(given["model"], given["image_shape"], kind, config)
+        target = _target(given["model"], given["preprocess"], kind, config)
         sources = _sources(kind, config)
     metric = best_metric(given["task"], kind) if is_best else None
     restored = _restore(workdir, target, metric)
@@ -185,7 +189,7 @@ def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     with _naming(workdir):
         given = _make_untrained(config).keywords
-        return _target(given["model"], given["image_shape"], "raw", config)
+        return _target(given["model"], given["preprocess"], "raw", config)
 
 
 def _make_untrained(
@@ -199,14 +203,15 @@ def _make_untrained(
         task = make_task(config.get("task", "classification"), config.get("loss", {}))
     if model is None:
         model = task.make_model(config["model"], class_names, dtype=DTYPES[dtype])
-    as_preprocess = functools.partial(bind, Preprocess, config["normalize"])
+    as_preprocess = bind(
+        Preprocess, config["normalize"], "normalize", frame=_frame(config)
+    )
     return functools.partial(
         Trained,
         model=model,
         task=task,
-        preprocess=as_preprocess("normalize", frame=_frame(config))(),
+        preprocess=as_preprocess(),
         class_names=class_names,
-        image_shape=tuple(config["dataset"]["image_shape"]),
         config=config,
     )
 
@@ -269,12 +274,10 @@ def _sources(kind: str, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _target(
-    model: nn.Module, image_shape: tuple[int, ...], kind: str, config: dict[str, Any]
+    model: nn.Module, preprocess: Preprocess, kind: str, config: dict[str, Any]
 ) -> dict[str, Any]:
     """The part of the train state to restore."""
-    init = functools.partial(model.init, jax.random.key(0), train=False)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(init, image)
+    variables = abstract_variables(model, preprocess.frame.image_shape)
     sources = _sources(kind, config)
     return {sources[name]: variables.get(name, {}) for name in sources}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, choose
 from jaxattn.training.devices.mesh import Devices, MeshParallel, Parallel
 from jaxattn.training.devices.pmap import PmapParallel
 from jaxattn.training.options import Options
@@ -19,8 +19,9 @@ def make_parallel(options: Options, devices: Devices) -> Parallel:
     """Returns the way to run a run's steps over devices.
 
     Raises:
-        UserError: If they cannot share the run's batches.
+        UserError: If there is no such way, or they cannot share the run's batches.
     """
+    choose("data_parallel", options.data_parallel, _PARALLEL)
     if options.batch_size % len(devices):
         raise UserError(
             f"batch_size={options.batch_size}: must be divisible by the"
