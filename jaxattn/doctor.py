@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import pathlib
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, describe_fault
 from jaxattn.ops import onednn
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
 from jaxattn.training.checkpoints.trained import network_target
 
@@ -200,7 +200,7 @@ def _huge_pages() -> Iterator[Finding]:
 
 
 def _workdir(workdir: str) -> Iterator[Finding]:
-    path = pathlib.Path(workdir).resolve()
+    path = local_path(workdir, "workdir").resolve()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor") as file:
         file.write(b"0" * 4096)  # a full disk says so only now

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "jaxattn"
 # A part may import itself and those of lower floors.
 FLOORS = [
     {"errors", "lazy"},
+    {"paths"},
     {"atomic", "host"},
     {"config"},
     {"recipes"},

@@ -282,7 +282,7 @@ def test_train_takes_a_recipe_by_name_with_overrides(capsys, tmp_path, monkeypat
     )
     assert (code, err) == (0, "")
     ((config, workdir),) = trained
-    assert workdir == str(tmp_path)
+    assert workdir == tmp_path
     assert (config.model.name, config.seed) == ("canet_tiny", 3)
     assert (config.log.images, config.is_locked) == (False, True)
 

@@ -2,10 +2,12 @@
 
 import argparse
 import ast
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from jaxattn.errors import UserError, require
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.trained import WEIGHTS, Trained, load_trained
 from jaxattn.weights import list_weights
 
@@ -43,7 +45,7 @@ def given(**arguments: Any) -> dict[str, Any]:
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """Adds `--workdir` and `--weights`, which `load_network` loads."""
-    parser.add_argument("--workdir", help="folder of the trained network")
+    parser.add_argument("--workdir", type=path, help="folder of the trained network")
     parser.add_argument(
         "--weights",
         default="best",
@@ -95,6 +97,14 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
     return int(text)
+
+
+def path(text: str) -> pathlib.Path:
+    """Parses a path of this machine."""
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def names(text: str) -> tuple[str, ...]:

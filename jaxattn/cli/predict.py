@@ -15,6 +15,7 @@ from jaxattn.cli.arguments import (
     integers,
     load_network,
     numbers,
+    path,
 )
 from jaxattn.errors import require
 from jaxattn.inference.inputs import read_inputs
@@ -177,8 +178,14 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a CIFAR-like pickle, an .npz, a folder of images, or image files",
     )
-    add("--out", type=pathlib.Path, help="default in the folder submissions")
-    add("--ensemble-files", nargs="+", metavar="CSV", help="of --method ensemble")
+    add("--out", type=path, help="default in the folder submissions")
+    add(
+        "--ensemble-files",
+        type=path,
+        nargs="+",
+        metavar="CSV",
+        help="of --method ensemble",
+    )
     add("--probabilities", action="store_true", help="adds a column per class")
     add("--names", action="store_true", help="writes class names, not numbers")
     _add_method(parser, (*_METHODS, "ensemble"))
@@ -189,7 +196,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test", choices=SPLITS, help="default %(default)s")
     add("--data-name", help="another data set than the run's")
     add("--data-path", help="where the data are; default as in the run")
-    add("--out", type=pathlib.Path, help=_OUT)
+    add("--out", type=path, help=_OUT)
     _add_method(parser, _METHODS)
 
 
@@ -208,7 +215,7 @@ def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="such as 'layer3.*' (default: the last block of every stage)",
     )
-    add("--out", type=pathlib.Path, help=_OUT)
+    add("--out", type=path, help=_OUT)
     add_network(parser)
 
 

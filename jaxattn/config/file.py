@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxattn.errors import UserError, suggest
+from jaxattn.paths import local_path
 
 _RECIPES = pathlib.Path(__file__).parent.parent / "recipes"
 
@@ -44,9 +45,11 @@ def list_recipes() -> list[str]:
 
 def _locate(recipe: str) -> str:
     """Returns a recipe's file, with its argument."""
+    if "/" in recipe:
+        local_path(recipe, "--config")  # of an address the colon starts no argument
     name, *argument = recipe.split(":", 1)
     is_path = name.endswith(".py") or "/" in name or "\\" in name
-    path = pathlib.Path(name) if is_path else _RECIPES / f"{name}.py"
+    path = local_path(name, "--config") if is_path else _RECIPES / f"{name}.py"
     if is_path and not path.is_file():
         raise UserError(f"--config={recipe}: no such file")
     if not is_path and name not in list_recipes():

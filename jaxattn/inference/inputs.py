@@ -12,6 +12,7 @@ from jaxattn.data.images import SUFFIXES, find_images, is_image
 from jaxattn.data.preprocess import Frame, ImageFiles
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import UserError, first_repeated, reason
+from jaxattn.paths import local_path
 
 FilePath = str | os.PathLike[str]
 Ids = tuple[int, ...] | tuple[str, ...]
@@ -51,11 +52,11 @@ def read_inputs(paths: Sequence[FilePath], frame: Frame) -> Inputs:
     Raises:
         UserError: A path is not there, or does not hold what it should.
     """
-    files = [pathlib.Path(path) for path in paths]
+    files = [local_path(path, "inputs") for path in paths]
     if not files:
         raise UserError(f"inputs: no path; must be {_KINDS}")
-    for path in paths:
-        if not os.path.exists(path):
+    for path in files:
+        if not path.exists():
             raise UserError(f"{path}: no such file or folder; must be {_KINDS}")
     first = files[0]
     if len(files) == 1 and first.is_dir():

@@ -41,6 +41,7 @@ from jaxattn.config.bind import bind
 from jaxattn.config.changes import changed_since
 from jaxattn.errors import DivergedError, InterruptedRun, UserError, choose, require
 from jaxattn.models.registry import list_models
+from jaxattn.paths import local_path
 from jaxattn.studies.bn_curves import NETWORKS, Member, read_curves, tag
 from jaxattn.studies.bn_network import Landscape, Network
 from jaxattn.studies.bn_report import write_report
@@ -80,6 +81,7 @@ def run_study(
         InterruptedRun: If SIGTERM or SIGINT asked it to stop; it saved first.
         DivergedError: If a loss became infinite or not a number.
     """
+    workdir = local_path(workdir, "workdir").resolve()
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     landscape = bind(Landscape, values.get("landscape", {}), "landscape")()
     rates, models = _check(values)
@@ -88,7 +90,6 @@ def run_study(
         for network, model in models.items()
     }
     members = [Member(n, models[n], rate) for rate in rates for n in NETWORKS]
-    workdir = pathlib.Path(workdir).resolve()
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lock(workdir))
         interrupt = stack.enter_context(Interrupt())

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from jaxattn import host
 from jaxattn.config.changes import config_of, differences, is_harmless
 from jaxattn.errors import UserError, explain
+from jaxattn.paths import local_path
 from jaxattn.training.records.writer import read_metrics
 
 # For a run to save once it was asked to stop. One that does not goes on from the
@@ -162,7 +163,7 @@ def _of_seeds(
     """Yields the runs of one config, each in a folder of its own."""
     from jaxattn.config.file import load_config
 
-    folder = root.resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
+    folder = local_path(root, "root").resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
     for seed in seeds or (None,):
         own = [] if seed is None else [f"--config.seed={seed}"]
         config = load_config(recipe, [*overrides, *own]).to_dict()

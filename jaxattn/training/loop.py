@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from jaxattn.config.changes import changed_since
 from jaxattn.errors import DivergedError, InterruptedRun, UserError
+from jaxattn.paths import local_path
 from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
@@ -62,8 +63,8 @@ def train_and_evaluate(
         DivergedError: If the loss became infinite or not a number.
         MachineError: If the machine failed; the message says what was saved.
     """
+    workdir = local_path(workdir, "workdir").resolve()  # before data are read
     run = config if isinstance(config, Run) else build(config, devices=devices)
-    workdir = pathlib.Path(workdir).resolve()
     primary = jax.process_index() == 0  # every process trains, the first one writes
     with contextlib.ExitStack() as stack:
         if primary:

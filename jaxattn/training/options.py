@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import NUM_LATEST
 
 _TRAINABLE = ("all", "head")
@@ -69,6 +70,8 @@ class Options:
             require(key, value, value >= 0, "at least 0")
         timeout_s = self.stall_timeout_s
         require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
+        if self.init_from is not None:
+            local_path(self.init_from, "init_from")
         choose("dtype", self.dtype, DTYPES)
         choose("trainable", self.trainable, _TRAINABLE)
 

@@ -32,6 +32,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from jaxattn.errors import MachineError, UserError
+from jaxattn.paths import local_path
 
 PyTree = Any
 Path = tuple[str, ...]
@@ -72,7 +73,7 @@ class Checkpoints:
         # Imported here: jaxattn works without Orbax until something is saved.
         import orbax.checkpoint as ocp
 
-        self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        self.directory = local_path(workdir, "workdir").resolve() / "checkpoints"
         self._tmp = self.directory / ".tmp"
         self._num_latest = num_latest
         self._read_only = read_only

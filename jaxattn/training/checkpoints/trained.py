@@ -19,6 +19,7 @@ from jaxattn.data.crops import Crops
 from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.errors import UserError, choose, reason, require
 from jaxattn.models.classes import abstract_variables
+from jaxattn.paths import local_path
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
@@ -96,7 +97,7 @@ def load_trained(
         raise UserError(
             f"workdir=None: must be given, or weights one of {', '.join(own)}"
         )
-    return _load_run(pathlib.Path(workdir).resolve(), weights, model, task)
+    return _load_run(local_path(workdir, "workdir").resolve(), weights, model, task)
 
 
 def _load_own(name: str) -> Trained:
@@ -146,7 +147,7 @@ def require_no_run(workdir: str | os.PathLike[str]) -> None:
     Raises:
         UserError: If it does.
     """
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = local_path(workdir, "workdir").resolve()
     if (workdir / "config.json").exists():
         raise UserError(f"workdir {workdir}: holds a run already; name another one")
 
@@ -166,7 +167,7 @@ def write_trained(
         UserError: If the folder holds a run, or cannot be written.
     """
     require_no_run(workdir)
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = local_path(workdir, "workdir").resolve()
     with workdir_lock(workdir):
         checkpoints = Checkpoints(workdir)
         state = {"batch_stats": {}, **jax.tree.map(jnp.asarray, variables)}
@@ -183,7 +184,7 @@ def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises:
         UserError: If the folder's `config.json` does not say.
     """
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = local_path(workdir, "workdir").resolve()
     config = read_config(workdir)
     if {"model", "task"} & set(config.get("own", {})):
         return None

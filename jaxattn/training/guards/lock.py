@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from jaxattn.errors import UserError
+from jaxattn.paths import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def workdir_lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         UserError: Another run holds the lock, or the folder cannot be written.
     """
-    path = pathlib.Path(workdir).resolve() / ".lock"
+    path = local_path(workdir, "workdir").resolve() / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
