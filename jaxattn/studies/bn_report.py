@@ -8,11 +8,10 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.studies.bn_curves import Curves, Member, by_epoch, compare_widths
@@ -21,6 +20,9 @@ from jaxattn.training.records.writer import RunWriter
 from jaxattn.training.run import Run
 from jaxattn.viz.comparison import Band, Panel, plot_bands
 from jaxattn.viz.figure import figure_to_array, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Colour and opacity of the lines.
 _STYLES = {"plain": ("#00F0F0", 0.6), "bn": ("#F00000", 0.9)}

@@ -8,6 +8,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     BLUE,
     INK,
@@ -24,6 +25,7 @@ _MAX_CELLS = 20  # classes up to which every cell carries its count
 _MAX_BARS = 30  # classes
 
 
+@default_look
 def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draws a confusion matrix, coloured by the share of each true class.
 
@@ -64,6 +66,7 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> 
     return figure
 
 
+@default_look
 def plot_class_accuracy(
     accuracy: np.ndarray, support: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
@@ -102,6 +105,7 @@ def plot_class_accuracy(
     return figure
 
 
+@default_look
 def plot_reliability(
     bin_confidence: np.ndarray, bin_accuracy: np.ndarray, bin_count: np.ndarray
 ) -> Figure:

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from jaxattn.atomic import write_atomically
+from jaxattn.viz.backend import default_look
 
 INK = "#333333"
 PALE = "#9a9a9a"
@@ -90,6 +91,7 @@ def shorten(name: str, limit: int = 22) -> str:
     return name if len(name) <= limit else f"{name[: limit - 9]}…{name[-8:]}"
 
 
+@default_look
 def figure_to_array(figure: Figure) -> np.ndarray:
     """Renders a figure to uint8 [H, W, 3], at the figure's own resolution."""
     canvas = FigureCanvasAgg(figure)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxattn.viz.attention_maps import Attention, Panel, panels, select_blocks
+from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     BLUE,
     INK,
@@ -63,6 +64,7 @@ def plot_pages(
     return figures
 
 
+@default_look
 def plot_page(
     image: np.ndarray, cam: np.ndarray, rows: Sequence[Sequence[Panel]], title: str
 ) -> Figure:

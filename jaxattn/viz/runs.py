@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     BLUE,
     GREEN,
@@ -32,6 +33,7 @@ _CURVES = (
 _MAX_FILTERS = 256
 
 
+@default_look
 def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     """Draws the loss and a metric of training and validation over the epochs.
 
@@ -69,6 +71,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     return figure
 
 
+@default_look
 def plot_learning_rate(steps: np.ndarray, rates: np.ndarray) -> Figure:
     """Draws the learning rate over the training steps.
 
@@ -99,6 +102,7 @@ def plot_learning_rate(steps: np.ndarray, rates: np.ndarray) -> Figure:
     return figure
 
 
+@default_look
 def plot_filters(kernel: np.ndarray, name: str) -> Figure:
     """Draws the filters of a convolution as a grid of small images.
 
@@ -130,6 +134,7 @@ def plot_filters(kernel: np.ndarray, name: str) -> Figure:
     return figure
 
 
+@default_look
 def plot_images(
     images: np.ndarray, titles: Sequence[str], *, columns: int = 8
 ) -> Figure:
