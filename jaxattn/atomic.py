@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reraise_machine_fault
 from jaxattn.paths import local_path
 
 
@@ -70,6 +70,7 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     if not os.access(parent, os.W_OK):
         raise UserError(f"{path}: cannot be written (its folder is read-only)")

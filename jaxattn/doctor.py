@@ -17,7 +17,7 @@ import jaxattn
 from jaxattn import host
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data
-from jaxattn.errors import UserError, describe_fault
+from jaxattn.errors import UserError, describe_fault, find_device_fault
 from jaxattn.ops import onednn
 from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
@@ -143,14 +143,10 @@ def _is_installed(module: str) -> bool:
 
 
 def _devices() -> Iterator[Finding]:
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:  # an accelerator that does not start
-        line = str(error).strip().splitlines()[0]
-        yield Finding(
-            FAIL, f"no device: {line}; JAX_PLATFORMS=cpu does without the accelerator"
-        )
+    if (fault := find_device_fault()) is not None:
+        yield Finding(FAIL, fault)
         return
+    devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     backend = jax.default_backend()
     yield Finding(OK, f"devices: {len(devices)} x {', '.join(kinds)} ({backend})")
@@ -163,7 +159,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    if jax.default_backend() != "cpu":
+    if not _is_on_cpu():
         return
     if onednn.is_refused():
         yield Finding(OK, "oneDNN's convolutions: not used, as JAXATTN_CPU_KERNELS=0")
@@ -183,8 +179,12 @@ def _kernels() -> Iterator[Finding]:
         )
 
 
+def _is_on_cpu() -> bool:
+    return find_device_fault() is None and jax.default_backend() == "cpu"
+
+
 def _huge_pages() -> Iterator[Finding]:
-    if jax.default_backend() != "cpu":
+    if not _is_on_cpu():
         return
     setting = host.huge_pages_setting()
     asked = "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
@@ -224,6 +224,8 @@ def _data(name: str, path: str | None) -> Iterator[Finding]:
 
 
 def _smoke_train() -> Iterator[Finding]:
+    if find_device_fault() is not None:  # which was told
+        return
     from jaxattn.training.loop import train_and_evaluate
 
     count = jax.device_count()

@@ -3,10 +3,7 @@
 import argparse
 from collections.abc import Iterable
 
-from jaxattn.cli.arguments import (
-    Command,
-    path,
-)
+from jaxattn.cli.arguments import Command, path
 from jaxattn.errors import require
 
 

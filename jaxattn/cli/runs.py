@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxattn.atomic import require_writable
-from jaxattn.cli.arguments import (
-    Command,
-    count,
-    path,
-)
+from jaxattn.cli.arguments import Command, count, path
 from jaxattn.errors import UserError, require
 
 if TYPE_CHECKING:  # imported where they are used

@@ -2,10 +2,7 @@
 
 import argparse
 
-from jaxattn.cli.arguments import (
-    Command,
-    path,
-)
+from jaxattn.cli.arguments import Command, path
 from jaxattn.errors import UserError
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 import numpy as np
 
 from jaxattn.data.source import BadImageError
-from jaxattn.errors import UserError, reason
+from jaxattn.errors import UserError, reason, reraise_machine_fault
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -229,6 +229,7 @@ def _opened(
             why = f"its content is none of {', '.join(_FORMATS)}"
             raise BadImageError(f"{origin}: not a readable image ({why})") from error
         except Exception as error:  # each format of Pillow raises its own
+            reraise_machine_fault(error)
             why = reason(error)
             raise BadImageError(f"{origin}: not a readable image ({why})") from error
 
@@ -239,6 +240,7 @@ def _open_stream(file: str | os.PathLike[str] | bytes, origin: object) -> Binary
     try:
         return open(file, "rb")
     except OSError as error:
+        reraise_machine_fault(error)
         why = error.strerror
         raise UserError(f"{origin}: not a readable image ({why})") from error
 

@@ -11,7 +11,7 @@ from jaxattn.data.datasets.archives import read_pickle
 from jaxattn.data.images import SUFFIXES, find_images, is_image
 from jaxattn.data.preprocess import Frame, ImageFiles
 from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import UserError, first_repeated, reason
+from jaxattn.errors import UserError, first_repeated, reason, reraise_machine_fault
 from jaxattn.paths import local_path
 
 FilePath = str | os.PathLike[str]
@@ -116,6 +116,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, Any]:
                 entries[key] = archive[key]
             return entries
     except Exception as error:  # zipfile, zlib and NumPy each raise their own
+        reraise_machine_fault(error)
         raise UserError(f"{path}: not a readable npz ({reason(error)})") from error
 
 
@@ -123,6 +124,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
     try:
         return read_pickle(path.read_bytes(), str(path))
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(f"{path}: not readable ({error.strerror})") from error
     except UserError as error:
         raise UserError(f"{error}; must be {_KINDS}") from error

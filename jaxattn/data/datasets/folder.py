@@ -13,7 +13,7 @@ from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_source
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.images import find_images
 from jaxattn.data.source import Data
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reraise_machine_fault
 
 _LAYOUT = "a folder with train/<class>/ and val/<class>/"
 
@@ -142,6 +142,7 @@ def _class_names(path: pathlib.Path, split: str) -> tuple[str, ...]:
         with os.scandir(path / split) as entries:
             names = [e.name for e in entries if e.is_dir() and e.name[0] != "."]
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(
             f"data.path={path}: {split} is not readable ({error.strerror})"
         ) from error

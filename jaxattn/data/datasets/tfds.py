@@ -14,7 +14,7 @@ from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_source
 from jaxattn.data.datasets import archives
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.source import Data, Example
-from jaxattn.errors import UserError, reason
+from jaxattn.errors import UserError, reason, reraise_machine_fault
 
 # TFDS takes more than three minutes to give up on a dead connection.
 _ANSWER_TIMEOUT_S = 6.0
@@ -213,6 +213,7 @@ def _find_builder(name: str, path: str | None) -> Any:
             f"({reason(error)}): pip install 'jaxattn[train]'"
         ) from error
     except Exception as error:  # TFDS raises its own, ValueError, AssertionError, ...
+        reraise_machine_fault(error)
         raise UserError(f"{key}: {reason(error)}") from error
     if builder.name != dataset.partition(":")[0].partition("/")[0]:
         raise UserError(f"{key}: holds {builder.name}, not {dataset}")
@@ -237,6 +238,7 @@ def _prepare(builder: Any, name: str, path: str | None) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:  # those of TFDS, of the network and of the disk
+        reraise_machine_fault(error)
         raise UserError(
             f"data.name={name}: TFDS could not prepare it ({reason(error)}); {advice}"
         ) from error

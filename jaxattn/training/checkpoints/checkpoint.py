@@ -31,7 +31,7 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from jaxattn.errors import MachineError, UserError
+from jaxattn.errors import MachineError, UserError, reraise_machine_fault
 from jaxattn.paths import local_path
 
 PyTree = Any
@@ -252,6 +252,7 @@ class Checkpoints:
                 shutil.rmtree(self._tmp)
             self._tmp.mkdir()
         except OSError as error:
+            reraise_machine_fault(error)
             raise UserError(
                 f"checkpoints cannot be written to {self.directory}: {error.strerror}"
             ) from error

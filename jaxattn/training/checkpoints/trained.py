@@ -17,7 +17,7 @@ from jaxattn.atomic import write_json
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.crops import Crops
 from jaxattn.data.preprocess import Frame, Preprocess
-from jaxattn.errors import UserError, choose, reason, require
+from jaxattn.errors import UserError, choose, reason, require, reraise_machine_fault
 from jaxattn.models.classes import abstract_variables
 from jaxattn.paths import local_path
 from jaxattn.tasks.registry import make_task
@@ -247,7 +247,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
         config.get("ema", {}).get("decay")
     except FileNotFoundError:
         raise UserError(f"workdir {workdir}: holds no run (no config.json)") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        reraise_machine_fault(error)
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a run's config ({error!r})") from error
     if "dataset" not in config:
         raise UserError(f"{path}: of an earlier version; resume the run once")
@@ -260,6 +263,7 @@ def _naming(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Flax, JAX and our own, on values of any type
+        reraise_machine_fault(error)
         raise UserError(
             f"{workdir / 'config.json'}: not a run's config ({reason(error)})"
         ) from error

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reraise_machine_fault
 from jaxattn.paths import local_path
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ def workdir_lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(
             f"workdir {path.parent} cannot be written: {error.strerror}"
         ) from error
