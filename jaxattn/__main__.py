@@ -1,5 +1,6 @@
 """The program `jaxattn`, or `python -m jaxattn`."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,14 @@ def main(argv: Sequence[str] | None = None, program: str = "jaxattn") -> int:
     Returns:
         The exit code; but a failure ends the process here.
     """
-    host.prepare()
+    try:
+        host.prepare()
+    except ValueError as error:  # of a variable in the environment, which JAX reads
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    # Names of files and classes may hold what the terminal's encoding does not have.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     from jaxattn import cli
 
     code = cli.main(sys.argv[1:] if argv is None else argv, program)

@@ -163,9 +163,8 @@ def find_device_fault() -> str | None:
         jax.devices()
     except Exception as error:  # RuntimeError and AssertionError so far
         # JAX's own advice at the end is for those who know what a backend is.
-        why = re.sub(
-            r"Unable to initialize backend \S+: |\.? \(set JAX.*", "", str(error)
-        )
+        said = r"Unable to initialize backend \S+: |\.? \(set JAX_PLATFORMS.*"
+        why = re.sub(said, "", str(error))
         why = f" ({why.splitlines()[0]})" if why else ""  # of a missing plugin
         wanted = os.environ.get("JAX_PLATFORMS")
         key = f"JAX_PLATFORMS={wanted}" if wanted else "JAX"

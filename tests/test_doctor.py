@@ -271,9 +271,7 @@ def test_no_file_is_blamed_for_the_machine(error, monkeypatch, tmp_path):
         lambda: read_inputs([tmp_path / "a.npz"], Frame((8, 8, 3))),
         lambda: load_data("cifar10", path=str(tmp_path / "a.npz")),
     ):
-        with pytest.raises(
-            MachineError, match=r"out of memory|Too many|no such device"
-        ):
+        with pytest.raises(MachineError, match=r"memory|Too many|no such device"):
             read()
 
 
