@@ -30,7 +30,11 @@ _IMPLIED = {"task": "classification"}
 
 
 def changed_since(
-    saved: Mapping[str, Any], record: Mapping[str, Any], where: str = "the workdir"
+    saved: Mapping[str, Any],
+    record: Mapping[str, Any],
+    where: str = "the workdir",
+    *,
+    may_differ: tuple[str, ...] = (),
 ) -> list[str]:
     """Compares a run with the config that its workdir was begun with.
 
@@ -38,6 +42,7 @@ def changed_since(
         saved: Content of the workdir's `config.json`.
         record: What the run as it is now would write there.
         where: What the message calls the workdir.
+        may_differ: Further keys that may change.
 
     Returns:
         The changes that do no harm, as "key: before -> now".
@@ -50,7 +55,8 @@ def changed_since(
     said = saved.get("dataset", {})
     known = {key: value for key, value in record["dataset"].items() if key in said}
     lines = differences(saved, {**record, "dataset": known})
-    refused = [line for key, line in lines.items() if not key.startswith(_RESUMABLE)]
+    allowed = (*_RESUMABLE, *may_differ)
+    refused = [line for key, line in lines.items() if not key.startswith(allowed)]
     if refused:
         raise UserError(
             f"{where} was begun with another config ({'; '.join(refused)}); use that"

@@ -18,7 +18,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from jaxattn.config.changes import changed_since
-from jaxattn.errors import DivergedError, InterruptedRun, UserError
+from jaxattn.errors import DivergedError, InterruptedRun, UserError, require
 from jaxattn.paths import local_path
 from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
@@ -31,6 +31,7 @@ from jaxattn.training.guards.interrupt import Interrupt
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
+from jaxattn.training.optim import RunLength, find_length_clash
 from jaxattn.training.records import figures, report
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
@@ -77,7 +78,7 @@ def train_and_evaluate(
         if restored is None:
             _refuse_finished(workdir)
         start_step = 0 if restored is None else restored[1]
-        changes = _check_config(run, workdir) if start_step else []
+        changes = _check_config(run, workdir, start_step) if start_step else []
         writer = None
         if primary:
             log = run.log
@@ -104,12 +105,37 @@ def _refuse_finished(workdir: pathlib.Path) -> None:
         )
 
 
-def _check_config(run: Run, workdir: pathlib.Path) -> list[str]:
+def _check_config(run: Run, workdir: pathlib.Path, step: int) -> list[str]:
     """Returns harmless changes of a resumed run's config; refuses others."""
     path = workdir / "config.json"
     if not path.exists():
         return ["config.json was missing"]
-    return changed_since(json.loads(path.read_text()), run.record)
+    saved = json.loads(path.read_text())
+    changes = changed_since(saved, run.record, may_differ=("num_epochs",))
+    before, now = saved.get("num_epochs"), run.options.num_epochs
+    if before != now:
+        _check_length(run, workdir, step, before)
+    return changes
+
+
+def _check_length(run: Run, workdir: pathlib.Path, step: int, before: int) -> None:
+    """Refuses another `num_epochs` if the steps done would have been others with it."""
+    now, per_epoch = run.options.num_epochs, run.steps_per_epoch
+    done = math.ceil(step / per_epoch)
+    require("num_epochs", now, step <= run.total_steps, f"at least the {done} done")
+    clash = find_length_clash(
+        run.config["schedule"],
+        run.config["optimizer"],
+        step,
+        before=RunLength(before, per_epoch),
+        now=RunLength(now, per_epoch),
+    )
+    if clash is not None:
+        raise UserError(
+            f"num_epochs: {before} -> {now}: with {clash} the {step} steps done would"
+            " have been others; to train on from these weights, use another workdir and"
+            f" --config.init_from={workdir}"
+        )
 
 
 class _Attempt:

@@ -1,10 +1,11 @@
 """Optimizers and learning-rate schedules, as PyTorch steps them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxattn.config.bind import bind
@@ -120,7 +121,8 @@ def make_schedule(
     choose("schedule.update_per", update_per, ("epoch", "step"))
     require("schedule.learning_rate", learning_rate, learning_rate > 0, "above 0")
     valid = 0 <= warmup_epochs < num_epochs
-    require("schedule.warmup_epochs", warmup_epochs, valid, "in [0, num_epochs)")
+    wanted = f"at least 0 and below num_epochs={num_epochs}; 0 is no warm-up"
+    require("schedule.warmup_epochs", warmup_epochs, valid, wanted)
     for key, value in kwargs.items():
         require_in_range(f"schedule.{key}", value)
     remaining = num_epochs - warmup_epochs
@@ -227,13 +229,20 @@ class AdamwThenSgdState(NamedTuple):
     nu: Any
 
 
+_SWITCH_FRACTION = 0.8
+
+
+def _switch_step(length: RunLength, switch_fraction: float) -> int:
+    return int(switch_fraction * length.num_epochs) * length.steps_per_epoch
+
+
 def adamw_then_sgd(
     schedule: Schedule,
     length: RunLength,
     mask: Mask,
     /,
     *,
-    switch_fraction: float = 0.8,
+    switch_fraction: float = _SWITCH_FRACTION,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -246,7 +255,7 @@ def adamw_then_sgd(
     phase restores in both. The learning rate is the schedule's throughout; weight decay
     is decoupled before the switch and L2 after it.
     """
-    switch_step = int(switch_fraction * length.num_epochs) * length.steps_per_epoch
+    switch_step = _switch_step(length, switch_fraction)
 
     def init(params: optax.Params) -> AdamwThenSgdState:
         zeros = optax.tree.zeros_like(params)
@@ -324,3 +333,41 @@ def make_optimizer(
     )
     clip = optax.identity() if clip_norm is None else clip_by_global_norm(clip_norm)
     return optax.chain(clip, optimizer)
+
+
+# Another length --------------------------------------------------------------------
+
+
+def find_length_clash(
+    schedule: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    step: int,
+    *,
+    before: RunLength,
+    now: RunLength,
+) -> str | None:
+    """Returns what another length would have made otherwise of the steps done.
+
+    Args:
+        schedule: The section of a config.
+        optimizer: The section.
+        step: Steps done.
+        before: Length that the run had until then.
+        now: Length that it is to have.
+
+    Returns:
+        The key and its value; None if a run that goes on with the new length is the one
+        that had it from the start.
+    """
+    lengths = (before, now)
+    makers = [bind(make_schedule, schedule, "schedule", length=n) for n in lengths]
+    rates = [jax.jit(jax.vmap(make()))(jnp.arange(step)) for make in makers]
+    if not np.array_equal(*rates):
+        return f"schedule.name={schedule['name']!r}"
+    if optimizer["name"] == adamw_then_sgd.__name__:
+        fraction = optimizer.get("switch_fraction")
+        fraction = _SWITCH_FRACTION if fraction is None else fraction
+        first, second = (min(step, _switch_step(n, fraction)) for n in lengths)
+        if first != second:
+            return f"optimizer.switch_fraction={fraction}"
+    return None
