@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxattn.packages import how_to_install
+
 
 class UserError(ValueError):
     """A mistake in a config, an argument or the data, which the user can mend.
@@ -111,8 +113,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     """
     if isinstance(error, UserError):
         return str(error), 2
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error}: pip install 'jaxattn[train]'", 2
+    if isinstance(error, ModuleNotFoundError) and (advice := how_to_install(error)):
+        return f"{error}: {advice}", 2
     if isinstance(error, InterruptedRun):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

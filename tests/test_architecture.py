@@ -16,7 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxattn"
 # A part may import itself and those of lower floors.
 FLOORS = [
-    {"errors", "lazy"},
+    {"lazy", "packages"},
+    {"errors"},
     {"paths"},
     {"atomic", "host"},
     {"config"},

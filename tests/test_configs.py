@@ -31,6 +31,7 @@ ALL_VARIANTS = {
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
     "sccnet": SCCNETS, "scsa": SCSAS,
 }  # fmt: skip
+OPTIMIZER = {"optimizer.clip_norm", "optimizer.decay_mask"}  # which messages name
 COMMON = {
     "seed", "num_epochs", "batch_size", "model.name", "data.name", "data.path",
     "data.val_fraction", "dtype", "data_parallel", "steps_per_dispatch",
@@ -205,6 +206,7 @@ def test_scsa_follows_the_published_recipes():
 def test_config_has_the_keys_that_commands_rely_on(name):
     models = {"model.plain", "model.bn"} if name not in RECIPES else {"model.name"}
     wanted = COMMON - {"model.name"} | models
+    wanted |= OPTIMIZER if name in RECIPES else set()
     assert dict(leaves(load(name).get_config())).keys() >= wanted
 
 

@@ -93,12 +93,12 @@ def no_grain(monkeypatch):
         (little_space, [], 0, "0.0 GiB free; a run of a large network needs 2 GiB"),
         (no_grain, [], 0, "warning  grain: not installed; off without it: streamed"),
         (None, ["--workdir", "/proc/none"], 1, "FAIL     /proc"),
-        (None, ["--data-name", "cifar11"], 1, "FAIL     data.name=cifar11: unknown"),
+        (None, ["--data-name", "cifar11"], 1, "FAIL     --data-name=cifar11: unknown"),
         (
             None,
             ["--data-name", "cifar10", "--data-path", "/nowhere"],
             1,
-            "FAIL     data.path=/nowhere: no such file or folder",
+            "FAIL     --data-path=/nowhere: no such file or folder",
         ),
     ],
 )

@@ -2,8 +2,10 @@
 
 import argparse
 import ast
+import contextlib
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from jaxattn.errors import UserError, require
@@ -97,6 +99,32 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
     return int(text)
+
+
+@contextlib.contextmanager
+def naming_data_options(args: argparse.Namespace) -> Iterator[None]:
+    """Makes errors about data name the options of a command that takes no config.
+
+    Args:
+        args: With `data_path`, and `data_name` if the command has it.
+
+    Raises:
+        UserError: In place of one about `data.name` or `data.path`.
+    """
+    try:
+        yield
+    except UserError as error:
+        is_typed = "data.path=" not in str(error) or args.data_path is not None
+        advice = "" if is_typed else "; --data-path names another place"
+        raise UserError(name_data_options(f"{error}{advice}", args)) from error
+
+
+def name_data_options(text: str, args: argparse.Namespace) -> str:
+    """Returns a message with options in place of the keys that they stand for."""
+    for key in ("name", "path"):
+        if hasattr(args, f"data_{key}"):
+            text = re.sub(rf"\bdata\.{key}\b", f"--data-{key}", text)
+    return text
 
 
 def path(text: str) -> pathlib.Path:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable
 
-from jaxattn.cli.arguments import Command, path
+from jaxattn.cli.arguments import Command, name_data_options, path
 from jaxattn.errors import require
 
 
@@ -13,10 +13,11 @@ def _doctor(args: argparse.Namespace) -> int:
     given = args.data_path
     holds = given is None or args.data_name is not None
     require("--data-path", given, holds, "given with --data-name")
+    findings = doctor.diagnose(
+        workdir=args.workdir, data_name=args.data_name, data_path=args.data_path
+    )
     return _print_findings(
-        doctor.diagnose(
-            workdir=args.workdir, data_name=args.data_name, data_path=args.data_path
-        )
+        (status, name_data_options(text, args)) for status, text in findings
     )
 
 

@@ -14,6 +14,7 @@ from jaxattn.cli.arguments import (
     given,
     integers,
     load_network,
+    naming_data_options,
     numbers,
     path,
 )
@@ -77,7 +78,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     trained = load_network(args)
     method = _make_method(args, trained)
     overrides = {"name": args.data_name, "path": args.data_path}
-    data = evaluation.load_data_of(trained, overrides)
+    with naming_data_options(args):
+        data = evaluation.load_data_of(trained, overrides)
     folder = f"{args.split}_{args.weights}_{args.method}"
     if data.name != trained.config.get("data", {}).get("name"):
         folder = f"{data.name.replace(':', '_')}_{folder}"

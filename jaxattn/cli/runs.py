@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxattn.atomic import require_writable
-from jaxattn.cli.arguments import Command, count, path
+from jaxattn.cli.arguments import Command, count, naming_data_options, path
 from jaxattn.errors import UserError, require
 
 if TYPE_CHECKING:  # imported where they are used
@@ -119,14 +119,15 @@ def _train_all(
 def _average(args: argparse.Namespace) -> None:
     from jaxattn.studies.average import average_checkpoints
 
-    averaged = average_checkpoints(
-        args.workdir,
-        args.out,
-        steps=args.steps,
-        last=args.last,
-        kind=args.weights,
-        data_path=args.data_path,
-    )
+    with naming_data_options(args):
+        averaged = average_checkpoints(
+            args.workdir,
+            args.out,
+            steps=args.steps,
+            last=args.last,
+            kind=args.weights,
+            data_path=args.data_path,
+        )
     rows = {
         f"step {averaged.steps[-1]}": averaged.before,
         f"mean of {len(averaged.steps)}": averaged.after,

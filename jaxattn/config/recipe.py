@@ -51,7 +51,10 @@ _DEFAULTS: dict[str, Any] = {
         "label_smoothing": 0.0,  # share of the uniform distribution
     },
     "schedule": {},
-    "optimizer": {},
+    "optimizer": {
+        "clip_norm": float,  # largest gradient norm; None: any
+        "decay_mask": str,  # what decays: all, or kernels (rank 2 or more); None: all
+    },
     "ema": {
         "decay": 0.0,  # share that the average keeps per step; 0: no average
         "batch_stats": "average",  # average, or live (those of the raw weights)
@@ -133,7 +136,6 @@ _CHOSEN: dict[str, Any] = {
         "momentum": float,  # of SGD: share of the velocity that a step keeps
         "nesterov": bool,  # looks ahead along the velocity
         "weight_decay": float,  # L2 in SGD and Adam, after clipping; AdamW: decoupled
-        "clip_norm": float,  # largest gradient norm; None: any
     },
     "landscape": {  # of a study
         "every_steps": int,  # training steps per look along a step; 0: none

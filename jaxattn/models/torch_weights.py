@@ -164,9 +164,7 @@ def import_pytorch() -> ModuleType:
     try:
         return importlib.import_module("torch")
     except ImportError as error:
-        raise UserError(
-            "PyTorch is needed for its files: pip install 'jaxattn[torch]'"
-        ) from error
+        raise UserError("PyTorch is needed for its files: pip install torch") from error
 
 
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:

@@ -211,7 +211,7 @@ class _Attempt:
             report.write_description(run, self.workdir, self.writer, key)
         logged = read_metrics(self.workdir)
         most, say = run.options.max_skipped_steps, self.progress.message
-        self._divergence = Divergence(most, logged, step, say)
+        self._divergence = Divergence(most, _advise(run), logged, step, say)
         meter = Meter(run.log.every_steps, step)
         # A signal may have come between an epoch's last step and its evaluation.
         is_due = step > 0 and "epoch" not in self._saved
@@ -332,7 +332,7 @@ class _Attempt:
         if not math.isfinite(optax.tree.norm(state.params)):
             raise DivergedError(
                 f"the weights are not finite at step {step}; the checkpoint before is"
-                " kept; try a lower schedule.learning_rate"
+                f" kept; {_advise(self.run)}"
             )
         self.checkpoints.save(step, state, metrics)
 
@@ -395,6 +395,16 @@ class _Attempt:
         if summary is None:
             self._stop(step)
         return summary
+
+
+def _advise(run: Run) -> str:
+    """Returns what may keep a loss finite, of the keys that the config has."""
+    optimizer, advice = run.config["optimizer"], "try a lower schedule.learning_rate"
+    if "clip_norm" not in optimizer:
+        return advice
+    norm = optimizer["clip_norm"]
+    below = "" if norm is None else f" below {norm:g}"
+    return f"{advice}, or optimizer.clip_norm{below}"
 
 
 def _weights(state: TrainState) -> dict[str, Any]:

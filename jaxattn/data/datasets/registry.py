@@ -71,7 +71,7 @@ def load_data(
         if key not in accepted:
             raise UserError(
                 f"data.{key}={value!r}: not accepted with data.name={name}; leave it "
-                f"out ({suggest(key, accepted)})"
+                f"out, or None ({suggest(key, accepted)})"
             )
     data = bind(loader, {"name": name, **given}, "data")()
     return thin(hold_out(data, val_fraction, split_seed), max_train_examples)

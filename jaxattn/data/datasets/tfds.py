@@ -15,6 +15,7 @@ from jaxattn.data.datasets import archives
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.source import Data, Example
 from jaxattn.errors import UserError, reason, reraise_machine_fault
+from jaxattn.packages import how_to_install
 
 # TFDS takes more than three minutes to give up on a dead connection.
 _ANSWER_TIMEOUT_S = 6.0
@@ -208,9 +209,10 @@ def _find_builder(name: str, path: str | None) -> Any:
             return tfds.builder(dataset, data_dir=where, file_format="array_record")
         builder = tfds.builder_from_directory(where, file_format="array_record")
     except ImportError as error:
+        advice = how_to_install(error)
         raise UserError(
             f"data.name={name}: needs a package that is not installed "
-            f"({reason(error)}): pip install 'jaxattn[train]'"
+            f"({reason(error)})" + (f": {advice}" if advice else "")
         ) from error
     except Exception as error:  # TFDS raises its own, ValueError, AssertionError, ...
         reraise_machine_fault(error)
@@ -229,7 +231,7 @@ def _prepare(builder: Any, name: str, path: str | None) -> None:
         ways += "with x_train, y_train, x_test, y_test, or a prepared TFDS directory"
     if path is not None:
         raise UserError(f"data.path={path}: holds no {name}; must be {ways}")
-    advice = f"set --config.data.path= to {ways}"
+    advice = f"set data.path to {ways}"
     for url in list(builder.url_infos or {})[:1]:
         if failure := _unreachable(url):
             raise UserError(
