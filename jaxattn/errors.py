@@ -50,6 +50,11 @@ def require(key: str, value: Any, holds: bool, wanted: str) -> None:
         raise UserError(f"{key}={value!r}: must be {wanted}")
 
 
+def require_seed(key: str, seed: int) -> None:
+    """Raises a `UserError` unless a seed is one that JAX and NumPy tell from others."""
+    require(key, seed, 0 <= seed < 2**32, "in [0, 2**32)")
+
+
 def choose(key: str, value: Any, choices: Iterable[str]) -> None:
     """Raises a `UserError` that names the choices unless the value is one of them."""
     choices = list(choices)

@@ -3,9 +3,10 @@
 import argparse
 import ast
 import contextlib
+import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from jaxattn.errors import UserError, require
@@ -77,21 +78,47 @@ def add_model_arg(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def number(text: str) -> float:
+    """Parses a finite number."""
+    (value,) = _parsed([text], _finite, "a number")
+    return value
+
+
+def seed(text: str) -> int:
+    """Parses a seed."""
+    (value,) = _parsed([text], int, "an integer in [0, 2**32)")
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} must be in [0, 2**32)")
+    return value
+
+
 def numbers(text: str) -> tuple[float, ...]:
-    """Parses numbers separated by commas."""
-    return _parsed(text, float, "numbers separated by commas")
+    """Parses finite numbers separated by commas."""
+    return _parsed(text.split(","), _finite, "numbers separated by commas")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def integers(text: str) -> tuple[int, ...]:
     """Parses integers separated by commas; none of an empty text."""
-    return () if not text else _parsed(text, int, "integers separated by commas")
+    if not text:
+        return ()
+    return _parsed(text.split(","), int, "integers separated by commas")
 
 
-def _parsed(text: str, kind: Callable[[str], Any], wanted: str) -> tuple[Any, ...]:
+def _parsed(
+    parts: Sequence[str], kind: Callable[[str], Any], wanted: str
+) -> tuple[Any, ...]:
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in parts)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from None
+        given = ",".join(parts)
+        raise argparse.ArgumentTypeError(f"{given!r} must be {wanted}") from None
 
 
 def count(text: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxattn.atomic import require_writable
-from jaxattn.cli.arguments import Command, count, naming_data_options, path
+from jaxattn.cli.arguments import Command, count, naming_data_options, path, seed
 from jaxattn.errors import UserError, require
 
 if TYPE_CHECKING:  # imported where they are used
@@ -158,7 +158,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="recipes, as canet:tiny or configs/canet.py:tiny, to train first what is"
         " not finished; --config.key=value overrides a value of all of them",
     )
-    add("--seeds", type=int, nargs="+", help="of each recipe (default its own)")
+    add("--seeds", type=seed, nargs="+", help="of each recipe (default its own)")
     add("--root", type=path, help="folder of the workdirs: recipe/seed")
     add(
         "--out",
@@ -193,7 +193,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         help="a key of the config, such as schedule.learning_rate=0.1,0.01; of several"
         " every combination is trained",
     )
-    add("--seeds", type=int, nargs="+", help="of each (default the recipe's)")
+    add("--seeds", type=seed, nargs="+", help="of each (default the recipe's)")
     parser.set_defaults(overrides=[])
 
 

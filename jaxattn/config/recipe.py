@@ -168,6 +168,21 @@ def study(**values: Any) -> ConfigDict:
     return ConfigDict(_fill(values, _update(_DEFAULTS, _CHOSEN)))
 
 
+def of_record(config: Mapping[str, Any]) -> ConfigDict:
+    """Returns a config of the values that a run has recorded.
+
+    Args:
+        config: Content of its `config.json`, without what the run added.
+    """
+    return study(**{key: _from_json(value) for key, value in config.items()})
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _from_json(inner) for key, inner in value.items()}
+    return tuple(map(_from_json, value)) if isinstance(value, list) else value
+
+
 def choose_variant(variant: str, choices: Collection[str]) -> str:
     """Returns the argument of a recipe, which must be one of the choices.
 

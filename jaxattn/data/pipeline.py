@@ -38,6 +38,7 @@ from jaxattn.errors import UserError, choose, require
 Feed = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
+_MAX_READERS = 1024  # of each kind; many more end the machine
 # Above this a data set is streamed unless the config says "resident". CIFAR is 0.15 GB.
 _MAX_RESIDENT_BYTES = 2**30
 
@@ -255,6 +256,21 @@ def _allow_workers() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
+def check_loader(
+    *, loader: str = "auto", num_workers: int = 0, num_threads: int = 1
+) -> None:
+    """Checks those arguments of `make_loader` that need no data.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    choose("pipeline.loader", loader, ("auto", "resident", "streamed"))
+    for key, value, least in (("workers", num_workers, 0), ("threads", num_threads, 1)):
+        holds = least <= value <= _MAX_READERS
+        wanted = f"in [{least}, {_MAX_READERS}]"
+        require(f"pipeline.num_{key}", value, holds, wanted)
+
+
 def make_loader(
     source: Source,
     part: Slice | None = None,
@@ -277,9 +293,7 @@ def make_loader(
     Raises:
         UserError: If a value is out of its range, or does not fit the source.
     """
-    choose("pipeline.loader", loader, ("auto", "resident", "streamed"))
-    require("pipeline.num_workers", num_workers, num_workers >= 0, "at least 0")
-    require("pipeline.num_threads", num_threads, num_threads >= 1, "at least 1")
+    check_loader(loader=loader, num_workers=num_workers, num_threads=num_threads)
     if isinstance(source, DrawingSource):
         if loader == "resident":
             raise UserError(

@@ -111,7 +111,10 @@ def run_study(
 def _check(values: Mapping[str, Any]) -> tuple[tuple[float, ...], dict[str, str]]:
     """Returns the learning rates, and the names of the networks."""
     rates = values.get("learning_rates", ())
-    holds = isinstance(rates, tuple) and bool(rates) and all(r > 0 for r in rates)
+    holds = isinstance(rates, tuple) and bool(rates)
+    holds = holds and all(
+        isinstance(r, float | int) and 0 < r < math.inf for r in rates
+    )
     require("learning_rates", rates, holds, "numbers above 0, as (0.001, 0.002)")
     require("learning_rates", rates, len({*rates}) == len(rates), "all different")
     models = {}

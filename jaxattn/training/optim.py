@@ -35,6 +35,8 @@ def require_in_range(key: str, value: Any) -> None:
         UserError: If it is out of the range of its name.
     """
     name = key.rsplit(".", 1)[-1]
+    if name == "milestones":
+        require(key, tuple(value), min(value, default=0) >= 0, "at least 0")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if name in _ABOVE_0:
@@ -123,10 +125,10 @@ def make_schedule(
     valid = 0 <= warmup_epochs < num_epochs
     wanted = f"at least 0 and below num_epochs={num_epochs}; 0 is no warm-up"
     require("schedule.warmup_epochs", warmup_epochs, valid, wanted)
+    factor = bind(SCHEDULES[name], kwargs, "schedule")
     for key, value in kwargs.items():
         require_in_range(f"schedule.{key}", value)
     remaining = num_epochs - warmup_epochs
-    factor = bind(SCHEDULES[name], kwargs, "schedule")
     warmup_steps = warmup_epochs * steps_per_epoch
 
     def schedule(count: Any) -> jax.Array:

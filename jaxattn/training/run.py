@@ -13,7 +13,7 @@ import optax
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import Augment
 from jaxattn.data.datasets.registry import load_data
-from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
+from jaxattn.data.pipeline import Loader, TrainOrder, check_loader, make_loader
 from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require
@@ -191,6 +191,8 @@ def build(
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
     parts = _bind_parts(sections)
+    as_loader = bind(make_loader, sections["pipeline"], "pipeline")
+    check_loader(**as_loader.keywords)
     given = {"data": data, "model": model, "task": task}
     given = {name: value for name, value in given.items() if value is not None}
     stands_for = {"data": "data", "model": "model", "task": "loss"}
@@ -212,7 +214,6 @@ def build(
         model = own_objects.for_devices(model, parallel)
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
-    as_loader = bind(make_loader, sections["pipeline"], "pipeline")
     loaders = {split: as_loader(source) for split, source in data.splits.items()}
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
@@ -297,6 +298,8 @@ def _check_run(run: Run) -> None:
     holds = patience == 0 or run.data.val is not None
     require("early_stopping.patience", patience, holds, wanted)
     steps, total = run.log.profile_steps, run.total_steps
+    holds = total < 2**31
+    require("num_epochs", run.options.num_epochs, holds, "below 2**31 steps in all")
     wanted = f"within the {total} steps of the run"
     require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
     refuse_transforms(run.task, run.augment)

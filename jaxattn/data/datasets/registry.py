@@ -15,7 +15,7 @@ from jaxattn.data.datasets.tfds import load_tfds
 from jaxattn.data.datasets.toy import load_digits, load_synthetic
 from jaxattn.data.source import Data
 from jaxattn.data.splits import hold_out, thin
-from jaxattn.errors import UserError, require, suggest
+from jaxattn.errors import UserError, require, require_seed, suggest
 
 LOADERS: dict[str, Callable[..., Data]] = {
     "cifar10": load_cifar,
@@ -63,6 +63,7 @@ def load_data(
     loader = _find_loader(name)
     holds = 0 <= val_fraction < 1
     require("data.val_fraction", val_fraction, holds, "in [0, 1)")
+    require_seed("data.split_seed", split_seed)
     holds = max_train_examples is None or max_train_examples >= 1
     require("data.max_train_examples", max_train_examples, holds, "at least 1")
     given = {key: value for key, value in kwargs.items() if value is not None}
