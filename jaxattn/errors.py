@@ -50,6 +50,17 @@ def require(key: str, value: Any, holds: bool, wanted: str) -> None:
         raise UserError(f"{key}={value!r}: must be {wanted}")
 
 
+def require_type(key: str, value: Any, kinds: type | tuple[type, ...]) -> None:
+    """Raises a `UserError` that names key and types unless a value is of one of them.
+
+    The value is not shown: it may be a million numbers.
+    """
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{key}: {type(value).__name__}; must be {wanted}")
+
+
 def require_seed(key: str, seed: int) -> None:
     """Raises a `UserError` unless a seed is one that JAX and NumPy tell from others."""
     require(key, seed, 0 <= seed < 2**32, "in [0, 2**32)")

@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import errno
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import pytest
 from PIL import Image
 from tiers import full_but
 
-from jaxattn.cli import main, predict
+from jaxattn import cli
+from jaxattn.cli import machine, main, predict
 from jaxattn.data import load_data
 from jaxattn.errors import UserError
 from jaxattn.inference.attention import read_examples
@@ -426,3 +429,77 @@ def test_attention_maps_complains_of_layers_in_one_line(capsys, workdir, tmp_pat
     assert code == 2
     assert err.startswith("jaxattn: --layers='res*': must be of layer1.0, ")
     assert err.count("\n") == 1
+
+
+# Programs
+
+
+def start(*arguments, stdout, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxattn", *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=stdout, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("--help",), 0), (("models", "canet"), 141)],  # argparse itself is quiet
+)
+def test_a_command_ends_quietly_when_no_one_reads(arguments, code):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(*arguments, stdout=writer)
+    os.close(writer)
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (code, "")
+
+
+def test_a_broken_pipe_of_another_kind_is_told(capsys, monkeypatch):
+    def fail(_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_COMMANDS", [machine.Command("verify", "", fail)])
+    assert main(["verify"]) == 1
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "joins"),
+    [
+        ([], False),
+        (["--distributed"], True),
+        (["--distributed=true"], True),
+        (["--distributed=false"], False),
+    ],
+)
+def test_distributed_is_a_flag_with_or_without_a_value(
+    monkeypatch, tmp_path, flags, joins
+):
+    calls = []
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda *_: None)
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: calls.append(1))
+    command = ("train", "--config", "canet:tiny", "--workdir", str(tmp_path))
+    assert main([*command, *flags]) == 0
+    assert bool(calls) == joins
+
+
+def test_a_variable_that_jax_refuses_is_one_line():
+    process = start("models", stdout=subprocess.PIPE, JAX_ENABLE_X64="maybe")
+    text, said = process.communicate(timeout=60)
+    assert (process.returncode, text) == (2, "")
+    assert said.startswith("jaxattn: ")
+    assert said.count("\n") == 1
+
+
+def test_what_a_terminal_has_no_letters_for_is_written_with_backslashes():
+    code = (
+        "import jaxattn.cli as c; from jaxattn.__main__ import main;"
+        "c.main = lambda *_: print(chr(0x9e7f), chr(0xdcff)) or 0; main([])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "\\u9e7f \\udcff\n"

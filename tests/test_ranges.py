@@ -8,11 +8,13 @@ import smoke
 
 from jaxattn.cli import main
 from jaxattn.config import recipe
+from jaxattn.data import load_data
 from jaxattn.data.datasets import registry, toy
 from jaxattn.errors import UserError
+from jaxattn.inference import Predictor
 from jaxattn.models.registry import create_model
 from jaxattn.studies.bn_landscape import _check as check_study
-from jaxattn.training.run import build
+from jaxattn.training import build, load_trained, train_and_evaluate
 
 
 class DataReadError(Exception):
@@ -246,3 +248,25 @@ def test_a_number_of_an_option_is_one_line_that_names_it(capsys, arguments):
 def test_a_network_of_wrong_values_is_refused_by_name(name, keywords):
     with pytest.raises(UserError, match=r"^[\w.]+=.*(choices|must be)"):
         create_model(name, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: build(5), r"^config: int; must be Mapping$"),
+        (lambda: build("canet"), r"^config: str; must be Mapping$"),
+        (lambda: build({"model": "canet"}), r"^config.model: str; must be Mapping$"),
+        (lambda: build({}), r"^config.seed: required by Options$"),
+        (lambda: build(smoke.get_config(), model=5), r"^model: int; must be Module$"),
+        (lambda: build(smoke.get_config(), task=5), r"^task: int; must be Task$"),
+        (lambda: build(smoke.get_config(), data=5), r"^data: int; must be a mapping"),
+        (lambda: train_and_evaluate(5, 5), r"^workdir=5: must be a path$"),
+        (lambda: load_trained(5), r"^workdir=5: must be a path$"),
+        (lambda: load_trained(weights=5), r"^weights=5: choices: best"),
+        (lambda: Predictor(5), r"^trained: int; must be Trained$"),
+        (lambda: load_data(5), r"^data.name: int; must be str$"),
+    ],
+)
+def test_a_python_call_with_a_wrong_type_names_the_argument(call, message):
+    with pytest.raises(UserError, match=message):
+        call()

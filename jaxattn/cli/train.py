@@ -33,6 +33,12 @@ def _join(args: argparse.Namespace) -> None:
         raise UserError(f"--distributed: {error}") from error
 
 
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    return text.lower() == "true"
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -45,7 +51,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--workdir", type=path, required=True, help="folder of the outputs")
     add(
         "--distributed",
-        action="store_true",
+        type=_yes_or_no,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="true",
         help="joins several processes, which a cluster's launcher names",
     )
     launcher = "without a launcher: "

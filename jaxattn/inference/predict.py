@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import require, require_seed
+from jaxattn.errors import require, require_seed, require_type
 from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.devices.mesh import Devices, MeshParallel
@@ -61,6 +61,8 @@ class Predictor:
         batch_size: int = 256,
         devices: Devices | None = None,
     ) -> None:
+        require_type("trained", trained, Trained)
+        require_type("batch_size", batch_size, int)
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         self.trained = trained
         self._batch_size = batch_size

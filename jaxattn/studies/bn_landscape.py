@@ -39,7 +39,14 @@ import numpy as np
 from jaxattn.atomic import write_json
 from jaxattn.config.bind import bind
 from jaxattn.config.changes import changed_since
-from jaxattn.errors import DivergedError, InterruptedRun, UserError, choose, require
+from jaxattn.errors import (
+    DivergedError,
+    InterruptedRun,
+    UserError,
+    choose,
+    require,
+    require_type,
+)
 from jaxattn.models.registry import list_models
 from jaxattn.paths import local_path
 from jaxattn.studies.bn_curves import NETWORKS, Member, read_curves, tag
@@ -82,7 +89,8 @@ def run_study(
         DivergedError: If a loss became infinite or not a number.
     """
     workdir = local_path(workdir, "workdir").resolve()
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    require_type("config", values, Mapping)
     landscape = bind(Landscape, values.get("landscape", {}), "landscape")()
     rates, models = _check(values)
     runs = {

@@ -16,7 +16,7 @@ from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, check_loader, make_loader
 from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.data.source import Data
-from jaxattn.errors import UserError, require
+from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.ops.conv import is_fast_in_loops
@@ -187,6 +187,10 @@ def build(
         UserError: If a key or value is wrong, or the data cannot be had.
     """
     values, sections = _split(config)
+    if model is not None:
+        require_type("model", model, nn.Module)
+    if task is not None:
+        require_type("task", task, Task)
     options = bind(Options, values, "config")()
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
@@ -257,8 +261,12 @@ def _bind_parts(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 def _split(config: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Separates a config into its own values and its sections, as plain dicts."""
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    require_type("config", values, Mapping)
+    plain = dict(values)
     sections = {key: plain.pop(key, {}) for key in _SECTIONS}
+    for key, section in sections.items():
+        require_type(f"config.{key}", section, Mapping)
     return plain, sections
 
 

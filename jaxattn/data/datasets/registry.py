@@ -15,7 +15,7 @@ from jaxattn.data.datasets.tfds import load_tfds
 from jaxattn.data.datasets.toy import load_digits, load_synthetic
 from jaxattn.data.source import Data
 from jaxattn.data.splits import hold_out, thin
-from jaxattn.errors import UserError, require, require_seed, suggest
+from jaxattn.errors import UserError, require, require_seed, require_type, suggest
 
 LOADERS: dict[str, Callable[..., Data]] = {
     "cifar10": load_cifar,
@@ -79,6 +79,7 @@ def load_data(
 
 
 def _find_loader(name: str) -> Callable[..., Data]:
+    require_type("data.name", name, str)
     if name.startswith("tfds:") and name != "tfds:":
         return load_tfds
     if name not in LOADERS:

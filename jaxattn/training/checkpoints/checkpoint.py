@@ -202,6 +202,23 @@ class Checkpoints:
         except (OSError, ValueError):
             return {}
 
+    def saved_shapes(self, names: Iterable[str]) -> PyTree | None:
+        """Returns shapes of parts of the state, of the newest intact checkpoint.
+
+        Args:
+            names: Of the parts, such as "params".
+
+        Returns:
+            A target for `restore_latest`; None without an intact checkpoint.
+        """
+        parts = list(names)
+        for step in self.all_steps()[::-1]:
+            if find_damage(self._path(step)) is None:
+                saved = self._saved(step)
+                kept = {k: _to_abstract(v) for k, v in saved.items() if k[0] in parts}
+                return {k: {} for k in parts} | traverse_util.unflatten_dict(kept)
+        return None
+
     def find_fault(self, step: int, target: PyTree | None) -> str | None:
         """Returns what is wrong with a checkpoint in one line, or None.
 
@@ -343,12 +360,16 @@ class Checkpoints:
         flat = traverse_util.flatten_dict(restored)
         return jax.tree.unflatten(treedef, [flat[path] for path in wanted])
 
+    def _saved(self, step: int) -> dict[Path, Any]:
+        """Returns shape and dtype of each array in a checkpoint that is intact."""
+        metadata = self._checkpointer.metadata(self._path(step)).item_metadata
+        assert metadata is not None  # its file is in the verified manifest
+        return traverse_util.flatten_dict(metadata["default"].tree)
+
     def _check_fit(
         self, step: int, wanted: Mapping[Path, jax.ShapeDtypeStruct], partial: bool
     ) -> None:
-        metadata = self._checkpointer.metadata(self._path(step)).item_metadata
-        assert metadata is not None  # its file is in the verified manifest
-        saved = traverse_util.flatten_dict(metadata["default"].tree)
+        saved = self._saved(step)
         unwanted = [] if partial else [path for path in saved if path not in wanted]
         differences = [
             f"{'/'.join(path)} ({_describe(saved.get(path))} saved, "
@@ -392,7 +413,7 @@ def _to_dict(tree: PyTree) -> dict[str, Any]:
 
 def _to_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
+    if not isinstance(sharding, jax.sharding.Sharding):  # Orbax has a kind of its own
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

@@ -21,7 +21,7 @@ from jaxattn.models.classes import (
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, read_state_dict
 from jaxattn.paths import local_path
-from jaxattn.training.checkpoints.trained import load_trained
+from jaxattn.training.checkpoints.trained import load_trained, load_variables
 from jaxattn.weights import list_weights
 
 
@@ -81,7 +81,7 @@ class Pretrained:
 
     def _read_run(self) -> dict[TreePath, np.ndarray]:
         try:
-            return flat(load_trained(self._path).variables)
+            return flat(load_variables(self._path))
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
 

@@ -22,8 +22,9 @@ from jaxattn.models.classes import abstract_variables
 from jaxattn.paths import local_path
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task
-from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
 from jaxattn.training.guards.lock import workdir_lock
+from jaxattn.training.own_objects import describe
 from jaxattn.weights import list_weights, read_weights
 
 SPLITS = ("test", "val", "train")
@@ -100,6 +101,23 @@ def load_trained(
     return _load_run(local_path(workdir, "workdir").resolve(), weights, model, task)
 
 
+def _check_own(key: str, given: str, recorded: str) -> None:
+    """Checks that an object is the one that a run was built with, by how it prints."""
+    if given == recorded:
+        return
+    pairs = enumerate(zip(given, recorded, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(given), len(recorded)))
+    here, there = (t[max(first - 20, 0) : first + 40] for t in (given, recorded))
+    raise UserError(
+        f"{key}: another object than the run's: it prints as ...{here}..., the run's as"
+        f" ...{there}..."
+    )
+
+
+def _has_own_network(config: dict[str, Any]) -> bool:
+    return bool({"model", "task"} & set(config.get("own", {})))
+
+
 def _load_own(name: str) -> Trained:
     """Loads weights that come with the package."""
     config, variables, step = read_weights(name)
@@ -113,10 +131,12 @@ def _load_run(
     kind, is_best = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
         raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
+    own = config.get("own", {})
     for key, value in (("model", model), ("task", task)):
-        is_own = key in config.get("own", {})
         wanted = "given, since the run was built with an object of its own"
-        require(key, value, value is not None or not is_own, wanted)
+        require(key, value, value is not None or key not in own, wanted)
+        if key in own:
+            _check_own(key, describe({key: value})["own"][key], own[key])
     with _naming(workdir):
         untrained = _make_untrained(config, model, task)
         given = untrained.keywords
@@ -129,6 +149,36 @@ def _load_run(
     state, step = jax.device_get(restored)
     variables = {name: state[source] for name, source in sources.items()}
     return untrained(variables=variables, step=step)
+
+
+def load_variables(workdir: str | os.PathLike[str]) -> Any:
+    """Loads the best weights of a run, whose network may be a user's own.
+
+    Args:
+        workdir: Folder of the run.
+
+    Returns:
+        Its parameters and batch statistics, NumPy arrays.
+
+    Raises:
+        UserError: As `load_trained`.
+    """
+    workdir = local_path(workdir, "workdir").resolve()
+    if not _has_own_network(read_config(workdir)):
+        return load_trained(workdir).variables
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        target = checkpoints.saved_shapes(_sources("raw", {}).values())
+        steps = checkpoints.all_steps()
+        # What an own task calls its figure, only the checkpoints know.
+        known = checkpoints.metrics(steps[-1]) if steps else {}
+    finally:
+        checkpoints.close()
+    metrics = (k for k in known if k.startswith(BEST_PREFIX) and not k.endswith("_ema"))
+    restored = _restore(workdir, target, next(metrics, None))
+    if restored is None:
+        raise UserError(f"workdir {workdir}: holds no checkpoint yet")
+    return jax.device_get(restored[0])
 
 
 def best_metric(task: Task, kind: str) -> str:
@@ -186,7 +236,7 @@ def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     workdir = local_path(workdir, "workdir").resolve()
     config = read_config(workdir)
-    if {"model", "task"} & set(config.get("own", {})):
+    if _has_own_network(config):
         return None
     with _naming(workdir):
         given = _make_untrained(config).keywords
