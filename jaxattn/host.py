@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import importlib.util
+import logging
 import os
 import pathlib
 import platform
@@ -10,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 
 _TUNABLES = "GLIBC_TUNABLES"
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -48,6 +50,24 @@ def _keep_matplotlib_quiet() -> None:
         return
     os.environ["MPLCONFIGDIR"] = folder = tempfile.mkdtemp(prefix="matplotlib-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def quiet_tensorflow() -> None:
+    """Has TensorFlow keep its opinions to itself; call it before that is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+@contextlib.contextmanager
+def quiet_absl() -> Iterator[None]:
+    """Mutes the logger of Google's libraries, for calls whose errors are raised."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def hardware(platform_name: str) -> str:

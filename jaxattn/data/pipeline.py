@@ -19,6 +19,7 @@ process that consumes the feeds.
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
@@ -233,8 +234,10 @@ class StreamedLoader:
             # Grain deals out what is in the map, so it must be whole batches.
             data = data.batch(local).to_iter_dataset(options).mp_prefetch(workers)
         else:
+            # Of fewer than it has threads Grain warns.
+            ahead = max(4 * local, self.num_threads)
             options = grain.ReadOptions(
-                num_threads=self.num_threads, prefetch_buffer_size=4 * local
+                num_threads=self.num_threads, prefetch_buffer_size=ahead
             )
             data = data.to_iter_dataset(options).batch(local)
         iterator = iter(data)
@@ -248,10 +251,17 @@ class StreamedLoader:
             iterator.close()
 
 
+# Of a run that is stopped, batches of Grain's are under way in shared memory, which
+# Python's tracker clears up; it starts with these options.
+_QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
+
+
 def _allow_workers() -> None:
     """Lets Grain start workers in a program that parses no absl flags."""
     from absl import flags
 
+    if _QUIET_TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(_QUIET_TRACKER)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxattn import host
 from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_sources
 from jaxattn.data.datasets import archives
 from jaxattn.data.datasets.paths import existing
@@ -64,7 +65,9 @@ def load_tfds(
     is_fixed = None not in image.shape
     if is_fixed:
         _refuse_views(name, {**views, "on_bad_image": on_bad_image})
-    if not builder.is_prepared():
+    with host.quiet_absl():  # of every folder that holds half of a data set
+        is_prepared = builder.is_prepared()
+    if not is_prepared:
         _prepare(builder, name, path)
     test_split = _test_split(name, builder)
     train, test = (
@@ -202,12 +205,14 @@ def _find_builder(name: str, path: str | None) -> Any:
     where = None if path is None else existing(path)
     key = f"data.name={name}" if path is None else f"data.path={path}"
     try:
+        host.quiet_tensorflow()
         import tensorflow_datasets as tfds
 
         # Without the format TFDS prepares records that have no random access.
-        if where is None or not (where / "features.json").is_file():
-            return tfds.builder(dataset, data_dir=where, file_format="array_record")
-        builder = tfds.builder_from_directory(where, file_format="array_record")
+        with host.quiet_absl():
+            if where is None or not (where / "features.json").is_file():
+                return tfds.builder(dataset, data_dir=where, file_format="array_record")
+            builder = tfds.builder_from_directory(where, file_format="array_record")
     except ImportError as error:
         advice = how_to_install(error)
         raise UserError(

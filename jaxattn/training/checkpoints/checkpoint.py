@@ -32,6 +32,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from jaxattn.errors import MachineError, UserError, reraise_machine_fault
+from jaxattn.host import quiet_absl
 from jaxattn.paths import local_path
 
 PyTree = Any
@@ -469,14 +470,15 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:
-        if not path.is_dir():  # some network file systems do not sync folders
+        if not path.is_dir():  # some network file systems, and Windows, sync none
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _os_reason(error: Exception) -> str | None:
@@ -491,9 +493,7 @@ def _os_reason(error: Exception) -> str | None:
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Mutes Orbax, which repeats in hundreds of lines the error that it then raises."""
-    absl = logging.getLogger("absl")
-    level, hook = absl.level, sys.unraisablehook
-    absl.setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
 
     def drop_late(unraisable: Any) -> None:
         # A save fails with its first array. The others tell an event loop that is
@@ -502,8 +502,6 @@ def _quiet_orbax() -> Iterator[None]:
             hook(unraisable)
 
     sys.unraisablehook = drop_late
-    try:
+    with quiet_absl():
         yield
-    finally:
-        absl.setLevel(level)
     sys.unraisablehook = hook  # not after an error: the late ones are still to come

@@ -1,11 +1,15 @@
 """One run at a time in a workdir."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import pathlib
 from collections.abc import Iterator
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 from jaxattn.errors import UserError, reraise_machine_fault
 from jaxattn.paths import local_path
@@ -45,6 +49,9 @@ def workdir_lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _lock(descriptor: int, path: pathlib.Path) -> None:
+    if fcntl is None:
+        logger.warning("%s: this system has no such lock; start one run only", path)
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
