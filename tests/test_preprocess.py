@@ -1,5 +1,6 @@
 """What a network sees of an image is the same whichever way the image comes in."""
 
+import functools
 import json
 
 import jax
@@ -39,11 +40,15 @@ def photos(tmp_path_factory):
     return folder
 
 
+@functools.cache
+def untrained():
+    init = jax.jit(create_model(num_classes=2, **MODEL).init)
+    return init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+
+
 def make_trained(photos, workdir, says_resize=True):
     """An untrained network of a run on the photos, saved and loaded."""
-    variables = create_model(num_classes=2, **MODEL).init(
-        jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)
-    )
+    variables = untrained()
     dataset = {"class_names": ["framed", "plain"], "image_shape": [16, 16, 3]}
     section = {"name": "imagefolder", "path": str(photos), "image_size": 16}
     config = {
@@ -114,9 +119,7 @@ def test_a_workdir_of_version_0_1_0_sees_the_same(photos, tmp_path):
     ],
 )
 def test_old_sections_say_what_was_seen(section, resize_px, tmp_path):
-    variables = create_model(num_classes=2, **MODEL).init(
-        jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)
-    )
+    variables = untrained()
     config = {
         "model": MODEL,
         "data": section,

@@ -25,10 +25,8 @@ def config(**overrides):
 
 
 @pytest.fixture(scope="module")
-def other_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("other_run")
-    loop.train_and_evaluate(config(), workdir, devices=ONE)
-    return workdir
+def other_run(two_epochs):
+    return two_epochs
 
 
 @pytest.fixture

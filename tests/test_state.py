@@ -8,7 +8,7 @@ import pytest
 from jaxattn import UserError, create_model
 from jaxattn.training.state import Ema, create_state
 
-MODEL = create_model("canet_tiny", num_classes=3)
+MODEL = create_model("efficient_resnet", num_classes=3, base_width=2)
 
 
 def state_at_0(**ema):
@@ -38,7 +38,7 @@ def test_weights_follow_from_the_seed():
     a, b = state_at_0(), state_at_0()
     chex.assert_trees_all_equal(a, b)
     c = create_state(MODEL, optax.sgd(0.1), Ema(), 8, (8, 8, 3))
-    assert not np.array_equal(a.params["fc1"]["kernel"], c.params["fc1"]["kernel"])
+    assert not np.array_equal(a.params["fc"]["kernel"], c.params["fc"]["kernel"])
 
 
 def test_average_starts_as_a_copy_that_can_be_donated_apart():
