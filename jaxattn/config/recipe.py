@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, Any] = {
     "keep_checkpoints": int,  # newest ones, beside the best; None: 2
     "max_skipped_steps": 0,  # whose loss is not finite, before the run ends
     "stall_timeout_s": 1800.0,  # without a step before the run ends; s
+    "accept_changed_data": False,  # resumes though the data are not as they were
     "model": {
         "name": str,  # any of jaxattn.list_models()
     },

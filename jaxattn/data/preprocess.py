@@ -16,7 +16,7 @@ import numpy as np
 from jaxattn.data.augment import normalize
 from jaxattn.data.images import Box, center_box, read_crop, resize_crop
 from jaxattn.data.source import Example
-from jaxattn.errors import require
+from jaxattn.errors import UserError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +99,12 @@ class ImageFiles:
     Attributes:
         paths: The files.
         frame: What is shown of each.
+        skips: Shows black, with the `error`, in place of one that cannot be read.
     """
 
     paths: tuple[pathlib.Path, ...]
     frame: Frame
+    skips: bool = False
 
     def __len__(self) -> int:
         """The number of files."""
@@ -110,4 +112,10 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Example:
         """What is shown of the image at a position, uint8 `[H, W, 3]`."""
-        return {"image": self.frame.read(self.paths[index])}
+        try:
+            return {"image": self.frame.read(self.paths[index])}
+        except UserError as error:
+            if not self.skips:
+                raise
+            black = np.zeros((*self.frame.size, 3), np.uint8)
+            return {"image": black, "error": str(error)}

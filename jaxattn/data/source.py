@@ -4,6 +4,8 @@ A data set is a `Data` of indexable sources. Small ones are arrays in memory
 (`ArraySource`); others stay on disk and are decoded on access.
 """
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -113,6 +115,15 @@ def labelled(images: np.ndarray, labels: np.ndarray) -> ArraySource:
     if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
         raise UserError(f"labels: {_describe(labels)}, must be int32 [{len(images)}]")
     return ArraySource(images, {"label": labels})
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Returns what tells arrays from others, their shapes and dtypes among it."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        sha256.update(f"{array.dtype}{array.shape}".encode())
+        sha256.update(np.ascontiguousarray(array).data)
+    return f"sha256 {sha256.hexdigest()[:16]}"
 
 
 def _describe(array: np.ndarray) -> str:
@@ -233,6 +244,9 @@ class Data:
         image_shape: `(H, W, C)` of every image, as the source gives it.
         resize_px: The shorter side in pixels that images of many sizes were scaled to,
             before evaluation's crop; None for images of one size.
+        files: What was read, by part: a digest, or as much as is cheap to know of
+            files that are read later. A run is resumed with the same alone.
+        notes: What a person should know of how it was read, a line each.
     """
 
     name: str
@@ -242,6 +256,8 @@ class Data:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     resize_px: int | None = None
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Source]:

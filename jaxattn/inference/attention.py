@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.data.images import find_images
+from jaxattn.data.files import find_images
 from jaxattn.data.source import Source
 from jaxattn.data.splits import read_labels
 from jaxattn.inference.evaluation import load_data_of
@@ -58,7 +58,8 @@ def read_examples(
         names = [f"test_{i}" for i in chosen]
         labels = [int(label) for label in read_labels(source)[chosen]]
     else:
-        source, ids = read_inputs(_expanded(paths), trained.preprocess.frame)
+        inputs = read_inputs(_expanded(paths), trained.preprocess.frame)
+        source, ids = inputs.source, inputs.ids
         chosen = spread(len(source), max_images)
         names = [str(ids[i]) for i in chosen]
         files = getattr(source, "paths", None)
@@ -124,7 +125,7 @@ def _expanded(paths: Sequence[FilePath]) -> list[FilePath]:
 
 
 def _label(file: pathlib.Path, class_names: Sequence[str]) -> int | None:
-    folder = file.resolve().parent.name
+    folder = file.absolute().parent.name  # where a link is, not where it leads
     return class_names.index(folder) if folder in class_names else None
 
 

@@ -176,6 +176,8 @@ class _Attempt:
         """Trains what is left, and returns the last state and its step."""
         run, step = self.run, self.start_step
         key = self._key(state)
+        for note in run.data.notes:
+            self.progress.message(f"data: {note}")
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
         if self.writer and step:

@@ -44,6 +44,8 @@ class Options:
             not a number; they change nothing. One more ends the run.
         stall_timeout_s: Seconds after which a run ends in which no step and no
             evaluation batch is finished; compilation counts.
+        accept_changed_data: Resumes a run though its data are not those that it was
+            begun with: images may have moved between training and validation.
     """
 
     seed: int
@@ -59,6 +61,7 @@ class Options:
     keep_checkpoints: int = NUM_LATEST
     max_skipped_steps: int = 0
     stall_timeout_s: float = 1800.0
+    accept_changed_data: bool = False
 
     def __post_init__(self) -> None:
         for key in _FROM_1:

@@ -78,6 +78,7 @@ class Run:
             "class_names": list(self.data.class_names),
             "image_shape": list(self.data.image_shape),
             "resize_px": self.data.resize_px,
+            "files": dict(self.data.files),
         }
         return {**self.config, "dataset": dataset, **self.own}
 

@@ -3,7 +3,7 @@
 from jaxattn.data.datasets import archives
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.datasets.tfds import load_tfds
-from jaxattn.data.source import Data, labelled
+from jaxattn.data.source import Data, digest, labelled
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -50,4 +50,5 @@ def load_cifar(name: str, *, path: str | None = None) -> Data:
         test=labelled(*cifar.test),
         class_names=cifar.class_names or known,
         image_shape=archives.IMAGE_SHAPE,
+        files={"train": digest(*cifar.train), "test": digest(*cifar.test)},
     )
