@@ -72,12 +72,12 @@ def scan(folder: str | os.PathLike[str]) -> Found:
     """
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
-    root = os.fspath(folder)
+    root = os.path.join(os.fspath(folder), "")  # which every path begins with
     sizes: dict[str, int] = {}
     left_out: collections.Counter[str] = collections.Counter()
     for entry in _walk(root):
         if (size := _image_size(entry)) is not None:
-            sizes[os.path.relpath(entry.path, root)] = size
+            sizes[entry.path[len(root) :]] = size
         else:
             left_out[_kind(entry)] += 1
     # As paths are sorted: folder by folder.

@@ -5,6 +5,7 @@ files all show a network an image by the `Preprocess` of its run.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ class Preprocess:
         std: As `mean`.
 
     Raises:
-        UserError: If a deviation is not above 0.
+        UserError: If a value is out of its range, or there are others than one or one
+            per channel.
     """
 
     frame: Frame
@@ -84,12 +86,46 @@ class Preprocess:
     std: Sequence[float]
 
     def __post_init__(self) -> None:
-        std = tuple(self.std)
-        require("normalize.std", std, all(value > 0 for value in std), "above 0")
+        C = self.frame.image_shape[2]
+        check_statistics("normalize.mean", self.mean, is_std=False, channels=C)
+        check_statistics("normalize.std", self.std, is_std=True, channels=C)
 
     def normalize(self, images: Any) -> jax.Array:
         """Returns the network's input, float32, of uint8 images `[N, H, W, C]`."""
         return normalize(images, mean=self.mean, std=self.std)
+
+
+def check_statistics(
+    key: str, values: Any, *, is_std: bool, channels: int | None = None
+) -> None:
+    """Checks the means or the standard deviations of a normalisation.
+
+    Args:
+        key: What the message calls them.
+        values: Numbers: means in [0, 1], deviations above 0 and at most 1.
+        is_std: Whether they are deviations.
+        channels: Of the images; None if they are not known yet.
+
+    Raises:
+        UserError: If a value is out of its range, or there are others than one or one
+            per channel.
+    """
+    are_numbers = isinstance(values, Sequence | np.ndarray) and all(
+        isinstance(value, int | float | np.number) and math.isfinite(value)
+        for value in values
+    )
+    require(key, values, are_numbers, "numbers, one per channel or one for all")
+    shown = tuple(float(value) for value in values)
+    counts = {1, channels} if channels else {*range(1, len(shown) + 1)}
+    wanted = f"one number, or {channels or 'one per channel'} as there are channels"
+    require(key, shown, len(shown) in counts, wanted)
+    wanted = f"{'above 0' if is_std else 'at least 0'} and at most 1"
+    if max(shown) > 1:
+        wanted += ", for pixels are divided by 255"
+        if min(shown) >= 0 and max(shown) <= 255:  # as others write it
+            wanted += f": divide by 255, {tuple(round(v / 255, 4) for v in shown)}"
+    holds = all((v > 0 if is_std else v >= 0) and v <= 1 for v in shown)
+    require(key, shown, holds, wanted)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -203,9 +203,10 @@ def _files(
     root: pathlib.Path, folders: Iterable[str], found: Sequence[Found]
 ) -> FolderFiles:
     # As strings: a million paths as objects are slow to pickle, and large.
+    heads = [f"{root / folder}/" for folder in folders]
     paths = [
-        f"{root / folder}/{path}"
-        for folder, own in zip(folders, found, strict=True)
+        head + path
+        for head, own in zip(heads, found, strict=True)
         for path in own.paths
     ]
     counts = [len(own.paths) for own in found]
