@@ -5,12 +5,14 @@ the command or the data, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
 from jaxattn.cli import machine, networks, predict, runs, train
 from jaxattn.cli.arguments import Parser
 from jaxattn.errors import UserError, explain
+from jaxattn.text import printable
 
 # What needs more than the base installation is imported where it is used.
 _COMMANDS = (
@@ -32,6 +34,7 @@ def main(argv: Sequence[str], program: str = "jaxattn") -> int:
     Returns:
         The exit code.
     """
+    _print_any_name()
     try:
         args, rest = _make_parser().parse_known_args(argv)
         _take_overrides(args, rest)
@@ -39,8 +42,15 @@ def main(argv: Sequence[str], program: str = "jaxattn") -> int:
     except (Exception, KeyboardInterrupt) as error:
         if (explained := explain(error)) is None:
             raise
-        print(f"{program}: {explained[0]}", file=sys.stderr)
+        print(f"{program}: {printable(explained[0])}", file=sys.stderr)
         return explained[1]
+
+
+def _print_any_name() -> None:
+    """Lets names be printed that the terminal's encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _make_parser() -> argparse.ArgumentParser:

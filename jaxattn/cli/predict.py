@@ -16,6 +16,7 @@ from jaxattn.cli.arguments import (
     load_network,
     numbers,
 )
+from jaxattn.data.source import describe_numbering
 from jaxattn.errors import require
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification import methods, predictions
@@ -66,6 +67,10 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
         names=args.names,
         probabilities=args.probabilities,
     )
+    if not args.names and (numbering := describe_numbering(trained.class_names)):
+        print(f"{numbering}; --names writes the names", file=sys.stderr)
+    for note in inputs.notes:
+        print(note, file=sys.stderr)
     return len(inputs.ids)
 
 

@@ -6,13 +6,14 @@ A data set is a `Data` of indexable sources. Small ones are arrays in memory
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxattn.errors import UserError, require
+from jaxattn.text import printable
 
 Example = dict[str, Any]
 """One image and its target.
@@ -115,6 +116,17 @@ def labelled(images: np.ndarray, labels: np.ndarray) -> ArraySource:
     if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
         raise UserError(f"labels: {_describe(labels)}, must be int32 [{len(images)}]")
     return ArraySource(images, {"label": labels})
+
+
+def describe_numbering(class_names: Sequence[str]) -> str | None:
+    """Says how classes are numbered, where a number could be taken for a name."""
+    for i, name in enumerate(class_names):
+        if name.isdecimal() and name != str(i):
+            return (
+                "classes are numbered in the alphabetical order of their names: number"
+                f" {i} is class {name}"
+            )
+    return None
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -240,7 +252,7 @@ class Data:
         train: Training examples.
         val: Examples held out of training, None if there are none.
         test: Test examples.
-        class_names: The name of each label.
+        class_names: The name of each label; what cannot be shown of it is escaped.
         image_shape: `(H, W, C)` of every image, as the source gives it.
         resize_px: The shorter side in pixels that images of many sizes were scaled to,
             before evaluation's crop; None for images of one size.
@@ -258,6 +270,10 @@ class Data:
     resize_px: int | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Makes the names fit for reports, tables and pictures."""
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
 
     @property
     def splits(self) -> dict[str, Source]:

@@ -14,6 +14,7 @@ from jaxattn.data.splits import read_labels
 from jaxattn.inference.evaluation import load_data_of
 from jaxattn.inference.inputs import FilePath, read_inputs
 from jaxattn.tasks.classification.figures import spread
+from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.viz.attention_maps import make_attend
 from jaxattn.viz.figure import save_figure
@@ -108,7 +109,7 @@ def write_pages(
         folder.mkdir(parents=True, exist_ok=True)
         for number, (page, name) in enumerate(zip(pages, names, strict=True), start):
             # The number keeps names apart that differ in their folders alone.
-            path = folder / f"{number:02d}_{pathlib.Path(name).stem}.png"
+            path = folder / f"{number:02d}_{_short(pathlib.Path(name).stem)}.png"
             save_figure(page, path)
             written.append(path)
     return written, has_gates
@@ -126,7 +127,13 @@ def _expanded(paths: Sequence[FilePath]) -> list[FilePath]:
 
 def _label(file: pathlib.Path, class_names: Sequence[str]) -> int | None:
     folder = file.absolute().parent.name  # where a link is, not where it leads
+    folder = printable(folder)
     return class_names.index(folder) if folder in class_names else None
+
+
+def _short(name: str) -> str:
+    """A part of a file's name that leaves room for more; names are bounded in bytes."""
+    return printable(os.fsdecode(os.fsencode(name)[:200]))[:200]
 
 
 def _read(source: Source, chosen: Sequence[int]) -> np.ndarray:

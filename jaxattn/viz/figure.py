@@ -5,21 +5,33 @@ state and could open a display. Names of classes are drawn literally
 (`parse_math=False`), since a `$` in one would otherwise be read as mathematics.
 """
 
-import contextlib
+import functools
 import io
+import logging
 import os
-import warnings
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import (
+    FontEntry,
+    FontProperties,
+    findfont,
+    fontManager,
+    get_font,
+)
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from jaxattn.atomic import write_atomically
+from jaxattn.text import escaped
 
 INK = "#333333"
 PALE = "#9a9a9a"
@@ -27,6 +39,14 @@ BLUE = "#4477aa"
 RED = "#cc5544"
 GREEN = "#228866"
 _MAX_BYTES = 200_000
+_MANY_SCRIPTS = re.compile(
+    r"CJK|^Noto Sans|^Noto Serif|WenQuanYi|Droid Sans|Unifont|Arial Unicode|Symbola"
+    r"|PingFang|Hiragino|Heiti|Songti|Apple SD|AppleGothic|Geeza"
+    r"|YaHei|SimHei|SimSun|JhengHei|Yu Gothic|Meiryo|MS Gothic|Malgun|Nanum|Segoe UI"
+    r"|^IPA|Takao|Mukti|Lohit|FreeSans|FreeSerif|Emoji|STIX"
+)
+
+_logger = logging.getLogger(__name__)
 
 
 def new_figure(width: float, height: float, pad: float = 0.08) -> Figure:
@@ -87,14 +107,29 @@ def title_axes(axes: Axes, text: str, size: float = 11) -> None:
 
 def shorten(name: str, limit: int = 22) -> str:
     """Cuts the middle out of a long name: names often differ only at their ends."""
+    name = legible(name)  # before, for escapes are long
     return name if len(name) <= limit else f"{name[: limit - 9]}…{name[-8:]}"
 
 
+def legible(text: str) -> str:
+    """Returns a text with what no font here has written as Python escapes it."""
+    if text.isascii():
+        return text
+    lacking = {c for c in text if _font_with(c) is None}
+    if lacking:
+        _tell()
+    return "".join(escaped(c) if c in lacking else c for c in text)
+
+
 def figure_to_array(figure: Figure) -> np.ndarray:
-    """Renders a figure to uint8 [H, W, 3], at the figure's own resolution."""
+    """Renders a figure to uint8 [H, W, 3], at the figure's own resolution.
+
+    Characters that the font lacks are drawn in another one that is installed, or else
+    written as Python escapes them.
+    """
     canvas = FigureCanvasAgg(figure)
-    with _no_glyph_warnings():
-        canvas.draw()
+    _make_legible(figure)
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -131,9 +166,63 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-@contextlib.contextmanager
-def _no_glyph_warnings() -> Iterator[None]:
-    # One warning per character that the font lacks, at every drawing.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        yield
+# Characters ------------------------------------------------------------------------
+
+
+def _make_legible(figure: Figure) -> None:
+    """Gives every text of a figure fonts that have its characters."""
+    axes = [axis for a in figure.axes for axis in (a.xaxis, a.yaxis)]
+    texts: list[Text] = figure.findobj(Text)  # pyright: ignore[reportAssignmentType]
+    shown = "".join(text.get_text() for text in texts)
+    for text in texts:
+        text.set_text(legible(text.get_text()))
+    for axis in axes:
+        # The text of a tick is taken from here at every drawing.
+        if isinstance(formatter := axis.get_major_formatter(), FuncFormatter):
+            shown += "".join(formatter.format_ticks(axis.get_majorticklocs()))
+            formatter.func = functools.partial(_legible_tick, formatter.func)
+    fonts = {character: _font_with(character) for character in {*shown}}
+    if families := sorted({font for font in fonts.values() if font}):
+        families = [*rcParams["font.family"], *families]
+        for text in texts:
+            text.set_fontfamily(families)
+        for axis in axes:
+            axis.set_tick_params(labelfontfamily=families)
+
+
+def _legible_tick(function: Callable[..., str], *of: Any) -> str:
+    return legible(function(*of))
+
+
+@functools.cache
+def _tell() -> None:
+    """Says once, by the cache, what escapes in pictures are."""
+    _logger.warning(
+        "no font here has all characters of the names: pictures show others in their"
+        " place, such as %s; a font of many scripts, such as Noto Sans CJK, mends that",
+        escaped("\u72ac"),
+    )
+
+
+@functools.cache
+def _font_with(character: str) -> str | None:
+    """The family of a font that has a character: "" the usual one, None if none has."""
+    code = ord(character)
+    if character.isspace() or code in _characters(findfont(FontProperties())):
+        return ""
+    return next((f.name for f in _fallbacks() if code in _characters(f.fname)), None)
+
+
+@functools.cache
+def _characters(path: str) -> frozenset[int]:
+    try:
+        return frozenset(get_font(path).get_charmap())
+    except (OSError, RuntimeError):  # of a kind that Matplotlib does not draw
+        return frozenset()
+
+
+@functools.cache
+def _fallbacks() -> list[FontEntry]:
+    """Installed fonts that are known to have many scripts, one of a family."""
+    known = {f.name: f for f in fontManager.ttflist if _MANY_SCRIPTS.search(f.name)}
+    return [known[name] for name in sorted(known)]

@@ -13,6 +13,7 @@ from jaxattn.viz.figure import (
     BLUE,
     INK,
     hide_frame,
+    legible,
     new_figure,
     shorten,
     show_image,
@@ -81,7 +82,9 @@ def plot_page(
     count, columns = 1 + len(lines), max([2, *map(len, lines)])
     figure = new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
     width = _LETTERS * columns
-    title = "\n".join(textwrap.fill(line, width) for line in title.splitlines())
+    title = "\n".join(
+        textwrap.fill(line, width) for line in legible(title).splitlines()
+    )
     figure.suptitle(title, fontsize=10, color=INK, parse_math=False)
     grid = figure.subplots(count, columns, squeeze=False)
     for axes in grid.flat:

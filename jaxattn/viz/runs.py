@@ -17,6 +17,7 @@ from jaxattn.viz.figure import (
     RED,
     draw_grid,
     integer_ticks,
+    legible,
     new_figure,
     show_image,
     style_axes,
@@ -212,5 +213,5 @@ def _mark_best(
 
 
 def _wrap(title: str) -> str:
-    lines = [w for line in title.splitlines() for w in textwrap.wrap(line, 19)]
+    lines = [w for line in legible(title).splitlines() for w in textwrap.wrap(line, 19)]
     return "\n".join(lines[:4])

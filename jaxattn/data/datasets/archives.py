@@ -259,7 +259,9 @@ def _checked(images: np.ndarray, labels: Any, num_classes: int, origin: str) -> 
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    return str(value)
 
 
 # What a pickle may name, and what we build instead. NumPy's own constructors are

@@ -14,7 +14,7 @@ import numpy as np
 from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_sources
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.files import Found, describe_left_out, require_images, scan
-from jaxattn.data.source import Data
+from jaxattn.data.source import Data, describe_numbering
 from jaxattn.errors import UserError
 
 _LAYOUT = "a folder with train/<class>/ and val/<class>/"
@@ -147,6 +147,7 @@ def read_folder(path: pathlib.Path) -> Folder:
         for split in folders
     }
     names = tuple(classes.values())
+    numbering = describe_numbering(names)
     return Folder(
         train=_files(path / "train", classes.values(), found["train"]),
         test=_files(path / "val", [folders["val"][k] for k in classes], found["val"]),
@@ -156,7 +157,7 @@ def read_folder(path: pathlib.Path) -> Folder:
             for split in found
             for name, own in zip(names, found[split], strict=True)
         },
-        notes=(*_left_out(found), *_order(names)),
+        notes=(*_left_out(found), *([numbering] if numbering else [])),
     )
 
 
@@ -232,18 +233,6 @@ def _left_out(found: Mapping[str, Sequence[Found]]) -> list[str]:
         if total:
             lines.append(f"{split}: {describe_left_out(total)}")
     return lines
-
-
-def _order(names: Sequence[str]) -> list[str]:
-    """Says how classes are numbered, where a number could be taken for a name."""
-    wrong = [i for i, name in enumerate(names) if name.isdecimal() and name != str(i)]
-    if not wrong:
-        return []
-    i = wrong[0]
-    return [
-        "classes are numbered in the alphabetical order of their names: number"
-        f" {i} is class {names[i]}"
-    ]
 
 
 def _list(names: Sequence[str], limit: int = 5) -> str:

@@ -41,7 +41,7 @@ def write_predictions(
         class_names: What to write in place of the numbers of the classes.
         probabilities: `[N, C]` in [0, 1], written with 6 decimals, a column per class.
         probability_columns: The headers of these C columns; by default the names of
-            the classes, or else their numbers.
+            the classes, or else their numbers. A name of `HEADER` is written `p(name)`.
 
     Raises:
         UserError: The arrays do not fit each other, or the file cannot be written.
@@ -145,6 +145,8 @@ def _headers(
         )
     num_classes = probabilities.shape[1]
     headers = [str(i) for i in range(num_classes)] if columns is None else list(columns)
+    # A table has no two columns of one name.
+    headers = [f"p({name})" if name in HEADER else name for name in headers]
     if len(headers) != num_classes:
         raise UserError(
             f"probability_columns: {len(headers)} names, must be {num_classes}"

@@ -21,6 +21,7 @@ from jaxattn.errors import UserError, choose, reason, require
 from jaxattn.models.classes import abstract_variables
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task
+from jaxattn.text import printable
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.weights import list_weights, read_weights
@@ -196,7 +197,7 @@ def _make_untrained(
     config: dict[str, Any], model: nn.Module | None = None, task: Task | None = None
 ) -> functools.partial[Trained]:
     """Returns all of a `Trained` but its variables and its step."""
-    class_names = tuple(config["dataset"]["class_names"])
+    class_names = tuple(map(printable, config["dataset"]["class_names"]))
     dtype = config.get("dtype", "float32")
     choose("dtype", dtype, DTYPES)
     if task is None:

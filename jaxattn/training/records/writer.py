@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxattn.text import printable
+
 _METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
 
@@ -105,6 +107,10 @@ class RunWriter:
             kinds = (bool, int, float, str)
             flat = {
                 k: v if isinstance(v, kinds) else str(v) for k, v in hparams.items()
+            }
+            # A path of bytes that are not UTF-8 cannot be written as it is.
+            flat = {
+                k: printable(v) if isinstance(v, str) else v for k, v in flat.items()
             }
             self._summarize(lambda writer: writer.write_hparams(flat))
 
