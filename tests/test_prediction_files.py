@@ -529,7 +529,7 @@ def test_common_forms_of_csv_are_read(text, tmp_path):
         ("ID,Labels\n1,cat\n", "line 2: label 'cat'.*class numbers.*class names"),
         ("ID,Labels\n1,-1\n", "line 2: label '-1' must be an integer from 0 on"),
         ("ID,Labels\n1,1.0\n", "line 2: label '1.0'"),
-        ("ID,Labels\n1,\n", "line 2: label ''"),
+        ("ID,Labels\n1,\n", "line 2: no label"),
         ("ID,Labels\n1,²\n", "line 2: label '²'"),
         ('ID,Labels\n"1,2\n', r"not a readable CSV file \(unexpected end"),
         ("ID,Labels\n" + "1" * 200_000 + ",1\n", "field larger than field limit"),

@@ -2,6 +2,8 @@
 
 import argparse
 import ast
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -43,7 +45,9 @@ def given(**arguments: Any) -> dict[str, Any]:
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """Adds `--workdir` and `--weights`, which `load_network` loads."""
-    parser.add_argument("--workdir", help="folder of the trained network")
+    parser.add_argument(
+        "--workdir", type=location, help="folder of the trained network"
+    )
     parser.add_argument(
         "--weights",
         default="best",
@@ -71,6 +75,16 @@ def add_model_arg(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="of the network, such as base_width=8",
     )
+
+
+def location(text: str) -> str:
+    """Returns a path with `~` as the user's home, as it is where a shell leaves it."""
+    return os.path.expanduser(text)
+
+
+def path(text: str) -> pathlib.Path:
+    """Returns the same as a `Path`."""
+    return pathlib.Path(location(text))
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -3,7 +3,10 @@
 import argparse
 from collections.abc import Iterable
 
-from jaxattn.cli.arguments import Command
+from jaxattn.cli.arguments import (
+    Command,
+    location,
+)
 from jaxattn.errors import require
 
 
@@ -45,12 +48,18 @@ def _build_cpu_kernels(args: argparse.Namespace) -> None:
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data-name", help="a data set to look for, such as cifar10")
-    add("--data-path", help="where the data are")
-    add("--workdir", help="folder that a run will write (default workdir)")
+    add("--data-path", type=location, help="where the data are")
+    add(
+        "--workdir",
+        type=location,
+        help="folder that a run will write (default workdir)",
+    )
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, help="folder of a run")
+    parser.add_argument(
+        "--workdir", type=location, required=True, help="folder of a run"
+    )
 
 
 COMMANDS = (

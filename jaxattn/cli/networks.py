@@ -1,7 +1,6 @@
 """Subcommands about networks and their files: weights in and out, cost and speed."""
 
 import argparse
-import pathlib
 from typing import Any
 
 from jaxattn.cli.arguments import (
@@ -10,8 +9,10 @@ from jaxattn.cli.arguments import (
     add_network,
     count,
     load_network,
+    location,
     names,
     numbers,
+    path,
 )
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import UserError, choose
@@ -127,9 +128,13 @@ def _measured(
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", help="a .pth file: a state dict, or a dict that holds one")
+    add(
+        "checkpoint",
+        type=location,
+        help="a .pth file: a state dict, or a dict that holds one",
+    )
     add("--model", required=True, help="one of jaxattn.list_models()")
-    add("--workdir", required=True, help="folder to make")
+    add("--workdir", type=location, required=True, help="folder to make")
     add(
         "--class-names",
         type=names,
@@ -144,14 +149,14 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_export_torch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=pathlib.Path, required=True, help="the .pth file")
+    add("--out", type=path, required=True, help="the .pth file")
     add_network(parser)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     out = "the file, such as model.jaxattn; model.json beside it describes it"
-    add("--out", type=pathlib.Path, required=True, help=out)
+    add("--out", type=path, required=True, help=out)
     add_network(parser)
     add("--dtype", choices=tuple(DTYPES), help="of the computation; default the run's")
     add(

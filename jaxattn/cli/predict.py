@@ -14,10 +14,12 @@ from jaxattn.cli.arguments import (
     given,
     integers,
     load_network,
+    location,
     numbers,
+    path,
 )
-from jaxattn.data.source import describe_numbering
-from jaxattn.errors import require
+from jaxattn.data.source import Source, describe_numbering
+from jaxattn.errors import UserError, require
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification import methods, predictions
 from jaxattn.tasks.classification.task import Classification
@@ -55,10 +57,12 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
     require("--data", args.data, args.data is not None, "given with this method")
     trained = load_network(args)
     method = _make_method(args, trained)
-    inputs = read_inputs(args.data, trained.preprocess.frame)
+    frame = trained.preprocess.frame
+    inputs = read_inputs(args.data, frame, on_bad_image=args.on_bad_image)
     require_writable(out)  # before the work, not after it
     predictor = Predictor(trained, batch_size=args.batch_size)
     predicted = predictor.predict(inputs.source, method, seed=args.seed)
+    _tell_unread(inputs.source)
     trained.task.write_predictions(
         out,
         inputs.ids,
@@ -74,19 +78,34 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
     return len(inputs.ids)
 
 
+def _tell_unread(source: Source) -> None:
+    """Counts the images that were skipped; that none is left is an error."""
+    count = len(getattr(source, "unread", ()))
+    if count == len(source):
+        raise UserError(f"--data: none of the {count} images can be read")
+    if count:
+        print(f"{count} images could not be read: no label", file=sys.stderr)
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from jaxattn.inference import evaluation
     from jaxattn.inference.predict import Predictor
 
     trained = load_network(args)
     method = _make_method(args, trained)
-    overrides = {"name": args.data_name, "path": args.data_path}
+    overrides = {
+        "name": args.data_name,
+        "path": args.data_path,
+        "on_bad_image": args.on_bad_image,
+    }
     data = evaluation.load_data_of(trained, overrides)
     folder = f"{args.split}_{args.weights}_{args.method}"
     if data.name != trained.config.get("data", {}).get("name"):
         folder = f"{data.name.replace(':', '_')}_{folder}"
     out = args.out or pathlib.Path(_home(args), "evaluation", folder)
     require_writable(out / "report.txt")
+    for note in data.notes:
+        print(note, file=sys.stderr)
     predictor = Predictor(trained, batch_size=args.batch_size)
     evaluated = evaluation.evaluate(
         predictor, data, method, split=args.split, seed=args.seed
@@ -111,7 +130,9 @@ def _attention_maps(args: argparse.Namespace) -> None:
     from jaxattn.inference import attention
 
     trained = load_network(args)
-    examples = attention.read_examples(trained, args.images, args.max_images)
+    examples = attention.read_examples(
+        trained, args.images, args.max_images, args.on_bad_image
+    )
     out = args.out or pathlib.Path(_home(args), "attention_maps")
     require_writable(out / "page.png")
     pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
@@ -178,12 +199,20 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--data",
+        type=location,
         nargs="+",
         metavar="PATH",
         help="a CIFAR-like pickle, an .npz, a folder of images, or image files",
     )
-    add("--out", type=pathlib.Path, help="default in the folder submissions")
-    add("--ensemble-files", nargs="+", metavar="CSV", help="of --method ensemble")
+    add("--out", type=path, help="default in the folder submissions")
+    _add_on_bad_image(parser, "gets an empty label")
+    add(
+        "--ensemble-files",
+        type=location,
+        nargs="+",
+        metavar="CSV",
+        help="of --method ensemble",
+    )
     add("--probabilities", action="store_true", help="adds a column per class")
     add("--names", action="store_true", help="writes class names, not numbers")
     _add_method(parser, (*_METHODS, "ensemble"))
@@ -193,8 +222,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--split", default="test", choices=SPLITS, help="default %(default)s")
     add("--data-name", help="another data set than the run's")
-    add("--data-path", help="where the data are; default as in the run")
-    add("--out", type=pathlib.Path, help=_OUT)
+    add("--data-path", type=location, help="where the data are; default as in the run")
+    add(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        help="of photos: one that cannot be decoded ends all, or is named and left out"
+        " (default as in the run)",
+    )
+    add("--out", type=path, help=_OUT)
     _add_method(parser, _METHODS)
 
 
@@ -202,19 +237,31 @@ def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--images",
+        type=location,
         nargs="+",
         metavar="PATH",
         help="image files, folders of them, a CIFAR-like pickle, or an .npz (default: "
         "the run's test images)",
     )
+    _add_on_bad_image(parser, "is left out")
     add("--max-images", type=count, default=16, help="default %(default)s")
     add(
         "--layers",
         metavar="PATTERN",
         help="such as 'layer3.*' (default: the last block of every stage)",
     )
-    add("--out", type=pathlib.Path, help=_OUT)
+    add("--out", type=path, help=_OUT)
     add_network(parser)
+
+
+def _add_on_bad_image(parser: argparse.ArgumentParser, outcome: str) -> None:
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help=f"an image file that cannot be read ends all, or is named and {outcome}"
+        " (default %(default)s)",
+    )
 
 
 def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxattn.atomic import require_writable
-from jaxattn.cli.arguments import Command, count
+from jaxattn.cli.arguments import (
+    Command,
+    count,
+    location,
+    path,
+)
 from jaxattn.errors import UserError, require
 
 if TYPE_CHECKING:  # imported where they are used
@@ -148,7 +153,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     runs = parser.add_mutually_exclusive_group(required=True)
     runs.add_argument(
-        "--workdirs", type=pathlib.Path, nargs="+", help="folders of finished runs"
+        "--workdirs", type=path, nargs="+", help="folders of finished runs"
     )
     runs.add_argument(
         "--configs",
@@ -158,10 +163,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         " not finished; --config.key=value overrides a value of all of them",
     )
     add("--seeds", type=int, nargs="+", help="of each recipe (default its own)")
-    add("--root", type=pathlib.Path, help="folder of the workdirs: recipe/seed")
+    add("--root", type=path, help="folder of the workdirs: recipe/seed")
     add(
         "--out",
-        type=pathlib.Path,
+        type=path,
         default=pathlib.Path("comparison"),
         help="folder of the table, as Markdown and CSV, and the figure"
         " (default %(default)s)",
@@ -179,7 +184,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--workdir",
-        type=pathlib.Path,
+        type=path,
         required=True,
         help="folder of the runs' folders, and of the table",
     )
@@ -205,8 +210,8 @@ def _key_and_values(text: str) -> tuple[str, list[str]]:
 
 def _add_average(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the run")
-    add("--out", required=True, help="folder to make")
+    add("--workdir", type=location, required=True, help="folder of the run")
+    add("--out", type=location, required=True, help="folder to make")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--last", type=count, help="newest checkpoints (default all)")
     which.add_argument("--steps", type=int, nargs="+", help="of the checkpoints")
@@ -216,7 +221,7 @@ def _add_average(parser: argparse.ArgumentParser) -> None:
         choices=("raw", "ema"),
         help="of each, or their moving average (default %(default)s)",
     )
-    add("--data-path", help="where the data are; default as in the run")
+    add("--data-path", type=location, help="where the data are; default as in the run")
 
 
 def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
@@ -226,7 +231,7 @@ def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="vgg_bn, or a file like it; --config.key=value overrides a value of it",
     )
-    add("--workdir", required=True, help="folder of the study's outputs")
+    add("--workdir", type=location, required=True, help="folder of the study's outputs")
     parser.set_defaults(overrides=[])
 
 

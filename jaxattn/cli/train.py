@@ -2,7 +2,10 @@
 
 import argparse
 
-from jaxattn.cli.arguments import Command
+from jaxattn.cli.arguments import (
+    Command,
+    location,
+)
 from jaxattn.errors import UserError
 
 
@@ -42,7 +45,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="name or file of a recipe, such as canet:tiny or configs/canet.py:tiny;"
         " --config.key=value overrides a value of it",
     )
-    add("--workdir", required=True, help="folder of the outputs")
+    add("--workdir", type=location, required=True, help="folder of the outputs")
     add(
         "--distributed",
         action="store_true",

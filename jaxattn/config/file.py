@@ -1,5 +1,6 @@
 """A recipe by its name or file, with overrides, as they stand on a command line."""
 
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ def _locate(recipe: str) -> str:
     """Returns a recipe's file, with its argument."""
     name, *argument = recipe.split(":", 1)
     is_path = name.endswith(".py") or "/" in name or "\\" in name
-    path = pathlib.Path(name) if is_path else _RECIPES / f"{name}.py"
+    own = pathlib.Path(os.path.expanduser(name))
+    path = own if is_path else _RECIPES / f"{name}.py"
     if is_path and not path.is_file():
         raise UserError(f"--config={recipe}: no such file")
     if not is_path and name not in list_recipes():

@@ -136,11 +136,13 @@ class ImageFiles:
         paths: The files.
         frame: What is shown of each.
         skips: Shows black, with the `error`, in place of one that cannot be read.
+        unread: Positions of those so far.
     """
 
     paths: tuple[pathlib.Path, ...]
     frame: Frame
     skips: bool = False
+    unread: set[int] = dataclasses.field(default_factory=set, init=False)
 
     def __len__(self) -> int:
         """The number of files."""
@@ -153,5 +155,6 @@ class ImageFiles:
         except UserError as error:
             if not self.skips:
                 raise
+            self.unread.add(index)
             black = np.zeros((*self.frame.size, 3), np.uint8)
             return {"image": black, "error": str(error)}

@@ -63,7 +63,7 @@ def train_and_evaluate(
         MachineError: If the machine failed; the message says what was saved.
     """
     run = config if isinstance(config, Run) else build(config, devices=devices)
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = pathlib.Path(os.path.expanduser(workdir)).resolve()
     primary = jax.process_index() == 0  # every process trains, the first one writes
     with contextlib.ExitStack() as stack:
         if primary:

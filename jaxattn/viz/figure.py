@@ -179,7 +179,7 @@ def _make_legible(figure: Figure) -> None:
     for axis in axes:
         # The text of a tick is taken from here at every drawing.
         if isinstance(formatter := axis.get_major_formatter(), FuncFormatter):
-            shown += "".join(formatter.format_ticks(axis.get_majorticklocs()))
+            shown += "".join(formatter.format_ticks(list(axis.get_majorticklocs())))
             formatter.func = functools.partial(_legible_tick, formatter.func)
     fonts = {character: _font_with(character) for character in {*shown}}
     if families := sorted({font for font in fonts.values() if font}):

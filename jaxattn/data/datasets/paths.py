@@ -1,5 +1,6 @@
 """Where a data set lies on this machine."""
 
+import os
 import pathlib
 
 from jaxattn.errors import UserError
@@ -11,7 +12,7 @@ def existing(path: str) -> pathlib.Path:
     Raises:
         UserError: There is none.
     """
-    where = pathlib.Path(path).expanduser()
+    where = pathlib.Path(os.path.expanduser(path))
     if not where.exists():
         raise UserError(f"data.path={path}: no such file or folder")
     return where

@@ -31,6 +31,7 @@ def write_predictions(
     class_names: Sequence[str] | None = None,
     probabilities: np.ndarray | None = None,
     probability_columns: Sequence[str] | None = None,
+    is_known: np.ndarray | None = None,
 ) -> None:
     """Writes a CSV file `ID,Labels`, sorted by ID, whole or not at all.
 
@@ -42,6 +43,8 @@ def write_predictions(
         probabilities: `[N, C]` in [0, 1], written with 6 decimals, a column per class.
         probability_columns: The headers of these C columns; by default the names of
             the classes, or else their numbers. A name of `HEADER` is written `p(name)`.
+        is_known: bool `[N]`: False of images that could not be read, whose label and
+            probabilities are left empty. By default all are known.
 
     Raises:
         UserError: The arrays do not fit each other, or the file cannot be written.
@@ -55,6 +58,7 @@ def write_predictions(
     if (repeated := first_repeated(ids)) is not None:
         raise UserError(f"ids: {repeated!r} is there twice, must be unique")
     named = _named(labels, class_names)
+    known = np.ones(len(ids), bool) if is_known is None else is_known
     headers: list[str] = []
     if probabilities is not None:
         headers = _headers(probabilities, len(ids), probability_columns or class_names)
@@ -63,9 +67,8 @@ def write_predictions(
         writer.writerow([*HEADER, *headers])
         for i in _order(ids):
             chances = [] if probabilities is None else probabilities[i]
-            writer.writerow(
-                [ids[i], named[i], *(f"{chance:.6f}" for chance in chances)]
-            )
+            row = [named[i], *(f"{chance:.6f}" for chance in chances)]
+            writer.writerow([ids[i], *(row if known[i] else [""] * len(row))])
 
 
 def read_predictions(path: FilePath) -> tuple[list[int] | list[str], np.ndarray]:
@@ -85,6 +88,11 @@ def read_predictions(path: FilePath) -> tuple[list[int] | list[str], np.ndarray]
     labels: dict[str, int] = {}
     for line, row in _rows(path):
         name, label = row[:2]
+        if not label:
+            raise UserError(
+                f"{path}: line {line}: no label, as of an image that could not be read;"
+                " ensembles need one of every image"
+            )
         if not _LABEL.fullmatch(label):
             raise UserError(
                 f"{path}: line {line}: label {label!r} must be an integer from 0 on; "

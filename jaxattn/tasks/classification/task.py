@@ -196,7 +196,7 @@ class Classification:
         names: bool = False,
         probabilities: bool = False,
     ) -> None:
-        """Writes a CSV file with the columns `ID,Labels`."""
+        """Writes a CSV file with the columns `ID,Labels`; skipped images have none."""
         write_predictions(
             path,
             ids,
@@ -204,4 +204,5 @@ class Classification:
             class_names=class_names if names else None,
             probabilities=predicted.probabilities if probabilities else None,
             probability_columns=class_names,
+            is_known=np.isfinite(predicted.probabilities[:, 0]),
         )

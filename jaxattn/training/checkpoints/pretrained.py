@@ -1,6 +1,7 @@
 """Weights that a run starts from: another run's, a PyTorch file's, the package's."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -51,9 +52,9 @@ class Pretrained:
         head = head_paths(self.model, self.image_shape) if has_head else frozenset()
         if self.origin in list_weights():
             given = flat(load_trained(weights=self.origin).variables)
-        elif pathlib.Path(self.origin).is_dir():
+        elif self._path.is_dir():
             given = self._read_run()
-        elif pathlib.Path(self.origin).exists():
+        elif self._path.exists():
             given = self._read_torch(head)
         else:
             raise UserError(
@@ -74,15 +75,19 @@ class Pretrained:
             )
         return given
 
+    @property
+    def _path(self) -> pathlib.Path:
+        return pathlib.Path(os.path.expanduser(self.origin))
+
     def _read_run(self) -> dict[TreePath, np.ndarray]:
         try:
-            return flat(load_trained(self.origin).variables)
+            return flat(load_trained(self._path).variables)
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
 
     def _read_torch(self, head: Collection[TreePath]) -> dict[TreePath, np.ndarray]:
         try:
-            state = read_state_dict(self.origin)
+            state = read_state_dict(self._path)
             names = torchvision_names(state)
             state = {names[name]: array for name, array in state.items()}
             model = with_classes_of(self.model, state, head)

@@ -97,7 +97,8 @@ def load_trained(
         raise UserError(
             f"workdir=None: must be given, or weights one of {', '.join(own)}"
         )
-    return _load_run(pathlib.Path(workdir).resolve(), weights, model, task)
+    workdir = pathlib.Path(os.path.expanduser(workdir)).resolve()
+    return _load_run(workdir, weights, model, task)
 
 
 def _load_own(name: str) -> Trained:

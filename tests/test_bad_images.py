@@ -1,0 +1,109 @@
+"""Files that are no images, in prediction and before a run ends by them."""
+
+import csv
+
+import flax.linen as nn
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxattn import cli
+from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.errors import UserError
+from jaxattn.inference import attention
+from jaxattn.tasks.classification import Classification
+from jaxattn.tasks.classification.predictions import align_predictions
+from jaxattn.training.checkpoints.trained import Trained
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return x.mean((1, 2))  # a logit for each colour
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What every command loads: a network that names the colour."""
+    frame = Frame((4, 4, 3))
+    network = Trained(
+        model=Net(),
+        task=Classification(),
+        preprocess=Preprocess(frame=frame, mean=(0.5,), std=(0.5,)),
+        class_names=("red", "green", "blue"),
+        config={"model": {"name": "net"}, "dataset": {}},
+        variables={},
+        step=0,
+    )
+    monkeypatch.setattr("jaxattn.cli.predict.load_network", lambda _: network)
+    return network
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, name in enumerate(("r.png", "g.png", "b.png")):
+        Image.fromarray(np.full((8, 8, 3), 255 * np.eye(3)[i]).astype(np.uint8)).save(
+            folder / name
+        )
+    return folder
+
+
+def predict(photos, *arguments):
+    out = photos.parent / "out.csv"
+    code = cli.main(["predict", "--data", str(photos), "--out", str(out), *arguments])
+    return code, list(
+        csv.reader(out.read_text().splitlines())
+    ) if out.exists() else None
+
+
+@pytest.mark.usefixtures("trained")
+def test_one_bad_image_is_an_error_by_default(photos, capsys):
+    (photos / "bad.jpg").write_bytes(b"<!doctype html>")
+    assert predict(photos) == (2, None)
+    assert (
+        "bad.jpg: not a readable image (it is an HTML page" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.usefixtures("trained")
+def test_skipped_image_is_named_and_has_no_label(photos, capsys):
+    (photos / "bad.jpg").write_bytes(b"<!doctype html>")
+    (photos / "gone.jpg").symlink_to(photos / "nowhere.jpg")
+    code, rows = predict(photos, "--on-bad-image", "skip", "--probabilities")
+    assert code == 0
+    assert {row[0]: row[1] for row in rows[1:]} == {
+        **{"bad.jpg": "", "gone.jpg": ""},
+        **{"r.png": "0", "g.png": "1", "b.png": "2"},
+    }
+    assert rows[2][2:] == ["", "", ""]
+    assert rows[1][2:] != ["", "", ""]
+    error = capsys.readouterr().err
+    assert "2 images could not be read: no label" in error
+
+
+@pytest.mark.usefixtures("trained")
+def test_no_readable_image_is_an_error(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    code, rows = predict(tmp_path / "photos", "--on-bad-image", "skip")
+    assert (code, rows) == (2, None)
+    assert "none of the 1 images can be read" in capsys.readouterr().err
+
+
+def test_ensemble_says_that_a_label_is_missing(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("ID,Labels\na.png,\n")
+    with pytest.raises(UserError, match=r"a\.csv: line 2: no label, as of an image"):
+        align_predictions([tmp_path / "a.csv", tmp_path / "b.csv"])
+
+
+def test_attention_maps_leave_out_what_cannot_be_read(trained, photos, caplog):
+    (photos / "bad.jpg").touch()
+    examples = attention.read_examples(trained, [photos], 9, "skip")
+    assert examples.names == ["b.png", "g.png", "r.png"]
+    assert "bad.jpg: not a readable image (the file is empty); skipped" in caplog.text
+    with pytest.raises(UserError, match="the file is empty"):
+        attention.read_examples(trained, [photos], 9)
