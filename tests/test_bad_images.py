@@ -3,17 +3,21 @@
 import csv
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxattn import cli
+from jaxattn import cli, doctor
+from jaxattn.data import load_data
 from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.errors import UserError
 from jaxattn.inference import attention
 from jaxattn.tasks.classification import Classification
 from jaxattn.tasks.classification.predictions import align_predictions
+from jaxattn.training import build
 from jaxattn.training.checkpoints.trained import Trained
+from jaxattn.training.loop import train_and_evaluate
 
 
 class Net(nn.Module):
@@ -107,3 +111,89 @@ def test_attention_maps_leave_out_what_cannot_be_read(trained, photos, caplog):
     assert "bad.jpg: not a readable image (the file is empty); skipped" in caplog.text
     with pytest.raises(UserError, match="the file is empty"):
         attention.read_examples(trained, [photos], 9)
+
+
+# Before a run ends by them
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "folder"
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (6, 6)).save(root / split / name / f"{i}.png")
+    return root
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return nn.Dense(2)(x.mean((1, 2)))
+
+
+def train(folder, workdir, **options):
+    options = {"image_size": 4, "val_fraction": 0.5, **options}
+    config = {
+        "seed": 0,
+        "num_epochs": 1,
+        "batch_size": 4,
+        "pipeline": {"loader": "streamed"},
+        "normalize": {"mean": (0.5,), "std": (0.5,)},
+        "schedule": {"name": "constant", "learning_rate": 1e-3},
+        "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0},
+        "log": {"tensorboard": False},
+    }
+    data = load_data("imagefolder", path=str(folder), **options)
+    run = build(config, data=data, model=Linear(), devices=jax.devices()[:1])
+    return train_and_evaluate(run, workdir)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_bad_image_of_an_evaluation_is_found_before_the_first_step(
+    split, folder, tmp_path, capsys
+):
+    if split == "test":
+        path = folder / "val" / "bee" / "3.png"
+    else:
+        data = load_data("imagefolder", path=str(folder), val_fraction=0.5)
+        path = data.val.source.files.paths[data.val.indices[2]]
+        path = tmp_path / path
+    path.write_bytes(path.read_bytes()[:40])
+    message = rf"1 of \d+ {split} images cannot be read: .*png"
+    with pytest.raises(UserError, match=message):
+        train(folder, tmp_path / "run")
+    error = capsys.readouterr().err
+    assert "data: 6 training, 6 validation and 12 test images of 2 classes" in error
+    assert "epoch" not in error
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_bad_test_image_that_is_to_be_skipped_is_skipped(folder, tmp_path):
+    (folder / "val" / "bee" / "3.png").write_bytes(b"")
+    results = train(folder, tmp_path / "run", on_bad_image="skip")
+    assert results["num_examples"]["test"] == 11
+
+
+def test_doctor_reads_one_image_or_all(folder):
+    (folder / "val" / "bee" / "3.png").write_bytes(b"")
+    (folder / "train" / "ant" / "1.png").write_bytes(b"GIF89a")
+    (folder / "train" / "ant" / "notes.txt").touch()
+    some = list(doctor._data("imagefolder", str(folder), all_images=False))
+    assert [finding.status for finding in some] == ["ok", "warning", "ok"]
+    assert some[1].text.endswith("train: left out 1 .txt")
+    statuses, texts = zip(
+        *doctor._data("imagefolder", str(folder), all_images=True), strict=True
+    )
+    assert statuses == ("ok", "warning", "FAIL", "FAIL", "FAIL", "FAIL")
+    assert "train/ant/1.png: not a readable image (" in texts[2]
+    assert texts[3] == "train: 1 of 12 images cannot be read; mend or remove them"
+    assert texts[4].endswith("val/bee/3.png: not a readable image (the file is empty)")
+
+
+def test_all_images_need_a_data_set(capsys):
+    assert cli.main(["doctor", "--all-images"]) == 2
+    error = capsys.readouterr().err
+    assert "--all-images=True: must be given with --data-name" in error

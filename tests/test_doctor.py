@@ -40,7 +40,8 @@ def test_healthy_machine_passes(capsys, tmp_path):
         "oneDNN's convolutions: not built",
         "huge pages:",
         "GiB free",
-        "data synthetic: 1024 training and 256 test images of 10 classes, [32, 32, 3]",
+        "data synthetic: 1,024 training and 256 test images of 10 classes",
+        "data synthetic: the first image is read, 32 x 32 x 3; --all-images reads",
     ):
         assert found in text
     assert list(tmp_path.iterdir()) == []

@@ -314,6 +314,19 @@ def test_image_without_an_ending_is_told_from_a_pickle(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.zip", b"PK\3\4", "it is a ZIP archive; must be a pickle"),
+        ("a.npy", b"\x93NUMPY", r"it is a NumPy array; arrays are given in an \.npz"),
+        ("a.tar.gz", b"\x1f\x8b", "it is an archive packed by gzip"),
+    ],
+)
+def test_other_files_are_called_what_they_are(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    check_refused(rf"{name}: {message}", read_inputs, [tmp_path / name], FRAME)
+
+
 def test_heic_that_is_not_read_says_how_it_would_be(tmp_path):
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic")

@@ -16,9 +16,14 @@ def _doctor(args: argparse.Namespace) -> int:
     given = args.data_path
     holds = given is None or args.data_name is not None
     require("--data-path", given, holds, "given with --data-name")
+    holds = not args.all_images or args.data_name is not None
+    require("--all-images", args.all_images, holds, "given with --data-name")
     return _print_findings(
         doctor.diagnose(
-            workdir=args.workdir, data_name=args.data_name, data_path=args.data_path
+            workdir=args.workdir,
+            data_name=args.data_name,
+            data_path=args.data_path,
+            all_images=args.all_images,
         )
     )
 
@@ -49,6 +54,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data-name", help="a data set to look for, such as cifar10")
     add("--data-path", type=location, help="where the data are")
+    add("--all-images", action="store_true", help="decodes every image of the data")
     add(
         "--workdir",
         type=location,

@@ -281,6 +281,13 @@ class Data:
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: source for name, source in named.items() if source is not None}
 
+    def describe(self) -> str:
+        """Returns how many images of how many classes there are, in half a line."""
+        names = {"train": "training", "val": "validation"}
+        counts = [f"{len(s):,} {names.get(n, n)}" for n, s in self.splits.items()]
+        head, last = ", ".join(counts[:-1]), counts[-1]
+        return f"{head} and {last} images of {self.num_classes:,} classes"
+
     @property
     def num_classes(self) -> int:
         """The number of classes."""

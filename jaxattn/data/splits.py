@@ -20,9 +20,13 @@ from jaxattn.data.source import (
 )
 from jaxattn.errors import UserError
 
+_NUM_SHOWN = 5  # classes
+
 
 def hold_out(data: Data, fraction: float, seed: int) -> Data:
     """Returns the data with a part of the training split as validation split.
+
+    A class whose every image would be held out keeps one for training; a note says so.
 
     Args:
         data: Without a validation split.
@@ -34,14 +38,24 @@ def hold_out(data: Data, fraction: float, seed: int) -> Data:
     """
     if fraction == 0:
         return data
-    train, val = stratified_split(_strata(data.train), fraction, seed)
+    strata = _strata(data.train)
+    train, val = stratified_split(strata, fraction, seed)
+    lost = np.setdiff1d(strata, strata[train])
+    if len(train) and len(lost):
+        _, first = np.unique(strata[val], return_index=True)
+        kept = val[first][np.isin(strata[val][first], lost)]
+        train, val = np.union1d(train, kept), np.setdiff1d(val, kept)
     if len(train) == 0 or len(val) == 0:
         raise UserError(
             f"data.val_fraction={fraction}: splits the {len(data.train)} training "
             f"examples into {len(train)} and {len(val)}; use 0 to hold out none"
         )
+    note = "kept an image for training, though data.val_fraction would hold out all, of"
     return replace(
-        data, train=_take_train(data.train, train), val=take(data.train, val)
+        data,
+        train=_take_train(data.train, train),
+        val=take(data.train, val),
+        notes=(*data.notes, *_note_classes(data, lost, note)),
     )
 
 
@@ -51,8 +65,23 @@ def thin(data: Data, max_train_examples: int | None) -> Data:
         return data
     # Part of an experiment's definition, so its seed is constant.
     share = max_train_examples / len(data.train)
-    _, kept = stratified_split(_strata(data.train), share, seed=0)
-    return replace(data, train=_take_train(data.train, kept))
+    strata = _strata(data.train)
+    _, kept = stratified_split(strata, share, seed=0)
+    lost = np.setdiff1d(strata, strata[kept])
+    note = f"data.max_train_examples={max_train_examples} leaves no training image of"
+    return replace(
+        data,
+        train=_take_train(data.train, kept),
+        notes=(*data.notes, *_note_classes(data, lost, note)),
+    )
+
+
+def _note_classes(data: Data, classes: np.ndarray, text: str) -> list[str]:
+    """Says something of classes; nothing where there are none."""
+    names = [data.class_names[int(label)] for label in classes[:_NUM_SHOWN]]
+    more = len(classes) - len(names)
+    shown = ", ".join(names) + (f" and {more} more" if more else "")
+    return [f"{text} {shown}"] if names else []
 
 
 def stratified_split(

@@ -148,7 +148,13 @@ def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: not readable ({error.strerror})") from error
     except UserError as error:
-        raise UserError(f"{error}; must be {_KINDS}") from error
+        with open(path, "rb") as file:
+            what = formats.explain(file)
+        raise UserError(
+            f"{path}: {what}; must be {_KINDS}"
+            if what.startswith("it is")
+            else f"{error}; must be {_KINDS}"
+        ) from error
 
 
 def _as_array(value: Any) -> np.ndarray:

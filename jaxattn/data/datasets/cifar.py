@@ -24,8 +24,9 @@ def load_cifar(name: str, *, path: str | None = None) -> Data:
 
     Args:
         name: "cifar10" or "cifar100".
-        path: The official Python archive, its unpacked folder, an npz with `x_train`,
-            `y_train`, `x_test` and `y_test`, or a prepared TFDS directory. Without it
+        path: The official Python archive, its unpacked folder, a folder that holds one
+            of these, an npz with `x_train`, `y_train`, `x_test` and `y_test`, or a
+            prepared TFDS directory. Without it
             TFDS reads its own directory and downloads what is not there.
 
     Raises:
@@ -35,10 +36,10 @@ def load_cifar(name: str, *, path: str | None = None) -> Data:
         return load_tfds(name)
     where = existing(path)
     if where.is_dir():
-        folder = archives.find_folder(name, where)
-        if folder is None:
+        files = archives.find_files(name, where)
+        if files is None:
             return load_tfds(name, path=path)
-        where = folder
+        where = files
     cifar = archives.read_cifar(name, where)
     num_classes = archives.LAYOUTS[name].num_classes
     numbers = tuple(str(i) for i in range(num_classes))

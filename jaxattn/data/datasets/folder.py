@@ -130,6 +130,11 @@ def read_folder(path: pathlib.Path) -> Folder:
         UserError: A folder is missing, a class is empty or the only one, or the splits
             have other classes.
     """
+    if not path.is_dir():
+        raise UserError(
+            f"data.path={path}: is a file, which must be unpacked if it is an archive;"
+            f" must be {_LAYOUT}"
+        )
     folders = {split: _class_folders(path, split) for split in ("train", "val")}
     classes = folders["train"]
     if len(classes) == 1:
