@@ -394,7 +394,7 @@ def tiff_of_bands(bands):
         (b"<?xml version='1.0'?>\n<svg width='3'/>", "it is an SVG drawing"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied", "it is XML"),
         (b'{"message": "rate limit"}', "it is JSON"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC, .*jaxattn\[heic\]"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC, .*pip install pillow-heif"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "it is a video"),
         (b"PK\3\4rest", "it is a ZIP archive"),
         (b"\x93NUMPY\1\0", "it is a NumPy array"),
@@ -580,7 +580,7 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path):
     assert found.paths == ["a.png"]
     assert describe_left_out(found.left_out) == (
         "left out 3 .txt, 2 pipes, sockets or devices, 1 .heic"
-        " (pip install 'jaxattn[heic]'), 1 .json"
+        " (pip install pillow-heif), 1 .json"
     )
 
 

@@ -429,7 +429,10 @@ def test_checkpoint_of_another_model_is_refused(undisturbed):
         ({"data_parallel": "mpi"}, r"data_parallel='mpi': choices: jit, pmap"),
         ({"data__path": "/nowhere"}, r"data.path='/nowhere'"),
         ({"variant": "canet", "data__image_size": 12}, r"must be multiples of 8"),
-        ({"normalize__mean": (0.1, 0.2)}, r"images of 8 x 8 x 3 do not fit"),
+        (
+            {"normalize__mean": (0.1, 0.2)},
+            r"mean=\(0.1, 0.2\): must be one",
+        ),
         ({"normalize__std": (0.0,)}, r"normalize.std=\(0.0,\): must be above 0"),
         (
             {"augment__crop_padding_px": 8, "augment__crop_fill": "reflect"},

@@ -331,7 +331,7 @@ def test_heic_that_is_not_read_says_how_it_would_be(tmp_path):
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic")
     source = read_inputs([path], FRAME).source
-    check_refused(r"HEIC.*pip install 'jaxattn\[heic\]'", source.__getitem__, 0)
+    check_refused(r"HEIC.*pip install pillow-heif", source.__getitem__, 0)
 
 
 def test_what_a_folder_holds_beside_images_is_said(tmp_path):

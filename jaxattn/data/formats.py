@@ -6,13 +6,13 @@ left alone: for some it runs another program, and some are no images at all.
 
 import functools
 import re
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-if TYPE_CHECKING:
-    pass
+from jaxattn.errors import reason
+from jaxattn.text import printable
 
 _HEIC = (".heic", ".heif", ".hif")
-HEIC_ADVICE = "pip install 'jaxattn[heic]'"
+HEIC_ADVICE = "pip install pillow-heif"
 """How HEIC, which Pillow alone does not read, is had."""
 
 _BY_ENDING = {
@@ -92,8 +92,7 @@ _OTHERS = {
         rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)"
     ),
     "an SVG drawing, which has no pixels": (
-        rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*?>\s*)?(<!--.*?-->\s*)*"
-        rb"(<!doctype svg.*?>\s*)?<svg"
+        rb"(?i)(\xef\xbb\xbf)?\s*(<svg|(<\?xml|<!--|<!doctype svg).*<svg)"
     ),
     "XML": rb"(\xef\xbb\xbf)?\s*<\?xml",
     "JSON, as a failed download may leave it": rb'\s*\{\s*"',
@@ -131,7 +130,7 @@ def lacking(ending: str) -> str | None:
 
 @functools.cache
 def reads_heic() -> bool:
-    """Whether HEIC is read here: the extra `heic` teaches it to Pillow."""
+    """Whether HEIC is read here: a package, the extra `heic`, teaches it to Pillow."""
     try:
         import pillow_heif  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -179,7 +178,7 @@ def explain(stream: BinaryIO) -> str:
         return "the file is empty"
     found = sniff(head)
     if found == "HEIC" and not reads_heic():
-        return f"HEIC, which is read with an extra: {HEIC_ADVICE}"
+        return f"HEIC, which needs another package: {HEIC_ADVICE}"
     if found == "AVIF" and found not in _known_formats():
         return "AVIF, which Pillow reads from version 11.3 on"
     if found is not None:
@@ -205,8 +204,7 @@ def _complaint(stream: BinaryIO, found: str) -> str:
         opener: type[Image.Image] = Image.OPEN["HEIF" if found == "HEIC" else found][0]  # pyright: ignore[reportAssignmentType]
         opener(stream, "").close()  # pyright: ignore[reportCallIssue]
     except Exception as error:  # each format raises its own
-        text = str(error).strip()
-        return text.splitlines()[0] if text else "damaged"
+        return printable(reason(error)) if str(error).strip() else "damaged"
     return "damaged"
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxattn.data import formats
 from jaxattn.data.source import BadImageError
 from jaxattn.errors import UserError, reason
+from jaxattn.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -220,7 +221,7 @@ def _explain(problem: Exception, stream: BinaryIO) -> str:
 
     if isinstance(problem, UnidentifiedImageError):
         return formats.explain(stream)
-    return reason(problem)
+    return printable(reason(problem))
 
 
 def bare_png(stream: BinaryIO) -> bytes | None:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,30 +86,35 @@ class Preprocess:
     std: Sequence[float]
 
     def __post_init__(self) -> None:
-        C = self.frame.image_shape[2]
-        check_statistics("normalize.mean", self.mean, is_std=False, channels=C)
-        check_statistics("normalize.std", self.std, is_std=True, channels=C)
+        values = {"mean": self.mean, "std": self.std}
+        check_normalization(values, channels=self.frame.image_shape[2])
 
     def normalize(self, images: Any) -> jax.Array:
         """Returns the network's input, float32, of uint8 images `[N, H, W, C]`."""
         return normalize(images, mean=self.mean, std=self.std)
 
 
-def check_statistics(
-    key: str, values: Any, *, is_std: bool, channels: int | None = None
+def check_normalization(
+    section: Mapping[str, Any], *, key: str = "normalize.", channels: int | None = None
 ) -> None:
-    """Checks the means or the standard deviations of a normalisation.
+    """Checks the means and the standard deviations of a normalisation.
 
     Args:
-        key: What the message calls them.
-        values: Numbers: means in [0, 1], deviations above 0 and at most 1.
-        is_std: Whether they are deviations.
+        section: `mean`, in [0, 1], and `std`, above 0 and at most 1; None is not
+            checked.
+        key: What messages put before their names.
         channels: Of the images; None if they are not known yet.
 
     Raises:
         UserError: If a value is out of its range, or there are others than one or one
             per channel.
     """
+    for name in ("mean", "std"):
+        if section.get(name) is not None:
+            _check_values(key + name, section[name], name == "std", channels)
+
+
+def _check_values(key: str, values: Any, is_std: bool, channels: int | None) -> None:
     are_numbers = isinstance(values, Sequence | np.ndarray) and all(
         isinstance(value, int | float | np.number) and math.isfinite(value)
         for value in values

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.atomic import replacing
-from jaxattn.data.preprocess import check_statistics
+from jaxattn.data.preprocess import check_normalization
 from jaxattn.errors import UserError, reason, require
 from jaxattn.models.registry import create_model
 from jaxattn.models.torch_weights import (
@@ -70,8 +70,7 @@ def import_torch(
     Raises:
         UserError: If the file or a value does not fit.
     """
-    check_statistics("mean", mean, is_std=False, channels=3)
-    check_statistics("std", std, is_std=True, channels=3)
+    check_normalization({"mean": mean, "std": std}, key="", channels=3)
     require("image_size", image_size, image_size >= 1, "at least 1")
     holds = len(set(class_names)) == len(class_names)
     require("class_names", tuple(class_names), holds, "all different")

@@ -18,14 +18,12 @@ import optax
 from jax.experimental import multihost_utils
 
 from jaxattn.config.changes import changed_since
-from jaxattn.data.checking import find_bad_images
-from jaxattn.data.crops import reads_files
-from jaxattn.data.pipeline import StreamedLoader
 from jaxattn.errors import DivergedError, InterruptedRun, UserError
 from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
 from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.guards.bad_images import refuse_bad_images
 from jaxattn.training.guards.divergence import Divergence
 from jaxattn.training.guards.early_stopping import Plateau
 from jaxattn.training.guards.faults import describe_saved, telling_what_is_saved
@@ -188,7 +186,7 @@ class _Attempt:
         elif self.writer:
             report.write_description(run, self.workdir, self.writer, key)
         if not step:
-            self._check_evaluated_images()
+            refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
         most, say = run.options.max_skipped_steps, self.progress.message
         self._divergence = Divergence(most, logged, step, say)
@@ -223,33 +221,6 @@ class _Attempt:
                     break
                 self.profiler.before(step, state)
         return state, step
-
-    def _check_evaluated_images(self) -> None:
-        """Reads files that the run would not read before its first evaluations.
-
-        A bad one among the test images would end it after its last epoch. Images that
-        live on the device were all read before.
-        """
-        for split in ("val", "test"):
-            source = self.run.data.splits.get(split)
-            is_streamed = isinstance(self.run.loaders.get(split), StreamedLoader)
-            if source is None or not (is_streamed and reads_files(source)):
-                continue
-            self.progress.message(f"checking {len(source):,} {split} images")
-            faults = []
-            for found in find_bad_images(source):
-                faults += found
-                if self._is_stopping():
-                    raise InterruptedRun(
-                        "stopped by signal before the first step; repeat the command",
-                        self.interrupt.exit_code or 143,
-                    )
-            if faults:
-                raise UserError(
-                    f"{len(faults):,} of {len(source):,} {split} images cannot be read:"
-                    f" {faults[0]}; mend or remove them (jaxattn doctor --all-images"
-                    " names them), or set data.on_bad_image=skip"
-                )
 
     def _is_over(self, step: int) -> bool:
         """Whether the run ends at this step, before which it may say why."""

@@ -14,7 +14,7 @@ from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import Augment
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
-from jaxattn.data.preprocess import Frame, Preprocess, check_statistics
+from jaxattn.data.preprocess import Frame, Preprocess, check_normalization
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require
 from jaxattn.models.classes import TreePath, head_paths
@@ -200,9 +200,7 @@ def build(
     if model is None:
         _make_model(task, ("",), sections, options, parallel)
     _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
-    for key, is_std in (("mean", False), ("std", True)):
-        if (values_of := sections["normalize"].get(key)) is not None:
-            check_statistics(f"normalize.{key}", values_of, is_std=is_std)
+    check_normalization(sections["normalize"])
 
     if data is None:
         data = bind(load_data, sections["data"], "data")()
