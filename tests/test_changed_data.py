@@ -1,6 +1,7 @@
 """A run is resumed with the data that it was begun with, or told of others."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,11 @@ from PIL import Image
 from jaxattn import UserError
 from jaxattn.config.changes import changed_data, changed_since
 from jaxattn.data import load_data
+from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.inference.evaluation import load_data_of
+from jaxattn.tasks.classification import Classification
 from jaxattn.training import build
+from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.loop import train_and_evaluate
 
 
@@ -126,6 +131,27 @@ def test_changed_arrays_of_a_named_data_set_are_noticed(tmp_path):
         "test: sha256 ",
         "train: sha256",
     ]
+
+
+def test_evaluation_of_changed_data_says_so(folder, tmp_path):
+    trained = Trained(
+        model=Net(),
+        task=Classification(),
+        preprocess=Preprocess(frame=Frame((4, 4, 3)), mean=(0.5,), std=(0.5,)),
+        class_names=("ant", "bee"),
+        config={
+            "data": {"name": "imagefolder", "path": str(folder), "image_size": 4},
+            **record(folder),
+        },
+        variables={},
+        step=0,
+    )
+    assert load_data_of(trained, {}).notes == ()
+    message = add(folder)
+    (note,) = load_data_of(trained, {}).notes
+    assert re.search(message, note)
+    other = folder.rename(tmp_path / "other")
+    assert load_data_of(trained, {"path": str(other)}).notes == ()
 
 
 def test_resumed_run_refuses_a_changed_folder_unless_told(folder, tmp_path, capsys):

@@ -361,6 +361,14 @@ def test_warnings_of_pillow_do_not_leak(tmp_path):
     assert [str(w.message) for w in caught] == ["mine"]
 
 
+def test_log_of_pillow_does_not_leak(tmp_path, caplog):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_of_bands(7))
+    with pytest.raises(BadImageError):
+        read_image(path)
+    assert caplog.text == ""
+
+
 def test_reading_in_threads_leaves_the_filters_of_warnings(tmp_path):
     path = save(tmp_path / "a.png", make_image())
     read_image(path)

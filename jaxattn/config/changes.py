@@ -1,7 +1,7 @@
 """How two configs differ, and which differences leave a run what it is."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import traverse_util
@@ -59,7 +59,7 @@ def changed_since(
     is_accepted = bool(record.get("accept_changed_data"))
     if (changed := changed_data(saved, record)) and not is_accepted:
         raise UserError(
-            f"{where} was begun with other data ({_shown(changed)}), of which other"
+            f"{where} was begun with other data ({listed(changed)}), of which other"
             " images may be for validation; put the data back, use another workdir, or"
             " go on with them by --config.accept_changed_data=true"
         )
@@ -71,7 +71,7 @@ def changed_since(
             " one, or another workdir"
         )
     others = [line for key, line in lines.items() if not key.startswith(_DATA)]
-    return [*others, *([_shown(changed)] if changed else [])]
+    return [*others, *([listed(changed)] if changed else [])]
 
 
 def changed_data(saved: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
@@ -102,7 +102,8 @@ def _change(before: str | None, now: str | None) -> str:
     return " -> ".join(shown)
 
 
-def _shown(lines: list[str]) -> str:
+def listed(lines: Sequence[str]) -> str:
+    """Returns the first of several lines as one."""
     more = len(lines) - _NUM_SHOWN
     return "; ".join([*lines[:_NUM_SHOWN], *([f"{more} more"] if more > 0 else [])])
 

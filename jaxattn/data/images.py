@@ -4,7 +4,9 @@ The files may come from anywhere: only the formats of `jaxattn.data.formats` are
 and whatever is wrong with one is one line.
 """
 
+import functools
 import io
+import logging
 import os
 import re
 import stat
@@ -284,11 +286,18 @@ def _ignore_pillow_warnings() -> None:
     `warnings.catch_warnings` would not do: the filters are those of the process, and
     threads that read images at the same time would restore each other's.
     """
+    _silence_pillow_log()
     module = r"PIL\."
     ours = ("ignore", None, Warning, re.compile(module), 0)
     # Any change of the filters makes Python show old warnings again.
     if not warnings.filters or warnings.filters[0] != ours:
         warnings.filterwarnings("ignore", module=module)
+
+
+@functools.cache
+def _silence_pillow_log() -> None:
+    """Of a damaged file it says again what its error says."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _check_size(image: "Image.Image") -> None:

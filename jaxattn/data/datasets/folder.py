@@ -224,8 +224,9 @@ def _fingerprint(found: Found) -> str:
     digest = hashlib.sha256()
     for path, size in zip(found.paths, found.sizes, strict=True):
         digest.update(f"{path}\0{size}\n".encode(errors="surrogateescape"))
-    size = sum(found.sizes)
-    return f"{len(found.paths)} files of {size} bytes, sha256 {digest.hexdigest()[:16]}"
+    count, size = len(found.paths), sum(found.sizes)
+    files = "1 file" if count == 1 else f"{count} files"
+    return f"{files} of {size} bytes, sha256 {digest.hexdigest()[:16]}"
 
 
 def _left_out(found: Mapping[str, Sequence[Found]]) -> list[str]:
