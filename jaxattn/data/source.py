@@ -191,6 +191,9 @@ class SkippingSource:
     """
 
     source: Source
+    # By position, what is wrong with the images known to be bad: each is tried once,
+    # or many side by side would be tried again for each of them.
+    _faults: dict[int, str] = dataclasses.field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         """The number of examples, those that cannot be decoded included."""
@@ -203,9 +206,13 @@ class SkippingSource:
     def _read_next(self, index: int, read: Callable[[int], Example]) -> Example:
         errors = []
         for i in range(len(self)):
+            position = (index + i) % len(self)
             try:
-                example = read((index + i) % len(self))
+                if position in self._faults:
+                    raise BadImageError(self._faults[position])
+                example = read(position)
             except BadImageError as error:
+                self._faults[position] = str(error)
                 errors.append(str(error))
             else:
                 return {**example, "error": errors[0]} if errors else example
