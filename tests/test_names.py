@@ -22,7 +22,7 @@ from jaxattn.training import build
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.loop import train_and_evaluate
 from jaxattn.viz import figure as viz_figure
-from jaxattn.viz import figure_to_array, plot_confusion_matrix
+from jaxattn.viz import figure_to_array, plot_confusion_matrix, plot_images
 
 RAW = [
     b"caf\xe9",  # Latin-1
@@ -191,6 +191,7 @@ def test_pictures_take_another_font_for_what_the_first_lacks():
     assert viz_figure.legible(chr(code)) == chr(code)
     figure = plot_confusion_matrix(np.eye(2, dtype=int), [chr(code), "b"])
     figure_to_array(figure)  # a missing glyph would be a warning, so an error here
+    figure_to_array(plot_images(np.zeros((1, 4, 4, 3), np.uint8), [chr(code)]))
     label = figure.axes[0].get_xticklabels()[0]
     assert label.get_text() == chr(code)
     assert len(label.get_fontfamily()) > 1
