@@ -151,9 +151,18 @@ def test_a_class_keeps_an_image_for_training(seed):
     _, held = stratified_split(whole.train.labels, 0.5, seed)
     kept = sorted(set(whole.train.labels[held]) - set(data.val.labels))
     assert kept  # or this shows nothing
+    assert len(data.val) == len(held)
     (note,) = data.notes
     assert note.startswith("kept an image for training, though data.val_fraction would")
     assert note.endswith(", ".join(f"class {i}" for i in kept[:5]))
+
+
+def test_a_class_of_one_image_is_no_validation_split():
+    data = hold_out(labelled_data(2, 2, 2, 1, 1), 0.1, 0)
+    assert len(data.val) == 1
+    assert set(data.train.labels) == set(range(5))
+    with pytest.raises(UserError, match=r"splits the 3 training examples into 3 and 0"):
+        hold_out(labelled_data(1, 1, 1), 0.5, 0)
 
 
 def test_a_class_that_keeps_an_image_anyway_is_split_as_ever():

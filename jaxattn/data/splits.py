@@ -26,7 +26,8 @@ _NUM_SHOWN = 5  # classes
 def hold_out(data: Data, fraction: float, seed: int) -> Data:
     """Returns the data with a part of the training split as validation split.
 
-    A class whose every image would be held out keeps one for training; a note says so.
+    A class whose every image would be held out keeps one for training, and the class
+    with the most gives one in its place; a note says so.
 
     Args:
         data: Without a validation split.
@@ -41,10 +42,8 @@ def hold_out(data: Data, fraction: float, seed: int) -> Data:
     strata = _strata(data.train)
     train, val = stratified_split(strata, fraction, seed)
     lost = np.setdiff1d(strata, strata[train])
-    if len(train) and len(lost):
-        _, first = np.unique(strata[val], return_index=True)
-        kept = val[first][np.isin(strata[val][first], lost)]
-        train, val = np.union1d(train, kept), np.setdiff1d(val, kept)
+    for label in lost if len(train) else ():
+        train, val = _keep_one(label, strata, train, val)
     if len(train) == 0 or len(val) == 0:
         raise UserError(
             f"data.val_fraction={fraction}: splits the {len(data.train)} training "
@@ -57,6 +56,22 @@ def hold_out(data: Data, fraction: float, seed: int) -> Data:
         val=take(data.train, val),
         notes=(*data.notes, *_note_classes(data, lost, note)),
     )
+
+
+def _keep_one(
+    label: int, strata: np.ndarray, train: np.ndarray, val: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moves a stratum's first position from `val` to `train`, and another one back.
+
+    That is the last one of the stratum with the most in `train`, if it has others.
+    """
+    kept = val[strata[val] == label][:1]
+    labels, counts = np.unique(strata[train], return_counts=True)
+    given = train[:0]
+    if counts.max(initial=0) > 1:
+        given = train[strata[train] == labels[np.argmax(counts)]][-1:]
+    train, val = np.setdiff1d(train, given), np.setdiff1d(val, kept)
+    return np.union1d(train, kept), np.union1d(val, given)
 
 
 def thin(data: Data, max_train_examples: int | None) -> Data:
