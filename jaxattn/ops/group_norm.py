@@ -42,7 +42,10 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (C,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (C,), jnp.float32)
         grouped = x.astype(jnp.float32).reshape(N, -1, G, C // G)
-        centred = grouped - jnp.mean(grouped, (1, 3), keepdims=True)
+        # Twice: rounding leaves of a mean of 1000 deviations what shows.
+        shift = jax.lax.stop_gradient(jnp.mean(grouped, (1, 3), keepdims=True))
+        centred = grouped - shift
+        centred = centred - jnp.mean(centred, (1, 3), keepdims=True)
         var = jnp.mean(jnp.square(centred), (1, 3), keepdims=True)
         y = centred * jax.lax.rsqrt(var + self.epsilon)
         y = y * scale.reshape(1, 1, G, C // G) + bias.reshape(1, 1, G, C // G)
