@@ -279,7 +279,9 @@ def over_mesh(step, x, g):
 def over_pmap(step, x, g):
     shards = (v.reshape(4, -1, *v.shape[1:]) for v in (x, g))
     (y, dx), stats = jax.pmap(step, "data", devices=jax.devices()[:4])(*shards)
-    return (y.reshape(x.shape), dx.reshape(x.shape)), jax.tree.map(lambda v: v[0], stats)
+    return (y.reshape(x.shape), dx.reshape(x.shape)), jax.tree.map(
+        lambda v: v[0], stats
+    )
 
 
 BATCH_NORM_WAYS = {

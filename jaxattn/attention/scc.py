@@ -22,7 +22,9 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxattn.errors import require
 from jaxattn.ops.conv import conv2d
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.random import hashed_uniform
 
 
@@ -104,8 +106,8 @@ class SCC(nn.Module):
             ValueError: If an attribute is out of its range, or `forced` is not of the
                 output's shape.
         """
+        x = as_feature_map(self, x)
         self._check(x.shape[-1])
-        x = x if self.dtype is None else x.astype(self.dtype)
         N, H, W, C = x.shape
         K, O = self.kernel_size, self.features  # noqa: E741
         shape = (N, -(-H // self.stride), -(-W // self.stride), O)
@@ -126,6 +128,8 @@ class SCC(nn.Module):
         return out
 
     def _check(self, channels: int) -> None:
+        for key in ("features", "stride", "dilation", "groups"):
+            require(key, getattr(self, key), getattr(self, key) >= 1, "at least 1")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(
                 f"SCC: kernel_size={self.kernel_size}: must be odd and positive"

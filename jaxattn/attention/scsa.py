@@ -28,6 +28,7 @@ from jaxattn.errors import choose, require
 from jaxattn.ops.conv import ConvKernel, conv2d
 from jaxattn.ops.group_norm import GroupNorm
 from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.pool import max_along
 
 _STRIP_CONVS = ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")
@@ -142,8 +143,8 @@ class SCSA(nn.Module):
             ValueError: If an attribute is not as described above, H or W is less than
                 the window, or "recombination" does not divide H and W into windows.
         """
+        x = as_feature_map(self, x)
         self._check(x.shape)
-        x = x if self.dtype is None else x.astype(self.dtype)
         spatial = self._spatial_gate(x)
         channel = self._channel_gate(x * spatial, train)
         self.sow("intermediates", "channel_gate", channel)

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxattn.errors import require
 from jaxattn.ops import onednn
 from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.inputs import as_feature_map
 
 
 def conv2d(
@@ -45,7 +47,8 @@ def conv2d(
     Returns:
         `[N, H', W', O]`.
     """
-    if x.dtype == jnp.float32 and onednn.is_enabled():
+    # It refuses what has no values.
+    if x.dtype == jnp.float32 and 0 not in x.shape and onednn.is_enabled():
         return onednn.conv2d(x, kernel, stride, padding, dilation, groups)
     size = kernel.shape[:2]
     if (groups, dilation) == (1, 1):
@@ -284,14 +287,16 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves `x` `[N, H, W, C]` and returns `[N, H', W', features]`."""
-        dtype = x.dtype if self.dtype is None else self.dtype
+        x = as_feature_map(self, x)
+        for key in ("features", "kernel_size", "stride", "dilation", "groups"):
+            require(key, getattr(self, key), getattr(self, key) >= 1, "at least 1")
         k, C = self.kernel_size, x.shape[-1] // self.groups
         kernel = self.param(
             "kernel", self.kernel_init, (k, k, C, self.features), jnp.float32
         )
         y = conv2d(
-            x.astype(dtype),
-            kernel.astype(dtype),
+            x,
+            kernel.astype(x.dtype),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -300,5 +305,5 @@ class Conv(nn.Module):
         if self.use_bias:
             init = self.bias_init or torch_bias(k * k * C)
             bias = self.param("bias", init, (self.features,), jnp.float32)
-            y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
+            y = y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
         return y

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxattn.ops.inputs import computation_dtype
+
 
 class BatchNorm(nn.Module):
     """Normalises every channel by the statistics of the global batch.
@@ -44,8 +46,8 @@ class BatchNorm(nn.Module):
             Same shape as `x`, in `dtype`.
 
         Raises:
-            ValueError: If `train` and there are fewer than two values per channel, whose
-                variance is not defined.
+            ValueError: If `train` and there are fewer than two values per channel,
+                whose variance is not defined.
         """
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
@@ -55,21 +57,24 @@ class BatchNorm(nn.Module):
 
         # `[C]` against `[..., C]`: written out, for rank promotion may be an error.
         ones = (1,) * (x.ndim - 1)
-        dtype = x.dtype if self.dtype is None else self.dtype
+        dtype = computation_dtype(x, self.dtype)
         x = x.astype(jnp.float32)
+        shift = self._shift(x) if train else running_mean.value
+        x = x - shift.reshape(*ones, -1)
         if train:
-            shift = self._shift(x)
-            x = x - shift.reshape(*ones, -1)
             mean, var, count = self._batch_statistics(x)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
                 running_mean.value = self._update(running_mean.value, shift + mean)
                 running_var.value = self._update(running_var.value, unbiased)
         else:
-            mean, var = running_mean.value, running_var.value
+            mean, var = jnp.zeros(shape), running_var.value
+        # A factor and an offset for each channel: their gradients take two sums over
+        # `x`, those of `(x - mean) * factor` a third.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        mean, factor, bias = (v.reshape(*ones, -1) for v in (mean, factor, bias))
-        return ((x - mean) * factor + bias).astype(dtype)
+        offset = bias - mean * factor
+        y = x * factor.reshape(*ones, -1) + offset.reshape(*ones, -1)
+        return y.astype(dtype)
 
     def _shift(self, x: jax.Array) -> jax.Array:
         """Returns a value near the mean `[C]`, which is subtracted from `x` first.
