@@ -249,8 +249,9 @@ def adamw_then_sgd(
     switch_step = int(switch_fraction * length.num_epochs) * length.steps_per_epoch
 
     def init(params: optax.Params) -> AdamwThenSgdState:
-        zeros = optax.tree.zeros_like(params)
-        return AdamwThenSgdState(jnp.zeros((), jnp.int32), zeros, zeros)
+        # Apart: a donated state can hold no buffer twice.
+        mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        return AdamwThenSgdState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(
         updates: optax.Updates, state: Any, params: Any = None
