@@ -26,6 +26,7 @@ import numpy as np
 
 from jaxattn.errors import UserError, choose
 from jaxattn.host import cache_folder
+from jaxattn.ops.primitive import Window, make_convolution, output_shape
 
 _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 _CALLS = (
@@ -170,7 +171,30 @@ def _load(path: pathlib.Path) -> ctypes.CDLL:
         ) from error
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _output(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    shape = output_shape(x.shape, kernel.shape, window)
+    return _call("jaxattn_conv_forward", shape, x, kernel, window)
+
+
+def _input_gradient(
+    kernel: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    shape = (len(g), *size, kernel.shape[2] * window.groups)
+    return _call("jaxattn_conv_input_gradient", shape, kernel, g, window)
+
+
+def _kernel_gradient(
+    x: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    shape = (*size, x.shape[-1] // window.groups, g.shape[-1])
+    return _call("jaxattn_conv_kernel_gradient", shape, x, g, window)
+
+
+_conv = make_convolution(
+    "onednn_conv", _output, _input_gradient, _kernel_gradient, one_by_one=True
+)
+
+
 def conv2d(
     x: jax.Array,
     kernel: jax.Array,
@@ -180,44 +204,7 @@ def conv2d(
     groups: int,
 ) -> jax.Array:
     """Convolves as `jaxattn.ops.conv.conv2d`, float32, where `is_enabled`."""
-    h, w = (
-        (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
-        for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
-    )
-    shape = (len(x), h, w, kernel.shape[-1])
-    window = (stride, padding, dilation, groups)
-    return _call("jaxattn_conv_forward", shape, x, kernel, window)
-
-
-def _forward(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return conv2d(x, kernel, stride, padding, dilation, groups), (x, kernel)
-
-
-def _backward(
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-    residuals: tuple[jax.Array, jax.Array],
-    g: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    window = (stride, padding, dilation, groups)
-    # XLA drops the one that is not asked for.
-    return (
-        _call("jaxattn_conv_input_gradient", x.shape, kernel, g, window),
-        _call("jaxattn_conv_kernel_gradient", kernel.shape, x, g, window),
-    )
-
-
-conv2d.defvjp(_forward, _backward)
+    return _conv(x, kernel, Window(stride, padding, dilation, groups))
 
 
 def _call(
@@ -225,13 +212,11 @@ def _call(
     shape: tuple[int, ...],
     a: jax.Array,
     b: jax.Array,
-    window: tuple[int, int, int, int],
+    window: Window,
 ) -> jax.Array:
     call = jax.ffi.ffi_call(
         f"{name}_{_registered_suffix()}",
         jax.ShapeDtypeStruct(shape, jnp.float32),
-        vmap_method="sequential",
     )
-    names = ("stride", "padding", "dilation", "groups")
-    attributes = {k: np.int64(v) for k, v in zip(names, window, strict=True)}
+    attributes = {key: np.int64(value) for key, value in window._asdict().items()}
     return call(a, b, **attributes)
