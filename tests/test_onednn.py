@@ -1,8 +1,6 @@
 """Convolutions by oneDNN, against XLA's and the authors' arrays."""
 
-import contextlib
 import functools
-import io
 import itertools
 import os
 import shutil
@@ -21,39 +19,6 @@ from jaxattn.cli import main
 from jaxattn.models.cost import measure_cost
 from jaxattn.ops import conv, onednn
 from jaxattn.training.run import build
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """What the command made in a cache folder of these tests, and what it said."""
-    cache, out, err = tmp_path_factory.mktemp("cache"), io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        if main(["build-cpu-kernels"]):
-            pytest.skip(err.getvalue())
-    return cache / "jaxattn", out.getvalue()
-
-
-@pytest.fixture
-def library(built, monkeypatch):
-    """The path of what a program finds that starts now."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(built[0].parent))
-    onednn._registered_suffix.cache_clear()
-    yield onednn.compiled_path()
-    onednn._registered_suffix.cache_clear()
-
-
-@pytest.fixture
-def enabled(library, monkeypatch):
-    """Enables it beside the eight devices of the tests, of which one computes."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    jax.clear_caches()
-    yield library
-    jax.clear_caches()
 
 
 def normal(seed, *shape):

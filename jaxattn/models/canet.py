@@ -13,12 +13,11 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.canet import AttResBlock
 from jaxattn.ops.features import mark_features
-from jaxattn.ops.inputs import as_feature_map
+from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool
@@ -77,4 +76,4 @@ class CANet(nn.Module):
         # batch has a symbol for its length, which `len` refuses.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], math.prod(x.shape[1:]))
         x = nn.relu(Linear(27 * self.width // 16, name="fc1")(x))
-        return Linear(self.num_classes, name="fc2")(x).astype(jnp.float32)
+        return at_least_float32(Linear(self.num_classes, name="fc2")(x))

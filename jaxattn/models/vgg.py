@@ -24,14 +24,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal, torch_kernel
-from jaxattn.ops.inputs import as_feature_map
+from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool, max_pool
@@ -120,7 +119,7 @@ class Classifier(nn.Module):
                 init["bias_init"] = nn.initializers.zeros
             x = Linear(features, name=str(place), **init)(x)
             x = x if i == 2 else nn.relu(x)
-        return x.astype(jnp.float32)
+        return at_least_float32(x)
 
 
 class VGGA(nn.Module):

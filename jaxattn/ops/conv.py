@@ -120,34 +120,68 @@ def _output(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 def _input_gradient(
     kernel: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
 ) -> jax.Array:
-    x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), g.dtype)
-
-    def plain(kernel: jax.Array, g: jax.Array) -> jax.Array:
-        conv = lambda x: _output(x, kernel, window)  # noqa: E731
-        return jax.linear_transpose(conv, x)(g)[0]
-
     if window.stride == 1:
-        return plain(kernel, g)
+        return _plain_input_gradient(kernel, g, window, size)
     # XLA's own is the slower one.
-    fast = functools.partial(_phase_input_gradient, size=size)
+    fast, plain = (
+        functools.partial(_phase_input_gradient, size=size),
+        functools.partial(_plain_input_gradient, window=window, size=size),
+    )
     return jax.lax.platform_dependent(kernel, g, cpu=fast, default=plain)
+
+
+def _plain_input_gradient(
+    kernel: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    """The operation that JAX's transpose of a convolution is."""
+    K, stride = kernel.shape[0], window.stride
+    before = K - 1 - window.padding
+    # As many zeros behind as the input has places.
+    padding = [
+        (before, n + K - 2 - before - (m - 1) * stride)
+        for n, m in zip(size, g.shape[1:3], strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+        g,
+        jax.lax.rev(kernel, (0, 1)),
+        (1, 1),
+        padding,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+    )
 
 
 def _kernel_gradient(
     x: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
 ) -> jax.Array:
-    kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], g.shape[-1]), x.dtype)
-
-    def plain(x: jax.Array, g: jax.Array) -> jax.Array:
-        conv = lambda kernel: _output(x, kernel, window)  # noqa: E731
-        return jax.linear_transpose(conv, kernel)(g)[0]
-
     is_wide = max(x.shape[-1], g.shape[-1]) > 16
     if window.stride > 1 or not is_wide or _has_avx512():
-        return plain(x, g)
+        return _plain_kernel_gradient(x, g, window, size)
     # XLA's own is the slower one.
-    fast = functools.partial(_row_kernel_gradient, K=size[0])
+    fast, plain = (
+        functools.partial(_row_kernel_gradient, K=size[0]),
+        functools.partial(_plain_kernel_gradient, window=window, size=size),
+    )
     return jax.lax.platform_dependent(x, g, cpu=fast, default=plain)
+
+
+def _plain_kernel_gradient(
+    x: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    """The operation that JAX's transpose of a convolution is."""
+    stride, before = window.stride, window.padding
+    padding = [
+        (before, k - 1 + (m - 1) * stride + 1 - n - before)
+        for k, n, m in zip(size, x.shape[1:3], g.shape[1:3], strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+        x,
+        g,
+        (1, 1),
+        padding,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    )
 
 
 # K x K, padding K // 2, strides of 1 and 2, with fast gradients on CPUs.

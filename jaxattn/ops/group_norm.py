@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.errors import require
-from jaxattn.ops.inputs import computation_dtype
+from jaxattn.ops.inputs import at_least_float32, computation_dtype
 
 
 class GroupNorm(nn.Module):
     """Normalises groups of channels of every example by their own statistics.
 
-    Statistics and the normalisation are float32 at any computation dtype. A group of
+    Statistics and the normalisation are float32 at any lower dtype. A group of
     one value becomes its bias.
 
     Attributes:
@@ -47,7 +47,7 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (C,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (C,), jnp.float32)
         positions = math.prod(x.shape[1:-1])  # not -1: N may be 0
-        grouped = x.astype(jnp.float32).reshape(N, positions, G, C // G)
+        grouped = at_least_float32(x).reshape(N, positions, G, C // G)
         # Twice: rounding leaves of a mean of 1000 deviations what shows.
         shift = jax.lax.stop_gradient(jnp.mean(grouped, (1, 3), keepdims=True))
         centred = grouped - shift

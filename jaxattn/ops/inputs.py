@@ -42,3 +42,8 @@ def computation_dtype(x: jax.Array, dtype: DTypeLike | None) -> DTypeLike:
     if dtype is not None:
         return dtype
     return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Returns `x` in float32, float64 if it is: what must not be rounded to 16 bits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

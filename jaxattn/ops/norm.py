@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxattn.ops.inputs import computation_dtype
+from jaxattn.ops.inputs import at_least_float32, computation_dtype
 
 
 class BatchNorm(nn.Module):
@@ -15,7 +15,7 @@ class BatchNorm(nn.Module):
 
     Differs from `flax.linen.BatchNorm` where PyTorch does: the running variance takes
     the unbiased batch variance (n / (n - 1)), while the normalisation itself uses the
-    biased one. Statistics are float32 at any computation dtype.
+    biased one. Statistics are float32 at any lower dtype.
 
     Under `jax.jit` over a mesh the statistics are those of the global batch by
     themselves. Under `jax.pmap` and `jax.shard_map` they are if `axis_name` is given.
@@ -58,7 +58,7 @@ class BatchNorm(nn.Module):
         # `[C]` against `[..., C]`: written out, for rank promotion may be an error.
         ones = (1,) * (x.ndim - 1)
         dtype = computation_dtype(x, self.dtype)
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         shift = self._shift(x) if train else running_mean.value
         x = x - shift.reshape(*ones, -1)
         if train:
@@ -68,7 +68,7 @@ class BatchNorm(nn.Module):
                 running_mean.value = self._update(running_mean.value, shift + mean)
                 running_var.value = self._update(running_var.value, unbiased)
         else:
-            mean, var = jnp.zeros(shape), running_var.value
+            mean, var = jnp.zeros_like(shift), running_var.value
         # A factor and an offset for each channel: their gradients take two sums over
         # `x`, those of `(x - mean) * factor` a third.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)

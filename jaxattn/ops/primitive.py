@@ -100,12 +100,15 @@ def _one_batch(v: jax.Array, is_mapped: bool, count: int) -> jax.Array:
     return v.reshape(v.shape[0] * v.shape[1], *v.shape[2:])
 
 
-def bind(primitive: Primitive, a: jax.Array, b: jax.Array, **params: Any) -> jax.Array:
-    """Applies a primitive of `make_primitive`, under `jax.shard_map`, too."""
-    if jax.sharding.get_abstract_mesh().manual_axes:
-        # There both must vary along the same axes, which a selection makes them do.
-        a, b = _varying_as(a, b), _varying_as(b, a)
-    return primitive.bind(a, b, **params)
+def _alike(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns two operands of which none is a tangent of the other.
+
+    Under `jax.shard_map` operands of a primitive must vary along the same axes, which a
+    selection makes them do.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return a, b
+    return _varying_as(a, b), _varying_as(b, a)
 
 
 def _varying_as(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -192,7 +195,7 @@ def make_convolution(
             x, dkernel, window=window
         ),
     )
-    return lambda x, kernel, window: bind(to_output, x, kernel, window=window)
+    return lambda x, kernel, window: to_output.bind(*_alike(x, kernel), window=window)
 
 
 def output_shape(x: Shape, kernel: Shape, window: Window) -> Shape:
@@ -212,6 +215,8 @@ def make_choice(
     name: str, gather: Compute, scatter: Compute, shape: Callable[..., Shape]
 ) -> Callable[..., jax.Array]:
     """Returns the linear map `(v, x, window)` that picks from `v` by the values of `x`.
+
+    `v` is a tangent of `x`.
 
     Args:
         name: Of the operation.
@@ -244,4 +249,4 @@ def make_choice(
         # Which place is picked changes only where two are equal.
         ad.defjvp(one, along, None)
         ad.primitive_transposes[one] = transposed
-    return lambda v, x, window: bind(forth, v, x, window=window)
+    return lambda v, x, window: forth.bind(v, x, window=window)
