@@ -19,7 +19,14 @@ from jaxattn.ops import conv2d, max_pool
 # Arrays of more values than this, of VGG-11's classifier, are constants.
 MOST = 3_000_000
 OWN = {"SCC": {"kernel_size": 5, "mask_prob": 0.1}}
-EVERYTHING = [*BLOCKS, *list_models()]
+NETWORKS = ("canet_tiny",)  # the others take minutes
+
+
+def everything(*kept):
+    """Blocks of the default tier, or of full; networks of full, or slow."""
+    cases = full_but([*BLOCKS, *NETWORKS], *kept)
+    others = [name for name in list_models() if name not in NETWORKS]
+    return [*cases, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 
 # Trees ------------------------------------------------------------------------------
@@ -283,7 +290,7 @@ def loss_and_point(name):
     return loss, jax.tree.map(np.float64, (x, free))
 
 
-@pytest.mark.parametrize("name", full_but(EVERYTHING, "CBAM", "SCC"))
+@pytest.mark.parametrize("name", everything("CBAM", "SCC"))
 def test_derivatives_are_central_differences(name):
     """In float64, where hardly a unit of a network passes a kink within 1e-6."""
     with jax.enable_x64(True):
@@ -293,7 +300,7 @@ def test_derivatives_are_central_differences(name):
 
 
 @pytest.mark.usefixtures("enabled")
-@pytest.mark.parametrize("name", full_but(EVERYTHING, "SCC"))
+@pytest.mark.parametrize("name", everything("SCC"))
 def test_derivatives_by_onednn_are_those_without(name):
     with jax.enable_x64(True):
         loss, at = loss_and_point(name)

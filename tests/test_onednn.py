@@ -219,6 +219,14 @@ def test_variable_refuses_the_library(monkeypatch):
         onednn.is_enabled()
 
 
+def test_variable_refuses_to_build(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAXATTN_CPU_KERNELS", "0")
+    assert main(["build-cpu-kernels"]) == 2
+    assert "JAXATTN_CPU_KERNELS=0: never built; unset" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("library")
 def test_variable_demands_the_library(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "1")

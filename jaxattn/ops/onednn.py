@@ -4,7 +4,8 @@ XLA's CPU backend has no fast weight gradients, nor depthwise convolutions. `one
 calls those of oneDNN from inside a compiled program. It is compiled on the user's
 machine, into a cache folder, and never needed: without it convolutions are XLA's.
 The environment variable JAXATTN_CPU_KERNELS decides otherwise: with 0 the library is
-not used, with 1 it must be there. Unset, it is used where it has been built.
+neither built nor loaded, with 1 it must be there. Unset, it is used where it has been
+built.
 """
 
 import contextlib
@@ -54,8 +55,11 @@ def build() -> pathlib.Path:
     """Compiles the library and returns its path.
 
     Raises:
-        UserError: If there is no compiler or no oneDNN, or they fail.
+        UserError: If JAXATTN_CPU_KERNELS is 0, if there is no compiler or no oneDNN, or
+            if they fail.
     """
+    if is_refused():
+        raise UserError(f"{_VARIABLE}=0: never built; unset the variable to build")
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise UserError(
