@@ -71,9 +71,11 @@ def derivatives(loss, at, v):
     @jax.jit
     def along(at, v):
         gradient = jax.grad(loss)
+        value, along_v = jax.jvp(gradient, (at,), (v,))
         return {
+            "gradient": value,
             "first": jax.jvp(loss, (at,), (v,))[1],
-            "forward over reverse": jax.jvp(gradient, (at,), (v,))[1],
+            "forward over reverse": along_v,
             "reverse over reverse": jax.grad(lambda at: product(gradient(at), v))(at),
         }
 
@@ -309,4 +311,8 @@ def test_derivatives_by_onednn_are_those_without(name):
     at, v = jax.tree.map(np.float32, (at, v))
     actual = derivatives(loss, at, v)
     # In float32 a unit or two of a network are on the other side of a kink.
-    assert_near(actual, expected, 1e-4 if name in BLOCKS else 1e-2)
+    tolerance = 1e-4 if name in BLOCKS else 1e-2
+    # Along a direction of chance a network's is a small part of the gradient.
+    first = abs(actual.pop("first") - expected.pop("first"))
+    assert first < tolerance * norm(jax.device_get(expected["gradient"]))
+    assert_near(actual, expected, tolerance)

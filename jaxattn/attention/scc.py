@@ -238,8 +238,8 @@ def _compete_jvp(
     Autodiff of `_select` would sum over a map once more for each bias: here the sums
     for `beta` serve both. The winner's value is kept in the dtype of `x`.
     """
-    x, kernel, _, alpha, *_ = primals
-    out, winner, value = _select(*primals, window)
+    x, kernel, bias, alpha, beta, forced = primals
+    out, winner, value = _select(x, kernel, bias, alpha, beta, forced, window)
     x_dot, kernel_dot, bias_dot, alpha_dot, beta_dot, _ = tangents
     bias_dot, alpha_dot, beta_dot = (
         jnp.zeros_like(alpha) if _is_zero(t) else t

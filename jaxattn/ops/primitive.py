@@ -143,22 +143,25 @@ def make_convolution(
             and width `size`.
         one_by_one: See `make_primitive`.
     """
-    options = {"one_by_one": one_by_one}
     to_output = make_primitive(
-        f"{name}_output", output, output_shape, by_example=(True, False), **options
+        f"{name}_output",
+        output,
+        output_shape,
+        by_example=(True, False),
+        one_by_one=one_by_one,
     )
     to_input = make_primitive(
         f"{name}_input_gradient",
         input_gradient,
         lambda kernel, g, window, size: (g[0], *size, kernel[2] * window.groups),
         by_example=(False, True),
-        **options,
+        one_by_one=one_by_one,
     )
     to_kernel = make_primitive(
         f"{name}_kernel_gradient",
         kernel_gradient,
         lambda x, g, window, size: (*size, x[3] // window.groups, g[3]),
-        **options,
+        one_by_one=one_by_one,
     )
 
     def sides(array: Any) -> tuple[int, int]:

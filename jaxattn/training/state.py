@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxattn.errors import choose, require
@@ -164,7 +165,7 @@ def _with_own_buffers(state: TrainState, taken: Any) -> TrainState:
 
 def _buffer(leaf: jax.Array) -> int:
     """What tells an array's memory from that of others."""
-    traced = isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array)
-    if traced or len(leaf.devices()) > 1:
-        return id(leaf)
-    return leaf.unsafe_buffer_pointer()
+    is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    if is_array and len(leaf.devices()) == 1:
+        return leaf.unsafe_buffer_pointer()
+    return id(leaf)
