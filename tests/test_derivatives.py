@@ -313,6 +313,6 @@ def test_derivatives_by_onednn_are_those_without(name):
     # In float32 a unit or two of a network are on the other side of a kink.
     tolerance = 1e-4 if name in BLOCKS else 1e-2
     # Along a direction of chance a network's is a small part of the gradient.
-    first = abs(actual.pop("first") - expected.pop("first"))
+    first = abs(float(actual.pop("first")) - float(expected.pop("first")))
     assert first < tolerance * norm(jax.device_get(expected["gradient"]))
     assert_near(actual, expected, tolerance)
