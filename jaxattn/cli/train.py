@@ -6,6 +6,31 @@ from jaxattn.cli.arguments import Command
 from jaxattn.errors import UserError
 
 
+_INTRODUCTION = """\
+{program} trains the network of a recipe in a folder, or goes on where it was. Begin with
+
+  {command} --config quickstart --workdir workdir/quickstart
+
+which takes a minute or two on a CPU, and downloads nothing. Recipes: {recipes}.
+--config.key=value changes a value of a recipe. `{command} --help` says more."""
+
+
+def introduce(program: str) -> str:
+    """Returns what to type first.
+
+    Args:
+        program: Which was started without arguments: `main.py`, or `jaxattn`.
+    """
+    from jaxattn.config.file import list_recipes
+
+    is_script = program == "main.py"
+    return _INTRODUCTION.format(
+        program=program if is_script else f"{program} train",
+        command="python main.py" if is_script else f"{program} train",
+        recipes=", ".join(list_recipes()),
+    )
+
+
 def _train(args: argparse.Namespace) -> None:
     from absl import logging
 

@@ -43,7 +43,12 @@ class Evaluator:
         self._evaluate = parallel.compile_evaluate(run.eval_step)
 
     def evaluate(
-        self, variables: Any, split: str, key: jax.Array | None = None
+        self,
+        variables: Any,
+        split: str,
+        key: jax.Array | None = None,
+        *,
+        tell: Callable[[int], None] = lambda count: None,
     ) -> dict[str, Any] | None:
         """Returns the task's summary of a split, or None if it was stopped midway.
 
@@ -55,10 +60,12 @@ class Evaluator:
             split: "train", "val" or "test".
             key: PRNG key of this evaluation, for a run that transforms its validation
                 images.
+            tell: Called now and then with the number of examples that are done.
         """
         run, total, parts = self._run, None, []
         fetch, store = self._fetch[split], self.stores[split]
-        feeds = run.loaders[split].evaluation_feeds(run.options.batch_size)
+        batch_size = run.options.batch_size
+        feeds = run.loaders[split].evaluation_feeds(batch_size)
         for number, feed in enumerate(feeds):
             if self._is_stopped():
                 return None
@@ -71,6 +78,7 @@ class Evaluator:
             parts.append(predictions)
             # One batch runs and one is ready; more would pile up on the device.
             jax.block_until_ready(total)
+            tell(number * batch_size)
             total = sums if total is None else total + sums
         assert total is not None  # no split is empty
         parts = jax.device_get(parts)

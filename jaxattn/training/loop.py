@@ -31,12 +31,16 @@ from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
 from jaxattn.training.records import figures, report
+from jaxattn.training.records.closing import next_commands
+from jaxattn.training.records.phases import Phases
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.trainer import Trainer
+
+_COMPILING = "compiling the training step: seconds to minutes, less if done before"
 
 
 def train_and_evaluate(
@@ -62,10 +66,16 @@ def train_and_evaluate(
         DivergedError: If the loss became infinite or not a number.
         MachineError: If the machine failed; the message says what was saved.
     """
-    run = config if isinstance(config, Run) else build(config, devices=devices)
-    workdir = pathlib.Path(workdir).resolve()
     primary = jax.process_index() == 0  # every process trains, the first one writes
+    workdir = pathlib.Path(workdir).resolve()
     with contextlib.ExitStack() as stack:
+        silent = None if primary else stack.enter_context(open(os.devnull, "w"))
+        phases = Phases(silent)
+        if isinstance(config, Run):
+            run = config
+        else:
+            with phases.phase("reading the config") as show:
+                run = build(config, devices=devices, tell=show)
         if primary:
             stack.enter_context(workdir_lock(workdir))
         interrupt = stack.enter_context(Interrupt())
@@ -83,14 +93,19 @@ def train_and_evaluate(
             writer = stack.enter_context(
                 RunWriter(workdir, start_step=start_step, tensorboard=log.tensorboard)
             )
-        attempt = _Attempt(run, workdir, interrupt, checkpoints, writer, start_step)
+        attempt = _Attempt(
+            run, workdir, interrupt, checkpoints, writer, start_step, phases
+        )
         stack.callback(attempt.progress.close)
         stack.callback(attempt.profiler.close)
         stack.enter_context(attempt.watchdog)
         for change in changes:
             attempt.progress.message(f"config changed: {change}")
-        replicate = run.parallel.replicate
-        state = run.init_state() if restored is None else replicate(restored[0])
+        if restored is None:
+            with attempt.progress.phase("making the first weights"):
+                state = run.init_state()
+        else:
+            state = run.parallel.replicate(restored[0])
         return attempt.finish(*attempt.train(state))
 
 
@@ -122,6 +137,7 @@ class _Attempt:
         checkpoints: Checkpoints,
         writer: RunWriter | None,
         start_step: int,
+        phases: Phases,
     ) -> None:
         self.run = run
         self.workdir = workdir
@@ -135,7 +151,7 @@ class _Attempt:
             num_epochs=run.options.num_epochs,
             batch_size=run.options.batch_size,
             task=run.task,
-            stream=None if writer else open(os.devnull, "w"),  # noqa: SIM115
+            phases=phases,
         )
         self.profiler = Profiler(
             run.log.profile_steps if writer else (),
@@ -146,6 +162,8 @@ class _Attempt:
         self._trainer = Trainer(run, self._is_stopping)
         self._evaluator = self._trainer.evaluator
         self._attention_maps = figures.make_attention_maps(run) if writer else None
+        self._starting = contextlib.ExitStack()  # the phase before the first figures
+        self._has_evaluated = False
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
         self._plateau = Plateau.of(self._saved)
@@ -181,7 +199,8 @@ class _Attempt:
         if self.writer and step:
             report.write_config(run, self.workdir)
         elif self.writer:
-            report.write_description(run, self.workdir, self.writer, key)
+            with self.progress.phase("describing the network and its inputs"):
+                report.write_description(run, self.workdir, self.writer, key)
         logged = read_metrics(self.workdir)
         most, say = run.options.max_skipped_steps, self.progress.message
         self._divergence = Divergence(most, logged, step, say)
@@ -198,8 +217,11 @@ class _Attempt:
         if self.writer:  # of a run that stopped early, and now goes on
             (self.workdir / "results.json").unlink(missing_ok=True)
         self.profiler.before(step, state)
-        with contextlib.closing(self._trainer.train(state, step)) as updates:  # pyright: ignore[reportArgumentType]
+        updates = self._trainer.train(state, step)
+        with self._starting, contextlib.closing(updates):  # pyright: ignore[reportArgumentType]
+            show = self._starting.enter_context(self.progress.phase(_COMPILING))
             for step, state, metrics in updates:
+                show("the first training steps")
                 self.profiler.after(step, state)
                 meter.add(metrics)
                 at_end, stopping = self._is_epoch_end(step), self._is_stopping()
@@ -249,6 +271,7 @@ class _Attempt:
                 scalars = {f"step/{k}": v for k, v in row.items() if k != "step"}
                 self.writer.write_scalars(step, scalars)
         if rows:
+            self._starting.close()
             step = int(rows[-1]["step"])
             self.progress.update(
                 step,
@@ -268,7 +291,8 @@ class _Attempt:
             for suffix, variables in _weights(state).items():
                 if "val" not in self.run.loaders:
                     break
-                summary = self._evaluator.evaluate(variables, "val", key)
+                doing = "validating the averaged weights" if suffix else "validating"
+                summary = self._evaluate(variables, "val", doing, key, after_s=10)
                 if summary is None:
                     self._save(state, step, {})
                     self._stop(step)
@@ -292,6 +316,28 @@ class _Attempt:
                     self.writer.write_images(step, self._attention_maps(variables))
             self._save(state, step, row)
         self.progress.epoch_line(row)
+
+    def _evaluate(
+        self,
+        variables: Any,
+        split: str,
+        doing: str,
+        key: jax.Array | None = None,
+        **options: float,
+    ) -> dict[str, Any] | None:
+        """Evaluates, and says meanwhile how far it is."""
+        total = len(self.run.data.splits[split])
+        text = f"{doing} 0/{total:,}"
+        if not self._has_evaluated:
+            text += ", compiling"
+        self._has_evaluated = True
+        with self.progress.phase(text, **options) as show:
+
+            def tell(count: int) -> None:
+                if count:
+                    show(f"{doing} {count:,}/{total:,}")
+
+            return self._evaluator.evaluate(variables, split, key, tell=tell)
 
     def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:
         bests = (best_metric(self.run.task, kind) for kind in ("raw", "ema"))
@@ -333,38 +379,46 @@ class _Attempt:
             step: Its step.
         """
         run, best_steps = self.run, {}
-        tested = {"last": self._test(_weights(state)[""], step)}
+        tested = {"last": self._test(_weights(state)[""], step, "last")}
         best_params = state.params
         for suffix, variables in _weights(state).items():
             metric = best_metric(run.task, "ema" if suffix else "raw")
             best = self.checkpoints.restore_best(run.abstract_state, metric)
             if best is None:  # without a validation split the last weights are it
-                summary = self._test(variables, step) if suffix else tested["last"]
+                summary = tested["last"]
+                if suffix:
+                    summary = self._test(variables, step, "averaged")
             else:
                 variables = _weights(run.parallel.replicate(best[0]))[suffix]
-                summary = self._test(variables, step)
+                which = "best averaged" if suffix else "best"
+                summary = self._test(variables, step, which)
                 best_steps[suffix] = best[1]
                 best_params = best_params if suffix else variables["params"]
             tested[f"best{suffix}"] = summary
         best_step = best_steps.get("")
         saved = {} if best_step is None else self.checkpoints.metrics(best_step)
         best_figure = saved.get(best_metric(run.task, "raw"))
-        return report.write_results(
-            run,
-            self.workdir,
-            self.writer,
-            tested=Tested(tested, best_figure),
-            last_step=step,
-            best_params=run.parallel.collect(best_params),
-            best_step=best_step,
-            wall_time_s=self.wall_time_s,
-            images_per_s=self.images_per_s,
-            has_trained=self.start_step < step,
-            say=self.progress.message,
-        )
+        with self.progress.phase("drawing the figures"):
+            results = report.write_results(
+                run,
+                self.workdir,
+                self.writer,
+                tested=Tested(tested, best_figure),
+                last_step=step,
+                best_params=run.parallel.collect(best_params),
+                best_step=best_step,
+                wall_time_s=self.wall_time_s,
+                images_per_s=self.images_per_s,
+                has_trained=self.start_step < step,
+            )
+        self.progress.close()
+        said = report.outcome(run, self.workdir, results, tested["best"])
+        for line in (said, *next_commands(run, self.workdir)):
+            self.progress.message(line)
+        return results
 
-    def _test(self, variables: Any, step: int) -> dict[str, Any]:
-        summary = self._evaluator.evaluate(variables, "test")
+    def _test(self, variables: Any, step: int, which: str) -> dict[str, Any]:
+        summary = self._evaluate(variables, "test", f"testing the {which} weights")
         if summary is None:
             self._stop(step)
         return summary

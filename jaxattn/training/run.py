@@ -163,6 +163,8 @@ def build(
     model: nn.Module | None = None,
     task: Task | None = None,
     devices: Devices | None = None,
+    *,
+    tell: Callable[[str], None] = lambda doing: None,
 ) -> Run:
     """Checks a config and builds the run it describes; nothing is compiled.
 
@@ -182,6 +184,7 @@ def build(
         task: What is learnt. By default the config's key `task`, with its section
             `loss`.
         devices: To train on; all of them by default.
+        tell: Called with what goes on, where it may take long.
 
     Raises:
         UserError: If a key or value is wrong, or the data cannot be had.
@@ -201,6 +204,7 @@ def build(
     _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
 
     if data is None:
+        tell(f"reading the data set {sections['data'].get('name')}")
         data = bind(load_data, sections["data"], "data")()
     elif not isinstance(data, Data):
         data = given["data"] = own_objects.make_data(data, task)
@@ -213,7 +217,11 @@ def build(
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
     as_loader = bind(make_loader, sections["pipeline"], "pipeline")
-    loaders = {split: as_loader(source) for split, source in data.splits.items()}
+    loaders = {}
+    for split, source in data.splits.items():
+        tell(f"reading {len(source):,} {split} images")
+        loaders[split] = as_loader(source)
+    tell("checking that all fits")
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)

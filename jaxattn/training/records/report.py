@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -120,7 +119,6 @@ def write_results(
     wall_time_s: float,
     images_per_s: float | None,
     has_trained: bool,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes `results.json`, `report.txt` and the figures of a finished run.
 
@@ -135,7 +133,6 @@ def write_results(
         wall_time_s: Of the run.
         images_per_s: Training speed; None if the run was too short to tell.
         has_trained: Whether this attempt trained, or reports a finished run again.
-        say: Shows a line.
 
     Returns:
         The content of `results.json`.
@@ -175,10 +172,16 @@ def write_results(
         if has_trained and writer.shows_images:
             arrays = {k: plots.figure_to_array(figure) for k, figure in drawn.items()}
             writer.write_images(last_step, arrays)
-    say(
+    return results
+
+
+def outcome(
+    run: Run, workdir: pathlib.Path, results: dict[str, Any], best: Summary
+) -> str:
+    """Returns the line that ends a run: how well it does, and where the report is."""
+    return (
         f"test {run.task.headline(best)} ({_chosen(run, results)}); report in {workdir}"
     )
-    return results
 
 
 def format_report(results: dict[str, Any], best: Summary, run: Run) -> str:
