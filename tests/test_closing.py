@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import shutil
+from typing import ClassVar
 
 import flax.linen as nn
 import numpy as np
@@ -88,7 +89,7 @@ def test_predict_is_given_images_that_are_there(run, tmp_path, inside, expected)
 
 class Own(nn.Module):
     @nn.compact
-    def __call__(self, x, *, train):
+    def __call__(self, x, *, train):  # noqa: ARG002
         return nn.Dense(2)(x.mean((1, 2)))
 
 
@@ -104,7 +105,7 @@ def test_commands_that_need_names_are_left_out_of_runs_of_objects(tmp_path):
 
 
 class Recorder(Phases):
-    told = []
+    told: ClassVar[list] = []
 
     def phase(self, text, after_s=0.0):
         self.told.append(text)

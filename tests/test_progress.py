@@ -179,7 +179,8 @@ def until(holds):
         time.sleep(0.005)
 
 
-def test_a_long_phase_goes_on_telling(quick):
+@pytest.mark.usefixtures("quick")
+def test_a_long_phase_goes_on_telling():
     stream = io.StringIO()
     with Phases(stream).phase("compiling", after_s=0.0) as show:
         until(lambda: stream.getvalue().count("compiling") > 2)
@@ -192,14 +193,16 @@ def test_a_long_phase_goes_on_telling(quick):
     assert "\r" not in stream.getvalue()
 
 
-def test_a_short_phase_leaves_a_file_as_it_is(quick):
+@pytest.mark.usefixtures("quick")
+def test_a_short_phase_leaves_a_file_as_it_is():
     stream = io.StringIO()
     with Phases(stream).phase("compiling", after_s=60.0):
         time.sleep(0.05)
     assert stream.getvalue() == ""
 
 
-def test_a_phase_leaves_nothing_on_a_terminal(quick):
+@pytest.mark.usefixtures("quick")
+def test_a_phase_leaves_nothing_on_a_terminal():
     stream = Terminal()
     with Phases(stream).phase("compiling, " + 30 * "long "):
         until(lambda: "compiling" in stream.getvalue())
@@ -209,7 +212,8 @@ def test_a_phase_leaves_nothing_on_a_terminal(quick):
     assert max(map(len, drawn)) < 80  # a line that breaks could not be erased
 
 
-def test_a_phase_that_fails_ends(quick):
+@pytest.mark.usefixtures("quick")
+def test_a_phase_that_fails_ends():
     stream = io.StringIO()
     with pytest.raises(KeyError), Phases(stream).phase("compiling", after_s=0.0):
         raise KeyError
@@ -218,7 +222,8 @@ def test_a_phase_that_fails_ends(quick):
     assert stream.getvalue() == written
 
 
-def test_permanent_lines_do_not_break_a_phase(quick):
+@pytest.mark.usefixtures("quick")
+def test_permanent_lines_do_not_break_a_phase():
     stream = Terminal()
     line = Phases(stream)
     with line.phase("compiling"):
@@ -227,7 +232,8 @@ def test_permanent_lines_do_not_break_a_phase(quick):
     assert "\r\x1b[Ka line\n" in stream.getvalue()
 
 
-def test_the_bar_gives_way_to_a_phase_and_comes_back(clock, quick):
+@pytest.mark.usefixtures("quick")
+def test_the_bar_gives_way_to_a_phase_and_comes_back(clock):
     stream = Terminal()
     progress = make(stream, clock)
     advance(progress, clock, [1, 50], seconds=1)

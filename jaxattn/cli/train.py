@@ -5,9 +5,8 @@ import argparse
 from jaxattn.cli.arguments import Command
 from jaxattn.errors import UserError
 
-
 _INTRODUCTION = """\
-{program} trains the network of a recipe in a folder, or goes on where it was. Begin with
+{program} trains the network of a recipe in a folder, or resumes it. Begin with
 
   {command} --config quickstart --workdir workdir/quickstart
 

@@ -61,7 +61,7 @@ class Predictor:
         *,
         batch_size: int = 256,
         devices: Devices | None = None,
-        tell: Callable[[str], None] = lambda doing: None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         self.trained = trained

@@ -48,7 +48,7 @@ class Evaluator:
         split: str,
         key: jax.Array | None = None,
         *,
-        tell: Callable[[int], None] = lambda count: None,
+        tell: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Any] | None:
         """Returns the task's summary of a split, or None if it was stopped midway.
 

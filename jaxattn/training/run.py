@@ -164,7 +164,7 @@ def build(
     task: Task | None = None,
     devices: Devices | None = None,
     *,
-    tell: Callable[[str], None] = lambda doing: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Checks a config and builds the run it describes; nothing is compiled.
 

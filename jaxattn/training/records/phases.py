@@ -19,7 +19,7 @@ _ERASE = "\r\x1b[K"
 
 
 class Phases:
-    """A line about what goes on: redrawn in place on a terminal, now and then elsewhere.
+    """A line about what goes on: in place on a terminal, now and then elsewhere.
 
     A phase draws from a thread of its own, so that one call that takes minutes, such as
     a compilation, is seen to go on.
