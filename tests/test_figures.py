@@ -133,7 +133,7 @@ def test_attention_maps_are_of_the_same_images_at_every_call():
     variables = run.init_state().variables
     first, second = draw(variables), draw(variables)
     # 30 validation images.
-    assert list(first) == [f"attention_maps/{i}" for i in (0, 10, 19, 29)]
+    assert list(first) == [f"view/attention_maps/{i}" for i in (0, 10, 19, 29)]
     for tag, picture in first.items():
         assert picture.dtype == np.uint8
         np.testing.assert_array_equal(picture, second[tag])
