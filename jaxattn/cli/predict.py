@@ -26,7 +26,7 @@ from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS, Trained
 from jaxattn.training.records.phases import Phases, Show
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
-_OUT = "folder; default in the workdir, or in one of the weights' name"
+_OUT = "folder; default in the workdir, or with weights of jaxattn in this folder"
 _MOST_TOLD = 10  # images whose predictions are printed, too
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
@@ -141,12 +141,13 @@ def _attention_maps(args: argparse.Namespace) -> None:
         name = trained.config["model"]["name"]
         print(f"{name} has no attention layers: Grad-CAM alone", file=sys.stderr)
     of = f" of {examples.total}" if examples.total > len(pages) else ""
-    print(f"pages of {len(pages)}{of} images in {out}")
+    plural = "s" * (examples.total > 1)
+    print(f"pages of {len(pages)}{of} image{plural} in {out}")
 
 
 def _home(args: argparse.Namespace) -> str:
-    """The folder of what is made of a network: its workdir, or one of its name."""
-    return args.workdir or args.weights
+    """The folder of what is made of a network: its workdir, or the current one."""
+    return args.workdir or ""
 
 
 _METHOD_OPTIONS = (

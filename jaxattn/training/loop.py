@@ -103,7 +103,7 @@ def train_and_evaluate(
             attempt.progress.message(f"config changed: {change}")
         if restored is None:
             with attempt.progress.phase("making the first weights"):
-                state = run.init_state()
+                state = run.init_state(attempt.progress.message)
         else:
             state = run.parallel.replicate(restored[0])
         return attempt.finish(*attempt.train(state))

@@ -126,13 +126,19 @@ class Run:
         # megabytes; a loop keeps it from step to step.
         return 4 if is_fast_in_loops(DTYPES[self.options.dtype]) else 1
 
-    def init_state(self) -> TrainState:
+    def init_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState:
         """Returns the state at step 0, where the steps want it.
+
+        Args:
+            say: Told what the state starts from, if that is not chance.
 
         Raises:
             UserError: If the weights to start from cannot be had or do not fit.
         """
-        weights = self.pretrained.read() if self.pretrained else {}
+        weights = {}
+        if self.pretrained:
+            weights, note = self.pretrained.read()
+            say(note)
         create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
         return self.parallel.replicate(create(weights))
 
@@ -243,7 +249,9 @@ def build(
         create_state=functools.partial(
             create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
-        pretrained=Pretrained(origin, model, shape) if origin else None,
+        pretrained=Pretrained(origin, model, shape, data.class_names, data.name)
+        if origin
+        else None,
         trainable=head_paths(model, shape) if is_head else None,
         **parts,
     )

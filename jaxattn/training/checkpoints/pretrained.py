@@ -2,8 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,8 +20,21 @@ from jaxattn.models.classes import (
 )
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, read_state_dict
-from jaxattn.training.checkpoints.trained import load_trained
+from jaxattn.training.checkpoints.trained import Trained, load_trained
 from jaxattn.weights import list_weights
+
+
+class Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        values: Of the network's variables by path; the head's are missing if it starts
+            anew.
+        note: What became of the head, for a person.
+    """
+
+    values: dict[TreePath, np.ndarray]
+    note: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,35 +46,32 @@ class Pretrained:
             one of `jaxattn.weights.list_weights()`.
         model: The network.
         image_shape: `(H, W, C)` of the run's images.
+        class_names: Of the run's data.
+        data_name: Of the run's data.
     """
 
     origin: str
     model: nn.Module
     image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    data_name: str
 
-    def read(self) -> dict[TreePath, np.ndarray]:
-        """Returns values of the network's variables by path.
+    def read(self) -> Start:
+        """Returns what the run starts from.
 
-        The head's are missing if it was for another number of classes.
+        The head starts anew if it was for other classes, by number or by name. A
+        PyTorch file does not name its classes: their number decides.
 
         Raises:
             UserError: If they cannot be read, or are another network's.
         """
         has_head = hasattr(self.model, "num_classes")
         head = head_paths(self.model, self.image_shape) if has_head else frozenset()
-        if self.origin in list_weights():
-            given = flat(load_trained(weights=self.origin).variables)
-        elif pathlib.Path(self.origin).is_dir():
-            given = self._read_run()
-        elif pathlib.Path(self.origin).exists():
-            given = self._read_torch(head)
-        else:
-            raise UserError(
-                f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
-                f" of the package; {suggest(self.origin, list_weights())}"
-            )
+        trained = self._load()
+        given = self._read_torch(head) if trained is None else flat(trained.variables)
         wanted = flat(abstract_variables(self.model, self.image_shape))
-        if any(_shape(given, path) != wanted[path].shape for path in head):
+        is_other = trained is not None and not self._has_classes_of(trained)
+        if is_other or any(_shape(given, p) != wanted[p].shape for p in head):
             given = {k: leaf for k, leaf in given.items() if k not in head}
             wanted = {k: leaf for k, leaf in wanted.items() if k not in head}
         paths = sorted(given.keys() | wanted.keys())
@@ -72,13 +82,43 @@ class Pretrained:
                 f" differ, such as {'/'.join(path)}, which is {_shape(given, path)}"
                 f" there and {_shape(wanted, path)} here"
             )
-        return given
+        return Start(given, self._note(bool(head - given.keys()), trained))
 
-    def _read_run(self) -> dict[TreePath, np.ndarray]:
+    def _load(self) -> Trained | None:
+        """Loads the network of a run or of the package; None is a PyTorch file."""
+        if self.origin in list_weights():
+            return load_trained(weights=self.origin)
+        path = pathlib.Path(self.origin)
+        if not path.exists():
+            raise UserError(
+                f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
+                f" of the package; {suggest(self.origin, list_weights())}"
+            )
+        if not path.is_dir():
+            return None
         try:
-            return flat(load_trained(self.origin).variables)
+            return load_trained(self.origin)
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
+
+    def _has_classes_of(self, trained: Trained) -> bool:
+        names, own = trained.class_names, self.class_names
+        data = trained.config.get("data", {}).get("name")
+        numbers = tuple(map(str, range(len(names))))
+        # Numbers stand for names that a file of the same data, or one of weights, does
+        # not hold.
+        is_nameless = numbers in (names, own) and data == self.data_name
+        return names == own or is_nameless or (names == numbers and data is None)
+
+    def _note(self, is_new: bool, trained: Trained | None) -> str:
+        if not is_new:
+            return f"starting from {self.origin}, its head too"
+        names = () if trained is None else trained.class_names
+        of = f"; it told apart {_some(names)}" if names else ""
+        return (
+            f"starting from {self.origin}; the head starts anew, for the classes here"
+            f" are {_some(self.class_names)}{of}"
+        )
 
     def _read_torch(self, head: Collection[TreePath]) -> dict[TreePath, np.ndarray]:
         try:
@@ -94,3 +134,7 @@ class Pretrained:
 
 def _shape(leaves: Mapping[TreePath, Any], path: TreePath) -> tuple[int, ...] | None:
     return leaves[path].shape if path in leaves else None
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -195,23 +195,27 @@ def _describe_experiment(
     """Returns what the plugin reads of the columns of its table, by its tag."""
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-    kinds = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
+    # Their classes are generated at import, unseen by a type checker.
+    protos: Any = api_pb2
+    plugin: Any = plugin_data_pb2
+
+    kinds = {bool: protos.DATA_TYPE_BOOL, str: protos.DATA_TYPE_STRING}
     columns = [
-        api_pb2.HParamInfo(
+        protos.HParamInfo(
             name=key,
-            type=kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64),
+            type=kinds.get(type(value), protos.DATA_TYPE_FLOAT64),
             # Those that differ come first, and before a second run none does.
             differs=key in main,
         )
         for key, value in hparams.items()
     ]
     shown = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
+        protos.MetricInfo(name=protos.MetricName(tag=tag), display_name=name)
         for tag, name in metrics.items()
     ]
-    experiment = api_pb2.Experiment(hparam_infos=columns, metric_infos=shown)
-    content = plugin_data_pb2.HParamsPluginData(experiment=experiment)
-    return {metadata.EXPERIMENT_TAG: metadata.create_summary_metadata(content)}
+    experiment = protos.Experiment(hparam_infos=columns, metric_infos=shown)
+    data = plugin.HParamsPluginData(experiment=experiment)
+    return {metadata.EXPERIMENT_TAG: metadata.create_summary_metadata(data)}
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
