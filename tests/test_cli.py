@@ -20,6 +20,7 @@ from jaxattn.cli import _make_parser, main, predict
 from jaxattn.config.file import list_recipes
 from jaxattn.data import load_data
 from jaxattn.errors import UserError
+from jaxattn.inference import attention
 from jaxattn.inference.attention import read_examples
 from jaxattn.inference.evaluation import load_data_of
 from jaxattn.tasks.classification import Flip
@@ -502,6 +503,33 @@ def test_attention_maps_writes_a_page_for_each_image(capsys, workdir, images, tm
     assert (code, text, err) == (0, f"pages of 4 images in {out}\n", "")
     pages = sorted(path.name for path in out.iterdir())
     assert pages == ["00_one.png", "01_0.png", "02_1.png", "03_2.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["--weights", "canet_tiny-cifar10"], "attention_maps"),
+        (["--workdir", "run"], "run/attention_maps"),
+        (["--workdir", "run", "--out", "here"], "here"),
+    ],
+)
+def test_attention_maps_are_where_the_run_is_or_the_person(
+    capsys, tmp_path, monkeypatch, arguments, folder
+):
+    monkeypatch.chdir(tmp_path)
+    written = []
+    monkeypatch.setattr(predict, "load_network", lambda _: None)
+    examples = types.SimpleNamespace(total=1)
+    monkeypatch.setattr(attention, "read_examples", lambda *_: examples)
+
+    def write_pages(_trained, _examples, out, _layers):
+        written.append(str(out))
+        return [out], True
+
+    monkeypatch.setattr(attention, "write_pages", write_pages)
+    code, text, _ = run(capsys, "attention-maps", *arguments)
+    assert (code, written) == (0, [folder])
+    assert text == f"pages of 1 image in {folder}\n"
 
 
 def test_attention_maps_knows_classes_by_folder_and_of_the_test_split(

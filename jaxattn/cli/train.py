@@ -33,11 +33,11 @@ def introduce(program: str) -> str:
 def _train(args: argparse.Namespace) -> None:
     from absl import logging
 
-    from jaxattn.config.file import load_config
+    from jaxattn.training.recipes import load_recipe
 
     logging.use_absl_handler()
     logging.set_verbosity(args.verbosity)
-    config = load_config(args.config, args.overrides)
+    config = load_recipe(args.config, args.overrides)
     if args.distributed:
         _join(args)
     from jaxattn.training.loop import train_and_evaluate

@@ -32,15 +32,13 @@ from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
 from jaxattn.training.records import figures, report
 from jaxattn.training.records.closing import next_commands
-from jaxattn.training.records.phases import Phases
+from jaxattn.training.records.phases import COMPILING, Phases
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.trainer import Trainer
-
-_COMPILING = "compiling the training step: seconds to minutes, less if done before"
 
 
 def train_and_evaluate(
@@ -163,7 +161,6 @@ class _Attempt:
         self._evaluator = self._trainer.evaluator
         self._attention_maps = figures.make_attention_maps(run) if writer else None
         self._starting = contextlib.ExitStack()  # the phase before the first figures
-        self._has_evaluated = False
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
         self._plateau = Plateau.of(self._saved)
@@ -219,7 +216,7 @@ class _Attempt:
         self.profiler.before(step, state)
         updates = self._trainer.train(state, step)
         with self._starting, contextlib.closing(updates):  # pyright: ignore[reportArgumentType]
-            show = self._starting.enter_context(self.progress.phase(_COMPILING))
+            show = self._starting.enter_context(self.progress.phase(COMPILING))
             for step, state, metrics in updates:
                 show("the first training steps")
                 self.profiler.after(step, state)
@@ -327,16 +324,7 @@ class _Attempt:
     ) -> dict[str, Any] | None:
         """Evaluates, and says meanwhile how far it is."""
         total = len(self.run.data.splits[split])
-        text = f"{doing} 0/{total:,}"
-        if not self._has_evaluated:
-            text += ", compiling"
-        self._has_evaluated = True
-        with self.progress.phase(text, **options) as show:
-
-            def tell(count: int) -> None:
-                if count:
-                    show(f"{doing} {count:,}/{total:,}")
-
+        with self.progress.evaluation(doing, total, **options) as tell:
             return self._evaluator.evaluate(variables, split, key, tell=tell)
 
     def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:

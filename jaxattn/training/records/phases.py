@@ -10,6 +10,9 @@ from typing import TextIO
 
 Show = Callable[[str], None]
 
+COMPILING = "compiling the training step: seconds to minutes, less if done before"
+"""What goes on before the first step."""
+
 # What is over sooner is not worth a line.
 _BEFORE_FIRST_LINE_S = 1.0
 # Between the lines of one phase: twice as long every time, so that a log stays short.

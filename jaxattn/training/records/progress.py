@@ -48,6 +48,7 @@ class Progress:
         self._paused_s = 0.0
         self._first_time = 0.0
         self._line_due = clock() + _SECONDS_PER_LINE
+        self._has_evaluated = False
         self._bar: Any = None
         if phases.is_terminal:
             self._bar = _make_bar(phases.stream, total_steps, start_step)
@@ -120,6 +121,25 @@ class Progress:
         finally:
             if self._bar is not None:
                 self._bar.refresh()
+
+    @contextlib.contextmanager
+    def evaluation(
+        self, doing: str, total: int, **options: float
+    ) -> Iterator[Callable[[int], None]]:
+        """Tells how far an evaluation is; the first one compiles.
+
+        Args:
+            doing: What goes on.
+            total: Examples.
+            **options: Of `Phases.phase`.
+
+        Yields:
+            A function to call with the number of examples that are done.
+        """
+        compiling = "" if self._has_evaluated else ", compiling"
+        self._has_evaluated = True
+        with self.phase(f"{doing} 0/{total:,}{compiling}", **options) as show:
+            yield lambda n: show(f"{doing} {n:,}/{total:,}" + (not n) * compiling)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
