@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 
 from jaxattn.config.changes import changed_since
 from jaxattn.errors import DivergedError, InterruptedRun, UserError
-from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
 from jaxattn.training.devices.mesh import Devices
@@ -38,6 +37,7 @@ from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
+from jaxattn.training.testing import try_weights, weights_of
 from jaxattn.training.trainer import Trainer
 
 
@@ -285,7 +285,7 @@ class _Attempt:
         figures = dict.fromkeys((*task.shown, task.metric))
         key = stream(self._key(state), step, "validation")
         with self.progress.paused():
-            for suffix, variables in _weights(state).items():
+            for suffix, variables in weights_of(state).items():
                 if "val" not in self.run.loaders:
                     break
                 doing = "validating the averaged weights" if suffix else "validating"
@@ -366,41 +366,24 @@ class _Attempt:
             state: The last one.
             step: Its step.
         """
-        run, best_steps = self.run, {}
-        tested = {"last": self._test(_weights(state)[""], step, "last")}
-        best_params = state.params
-        for suffix, variables in _weights(state).items():
-            metric = best_metric(run.task, "ema" if suffix else "raw")
-            best = self.checkpoints.restore_best(run.abstract_state, metric)
-            if best is None:  # without a validation split the last weights are it
-                summary = tested["last"]
-                if suffix:
-                    summary = self._test(variables, step, "averaged")
-            else:
-                variables = _weights(run.parallel.replicate(best[0]))[suffix]
-                which = "best averaged" if suffix else "best"
-                summary = self._test(variables, step, which)
-                best_steps[suffix] = best[1]
-                best_params = best_params if suffix else variables["params"]
-            tested[f"best{suffix}"] = summary
-        best_step = best_steps.get("")
-        saved = {} if best_step is None else self.checkpoints.metrics(best_step)
-        best_figure = saved.get(best_metric(run.task, "raw"))
+        run = self.run
+        chosen = try_weights(run, self.checkpoints, state, step, self._test)
         with self.progress.phase("drawing the figures"):
             results = report.write_results(
                 run,
                 self.workdir,
                 self.writer,
-                tested=Tested(tested, best_figure),
+                tested=chosen.tested,
                 last_step=step,
-                best_params=run.parallel.collect(best_params),
-                best_step=best_step,
+                best_params=chosen.params,
+                best_step=chosen.step,
                 wall_time_s=self.wall_time_s,
                 images_per_s=self.images_per_s,
                 has_trained=self.start_step < step,
             )
         self.progress.close()
-        said = report.outcome(run, self.workdir, results, tested["best"])
+        best = chosen.tested.summaries["best"]
+        said = report.outcome(run, self.workdir, results, best)
         for line in (said, *next_commands(run, self.workdir)):
             self.progress.message(line)
         return results
@@ -410,9 +393,3 @@ class _Attempt:
         if summary is None:
             self._stop(step)
         return summary
-
-
-def _weights(state: TrainState) -> dict[str, Any]:
-    """Variables to evaluate by the suffix of their metrics: raw, and EMA if kept."""
-    averaged = state.ema_variables
-    return {"": state.variables} | ({"_ema": averaged} if averaged else {})
