@@ -145,7 +145,7 @@ def test_a_run_tells_what_it_does_before_its_first_step(tmp_path, monkeypatch):
     texts = [text.split(",")[0] for text in Recorder.told]
     assert texts[:5] == [
         "reading the config",
-        "making the first weights",
+        "making the weights",
         "describing the network and its inputs",
         "compiling the training step: seconds to minutes",
         "validating 0/30",

@@ -64,8 +64,7 @@ class Evaluator:
         """
         run, total, parts = self._run, None, []
         fetch, store = self._fetch[split], self.stores[split]
-        batch_size = run.options.batch_size
-        feeds = run.loaders[split].evaluation_feeds(batch_size)
+        feeds = run.loaders[split].evaluation_feeds(run.options.batch_size)
         for number, feed in enumerate(feeds):
             if self._is_stopped():
                 return None
@@ -78,7 +77,7 @@ class Evaluator:
             parts.append(predictions)
             # One batch runs and one is ready; more would pile up on the device.
             jax.block_until_ready(total)
-            tell(number * batch_size)
+            tell(number * run.options.batch_size)
             total = sums if total is None else total + sums
         assert total is not None  # no split is empty
         parts = jax.device_get(parts)

@@ -67,13 +67,10 @@ def train_and_evaluate(
     primary = jax.process_index() == 0  # every process trains, the first one writes
     workdir = pathlib.Path(workdir).resolve()
     with contextlib.ExitStack() as stack:
-        silent = None if primary else stack.enter_context(open(os.devnull, "w"))
-        phases = Phases(silent)
-        if isinstance(config, Run):
-            run = config
-        else:
-            with phases.phase("reading the config") as show:
-                run = build(config, devices=devices, tell=show)
+        phases = Phases(None if primary else stack.enter_context(open(os.devnull, "w")))
+        with phases.phase("reading the config") as show:
+            is_run = isinstance(config, Run)
+            run = config if is_run else build(config, devices=devices, tell=show)
         if primary:
             stack.enter_context(workdir_lock(workdir))
         interrupt = stack.enter_context(Interrupt())
@@ -97,13 +94,11 @@ def train_and_evaluate(
         stack.callback(attempt.progress.close)
         stack.callback(attempt.profiler.close)
         stack.enter_context(attempt.watchdog)
+        say, replicate = attempt.progress.message, run.parallel.replicate
         for change in changes:
-            attempt.progress.message(f"config changed: {change}")
-        if restored is None:
-            with attempt.progress.phase("making the first weights"):
-                state = run.init_state(attempt.progress.message)
-        else:
-            state = run.parallel.replicate(restored[0])
+            say(f"config changed: {change}")
+        with attempt.progress.phase("making the weights"):
+            state = replicate(restored[0]) if restored else run.init_state(say)
         return attempt.finish(*attempt.train(state))
 
 
@@ -288,8 +283,10 @@ class _Attempt:
             for suffix, variables in weights_of(state).items():
                 if "val" not in self.run.loaders:
                     break
-                doing = "validating the averaged weights" if suffix else "validating"
-                summary = self._evaluate(variables, "val", doing, key, after_s=10)
+                doing = "validating" + suffix.replace("_ema", " the averaged weights")
+                total = len(self.run.data.splits["val"])
+                with self.progress.evaluation(doing, total, after_s=10) as tell:
+                    summary = self._evaluator.evaluate(variables, "val", key, tell=tell)
                 if summary is None:
                     self._save(state, step, {})
                     self._stop(step)
@@ -301,31 +298,10 @@ class _Attempt:
             if speed := self.progress.images_per_s:
                 row["images_per_s"] = speed
             if self.writer:
-                self.writer.write_scalars(
-                    step, {f"epoch/{key}": value for key, value in row.items()}
-                )
-                if self.run.log.histograms:
-                    self.writer.write_histograms(
-                        step, report.histograms(self.run.parallel.collect(state.params))
-                    )
-                if self._attention_maps:
-                    variables = self.run.parallel.collect(state.variables)
-                    self.writer.write_images(step, self._attention_maps(variables))
+                maps = self._attention_maps
+                report.write_epoch(self.run, self.writer, state, step, row, maps)
             self._save(state, step, row)
         self.progress.epoch_line(row)
-
-    def _evaluate(
-        self,
-        variables: Any,
-        split: str,
-        doing: str,
-        key: jax.Array | None = None,
-        **options: float,
-    ) -> dict[str, Any] | None:
-        """Evaluates, and says meanwhile how far it is."""
-        total = len(self.run.data.splits[split])
-        with self.progress.evaluation(doing, total, **options) as tell:
-            return self._evaluator.evaluate(variables, split, key, tell=tell)
 
     def _save(self, state: TrainState, step: int, row: dict[str, float]) -> None:
         bests = (best_metric(self.run.task, kind) for kind in ("raw", "ema"))
@@ -360,36 +336,29 @@ class _Attempt:
     # Report -----------------------------------------------------------------------
 
     def finish(self, state: TrainState, step: int) -> dict[str, Any]:
-        """Tests the last and the best weights and writes the run's report.
-
-        Args:
-            state: The last one.
-            step: Its step.
-        """
-        run = self.run
-        chosen = try_weights(run, self.checkpoints, state, step, self._test)
+        """Tests the last and the best weights; writes and says what they came to."""
+        chosen = try_weights(self.run, self.checkpoints, state, step, self._test)
         with self.progress.phase("drawing the figures"):
             results = report.write_results(
-                run,
+                self.run,
                 self.workdir,
                 self.writer,
-                tested=chosen.tested,
+                chosen,
                 last_step=step,
-                best_params=chosen.params,
-                best_step=chosen.step,
                 wall_time_s=self.wall_time_s,
                 images_per_s=self.images_per_s,
                 has_trained=self.start_step < step,
             )
         self.progress.close()
-        best = chosen.tested.summaries["best"]
-        said = report.outcome(run, self.workdir, results, best)
-        for line in (said, *next_commands(run, self.workdir)):
+        outcome = report.outcome(self.run, self.workdir, results, chosen)
+        for line in (outcome, *next_commands(self.run, self.workdir)):
             self.progress.message(line)
         return results
 
     def _test(self, variables: Any, step: int, which: str) -> dict[str, Any]:
-        summary = self._evaluate(variables, "test", f"testing the {which} weights")
+        doing = f"testing the {which} weights"
+        with self.progress.evaluation(doing, len(self.run.data.test)) as tell:
+            summary = self._evaluator.evaluate(variables, "test", tell=tell)
         if summary is None:
             self._stop(step)
         return summary

@@ -135,10 +135,7 @@ class Run:
         Raises:
             UserError: If the weights to start from cannot be had or do not fit.
         """
-        weights = {}
-        if self.pretrained:
-            weights, note = self.pretrained.read()
-            say(note)
+        weights = self.pretrained.read(say) if self.pretrained else {}
         create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
         return self.parallel.replicate(create(weights))
 
@@ -227,7 +224,6 @@ def build(
     for split, source in data.splits.items():
         tell(f"reading {len(source):,} {split} images")
         loaders[split] = as_loader(source)
-    tell("checking that all fits")
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)
@@ -249,9 +245,7 @@ def build(
         create_state=functools.partial(
             create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
-        pretrained=Pretrained(origin, model, shape, data.class_names, data.name)
-        if origin
-        else None,
+        pretrained=Pretrained(origin, model, data) if origin else None,
         trainable=head_paths(model, shape) if is_head else None,
         **parts,
     )

@@ -2,14 +2,15 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn.data.source import Data
 from jaxattn.errors import UserError, suggest
 from jaxattn.models.classes import (
     TreePath,
@@ -24,19 +25,6 @@ from jaxattn.training.checkpoints.trained import Trained, load_trained
 from jaxattn.weights import list_weights
 
 
-class Start(NamedTuple):
-    """What a run starts from.
-
-    Attributes:
-        values: Of the network's variables by path; the head's are missing if it starts
-            anew.
-        note: What became of the head, for a person.
-    """
-
-    values: dict[TreePath, np.ndarray]
-    note: str
-
-
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """Where a run's first weights are, and the network that they are for.
@@ -45,31 +33,32 @@ class Pretrained:
         origin: The workdir of a run, whose best weights are taken, a PyTorch file, or
             one of `jaxattn.weights.list_weights()`.
         model: The network.
-        image_shape: `(H, W, C)` of the run's images.
-        class_names: Of the run's data.
-        data_name: Of the run's data.
+        data: Of the run.
     """
 
     origin: str
     model: nn.Module
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    data_name: str
+    data: Data
 
-    def read(self) -> Start:
-        """Returns what the run starts from.
+    def read(self, say: Callable[[str], None]) -> dict[TreePath, np.ndarray]:
+        """Returns values of the network's variables by path, without a new head's.
 
         The head starts anew if it was for other classes, by number or by name. A
         PyTorch file does not name its classes: their number decides.
+
+        Args:
+            say: Told what becomes of the head.
 
         Raises:
             UserError: If they cannot be read, or are another network's.
         """
         has_head = hasattr(self.model, "num_classes")
-        head = head_paths(self.model, self.image_shape) if has_head else frozenset()
+        head = (
+            head_paths(self.model, self.data.image_shape) if has_head else frozenset()
+        )
         trained = self._load()
         given = self._read_torch(head) if trained is None else flat(trained.variables)
-        wanted = flat(abstract_variables(self.model, self.image_shape))
+        wanted = flat(abstract_variables(self.model, self.data.image_shape))
         is_other = trained is not None and not self._has_classes_of(trained)
         if is_other or any(_shape(given, p) != wanted[p].shape for p in head):
             given = {k: leaf for k, leaf in given.items() if k not in head}
@@ -82,7 +71,8 @@ class Pretrained:
                 f" differ, such as {'/'.join(path)}, which is {_shape(given, path)}"
                 f" there and {_shape(wanted, path)} here"
             )
-        return Start(given, self._note(bool(head - given.keys()), trained))
+        say(self._note(bool(head - given.keys()), trained))
+        return given
 
     def _load(self) -> Trained | None:
         """Loads the network of a run or of the package; None is a PyTorch file."""
@@ -102,13 +92,13 @@ class Pretrained:
             raise UserError(f"init_from: {error}") from error
 
     def _has_classes_of(self, trained: Trained) -> bool:
-        names, own = trained.class_names, self.class_names
-        data = trained.config.get("data", {}).get("name")
+        names, own = trained.class_names, self.data.class_names
+        name = trained.config.get("data", {}).get("name")
         numbers = tuple(map(str, range(len(names))))
         # Numbers stand for names that a file of the same data, or one of weights, does
         # not hold.
-        is_nameless = numbers in (names, own) and data == self.data_name
-        return names == own or is_nameless or (names == numbers and data is None)
+        is_nameless = numbers in (names, own) and name == self.data.name
+        return names == own or is_nameless or (names == numbers and name is None)
 
     def _note(self, is_new: bool, trained: Trained | None) -> str:
         if not is_new:
@@ -117,7 +107,7 @@ class Pretrained:
         of = f"; it told apart {_some(names)}" if names else ""
         return (
             f"starting from {self.origin}; the head starts anew, for the classes here"
-            f" are {_some(self.class_names)}{of}"
+            f" are {_some(self.data.class_names)}{of}"
         )
 
     def _read_torch(self, head: Collection[TreePath]) -> dict[TreePath, np.ndarray]:
@@ -126,7 +116,7 @@ class Pretrained:
             names = torchvision_names(state)
             state = {names[name]: array for name, array in state.items()}
             model = with_classes_of(self.model, state, head)
-            example = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+            example = jax.ShapeDtypeStruct((1, *self.data.image_shape), jnp.float32)
             return flat(from_torch(model, state, example))
         except ValueError as error:
             raise UserError(f"init_from={self.origin}: {error}") from error

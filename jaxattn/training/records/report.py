@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -17,11 +18,12 @@ from jaxattn.config.changes import flatten, is_harmless
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import onednn
-from jaxattn.tasks.task import Summary, Tested
+from jaxattn.tasks.task import Summary
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RESULTS, RunWriter, read_metrics
 from jaxattn.training.run import Run
-from jaxattn.training.state import stream
+from jaxattn.training.state import TrainState, stream
+from jaxattn.training.testing import Chosen
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NUM_EXAMPLES = 32
@@ -133,15 +135,38 @@ def histograms(params: Any) -> dict[str, np.ndarray]:
     return tagged
 
 
+def write_epoch(
+    run: Run,
+    writer: RunWriter,
+    state: TrainState,
+    step: int,
+    row: Mapping[str, float],
+    draw_attention: Callable[[Any], dict[str, np.ndarray]] | None,
+) -> None:
+    """Writes what an epoch came to.
+
+    Args:
+        run: The run.
+        writer: Its writer.
+        state: At the end of the epoch.
+        step: Its step.
+        row: The epoch's figures.
+        draw_attention: As `make_attention_maps` returns it.
+    """
+    writer.write_scalars(step, {f"epoch/{key}": value for key, value in row.items()})
+    if run.log.histograms:
+        writer.write_histograms(step, histograms(run.parallel.collect(state.params)))
+    if draw_attention:
+        writer.write_images(step, draw_attention(run.parallel.collect(state.variables)))
+
+
 def write_results(
     run: Run,
     workdir: pathlib.Path,
     writer: RunWriter | None,
+    chosen: Chosen,
     *,
-    tested: Tested,
     last_step: int,
-    best_params: Any,
-    best_step: int | None,
     wall_time_s: float,
     images_per_s: float | None,
     has_trained: bool,
@@ -152,10 +177,8 @@ def write_results(
         run: The run.
         workdir: Its folder.
         writer: Its writer; None writes nothing (not the first process).
-        tested: What the tests came to.
+        chosen: What the tests came to.
         last_step: That of the weights "last"; an early one of a run that stopped early.
-        best_params: Of the weights "best".
-        best_step: Theirs; None without a validation split.
         wall_time_s: Of the run.
         images_per_s: Training speed; None if the run was too short to tell.
         has_trained: Whether this attempt trained, or reports a finished run again.
@@ -163,6 +186,7 @@ def write_results(
     Returns:
         The content of `results.json`.
     """
+    tested, best_params, best_step = chosen
     best = tested.summaries["best"]
     devices = jax.devices()
     results = {
@@ -204,9 +228,10 @@ def write_results(
 
 
 def outcome(
-    run: Run, workdir: pathlib.Path, results: dict[str, Any], best: Summary
+    run: Run, workdir: pathlib.Path, results: dict[str, Any], chosen: Chosen
 ) -> str:
     """Returns the line that ends a run: how well it does, and where the report is."""
+    best = chosen.tested.summaries["best"]
     return (
         f"test {run.task.headline(best)} ({_chosen(run, results)}); report in {workdir}"
     )
