@@ -1,6 +1,8 @@
 """The subcommand that trains: `main.py` is its other name."""
 
 import argparse
+import functools
+import sys
 
 from jaxattn.cli.arguments import Command
 from jaxattn.errors import UserError
@@ -37,7 +39,8 @@ def _train(args: argparse.Namespace) -> None:
 
     logging.use_absl_handler()
     logging.set_verbosity(args.verbosity)
-    config = load_recipe(args.config, args.overrides)
+    say = functools.partial(print, file=sys.stderr)
+    config = load_recipe(args.config, args.overrides, say)
     if args.distributed:
         _join(args)
     from jaxattn.training.loop import train_and_evaluate

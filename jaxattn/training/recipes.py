@@ -1,8 +1,7 @@
 """Recipes for runs: what a recipe says of its own network stays with that network."""
 
-import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxattn.config.file import load_config
@@ -10,19 +9,22 @@ from jaxattn.models.registry import list_models, model_keywords
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.model\.(\w+)")
 
-_logger = logging.getLogger(__name__)
 
-
-def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Any:
+def load_recipe(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Any:
     """Returns the config of a recipe, for a run.
 
     Where an override names another network, keys of the section `model` that the recipe
-    has for its own and the other one does not take are left out, and named in the log.
+    has for its own and the other one does not take are left out.
     Keys that are overridden too stay, and are refused when the network is made.
 
     Args:
         recipe: As `load_config` takes it.
         overrides: The same.
+        say: Told what was left out.
 
     Raises:
         UserError: As `load_config`.
@@ -41,5 +43,5 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Any:
                 del config.model[key]
         keys = ", ".join(f"model.{k}={v}" for k, v in values.items() if v is not None)
         if keys:
-            _logger.warning("%s: left out, %s takes no such key", keys, name)
+            say(f"{keys}: left out, {name} takes no such key")
     return config
