@@ -354,7 +354,7 @@ def test_tensorboard_shows_scalars_histograms_images_and_texts(tmp_path):
             if tags[tag].plugin_data.plugin_name == name
         }
     assert max(plugins["scalars"]) < min(plugins["images"] | plugins["histograms"])
-    assert len(events.Tensors("confusion_matrix")) == 1
+    assert len(events.Tensors("view/confusion_matrix")) == 1
 
 
 @pytest.mark.full
