@@ -115,10 +115,9 @@ def save_photos(images, folder):
 
 
 @pytest.fixture
-def renamed(workdir, tmp_path):
-    """The same run, its classes with names of which no two are a number."""
-    copied = tmp_path / "renamed"
-    shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns("evaluation"))
+def renamed(two_epochs, tmp_path):
+    """A run on images of 8 pixels, its classes with names that are no numbers."""
+    copied = shutil.copytree(two_epochs, tmp_path / "renamed")
     config = json.loads((copied / "config.json").read_text())
     config["dataset"]["class_names"] = ["ant", "bee", "cat", "a\ndog", "eel"]
     (copied / "config.json").write_text(json.dumps(config))
@@ -143,12 +142,12 @@ def test_few_images_are_answered_on_the_terminal(capsys, renamed, images, tmp_pa
         assert 0 < sum(values) <= 100.1
 
 
-def test_many_images_are_answered_in_the_file_alone(capsys, workdir, images, tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.concatenate([images, images])[:11])
+def test_many_images_are_answered_in_the_file_alone(capsys, renamed, tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((11, 8, 8, 3), np.uint8))
     out = tmp_path / "a.csv"
     data = tmp_path / "a.npz"
     _, text, _ = run(
-        capsys, "predict", "--workdir", workdir, "--data", data, "--out", out
+        capsys, "predict", "--workdir", renamed, "--data", data, "--out", out
     )
     assert text == f"11 predictions in {out}\n"
 
@@ -169,7 +168,7 @@ def test_classes_are_named_where_images_are(
     if kind == "folder":
         data = save_photos(images, tmp_path / "photos")
     else:
-        np.savez(data, images=images)
+        np.savez(data, images=images[:, ::2, ::2])
     out = tmp_path / "a.csv"
     run(capsys, "predict", "--workdir", renamed, "--data", data, "--out", out, *flags)
     header, *body = rows(out)
