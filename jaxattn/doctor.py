@@ -37,7 +37,7 @@ _OPTIONAL = {
         "matplotlib",
         "figures, and evaluate, compare, attention-maps and bn-landscape",
     ),
-    "tqdm": ("tqdm", "progress bars, and predict and evaluate"),
+    "tqdm": ("tqdm", "progress bars"),
     "scikit-learn": ("sklearn", "the data set digits"),
     "pillow": ("PIL", "image files, and the data set digits"),
     "grain": ("grain", "streamed data: image folders, and what is above 1 GiB"),

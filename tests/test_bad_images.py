@@ -80,7 +80,7 @@ def test_skipped_image_is_named_and_has_no_label(photos, capsys):
     assert code == 0
     assert {row[0]: row[1] for row in rows[1:]} == {
         **{"bad.jpg": "", "gone.jpg": ""},
-        **{"r.png": "0", "g.png": "1", "b.png": "2"},
+        **{"r.png": "red", "g.png": "green", "b.png": "blue"},
     }
     assert rows[2][2:] == ["", "", ""]
     assert rows[1][2:] != ["", "", ""]

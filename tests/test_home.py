@@ -72,15 +72,17 @@ def test_recipe_is_expanded(home):
 
 
 def test_workdir_and_init_from_are_expanded(home):
-    model, shape = create_model("efficient_resnet", 2, base_width=2), (8, 8, 3)
+    data = load_data("digits", image_size=8)
+    shape = data.image_shape
+    model = create_model("efficient_resnet", 10, base_width=2)
     shapes = abstract_variables(model, shape)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     config = {
         "model": {"name": "efficient_resnet", "base_width": 2},
         "normalize": {"mean": (0.5,), "std": (0.5,)},
-        "dataset": {"class_names": ("a", "b"), "image_shape": shape},
+        "dataset": {"class_names": data.class_names, "image_shape": shape},
     }
     write_trained(home / "run", config, zeros)
-    assert load_trained("~/run").class_names == ("a", "b")
-    assert len(Pretrained("~/run", model, shape).read()) > 10
+    assert load_trained("~/run").class_names == data.class_names
+    assert len(Pretrained("~/run", model, data).read(print)) > 10
     assert not (home / "~").exists()

@@ -237,6 +237,31 @@ def test_training_examples_are_thinned_by_class_beside_validation():
     assert kept < {image.tobytes() for image in whole.train.images}
 
 
+@pytest.mark.parametrize("val_fraction", [0.0, 0.25])
+def test_evaluation_examples_are_thinned_by_class(val_fraction):
+    whole, part, more = (
+        load_data(
+            "synthetic",
+            num_train=400,
+            num_test=200,
+            val_fraction=val_fraction,
+            max_eval_examples=n,
+        )
+        for n in (None, 50, 150)
+    )
+    np.testing.assert_array_equal(part.train.images, whole.train.images)
+    assert np.bincount(part.test.labels).tolist() == [5] * 10
+    kept = {image.tobytes() for image in part.test.images}
+    assert kept < {image.tobytes() for image in whole.test.images}
+    if val_fraction:
+        assert np.bincount(part.val.labels).tolist() == [5] * 10
+        assert [len(more.val), len(more.test)] == [100, 150]  # no more than there are
+    else:
+        assert part.val is None
+    with pytest.raises(UserError, match=r"data\.max_eval_examples=0: must be at"):
+        load_data("synthetic", max_eval_examples=0)
+
+
 def test_fewer_training_examples_than_the_most_are_all_kept():
     data = load_data("synthetic", num_train=40, val_fraction=0.1, max_train_examples=36)
     assert len(data.train) == 36

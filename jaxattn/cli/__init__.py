@@ -23,6 +23,19 @@ _COMMANDS = (
     *machine.COMMANDS,
 )
 
+_WELCOME = """\
+jaxattn trains networks with attention, and predicts with them. Begin with one of these:
+
+  jaxattn train --config quickstart --workdir workdir/quickstart
+      trains on handwritten digits, a minute or two on a CPU; nothing to download
+  jaxattn predict --weights canet_tiny-cifar10 --data YOUR_IMAGE.jpg
+      says what is in a photo, if it is one of the ten classes of CIFAR-10
+  jaxattn train --config own_images --workdir workdir/photos --config.data.path=PHOTOS
+      trains on photos of your own, in PHOTOS/train/<class>/ and PHOTOS/val/<class>/
+
+Commands: {commands}.
+`jaxattn --help` says what they do, `jaxattn COMMAND --help` how."""
+
 
 def main(argv: Sequence[str], program: str = "jaxattn") -> int:
     """Runs one subcommand.
@@ -35,6 +48,12 @@ def main(argv: Sequence[str], program: str = "jaxattn") -> int:
         The exit code.
     """
     _print_any_name()
+    if not argv:
+        print(_WELCOME.format(commands=", ".join(c.name for c in _COMMANDS)))
+        return 0
+    if list(argv) == ["train"]:  # which a bare `main.py` is, too
+        print(train.introduce(program), file=sys.stderr)
+        return 2
     try:
         args, rest = _make_parser().parse_known_args(argv)
         _take_overrides(args, rest)

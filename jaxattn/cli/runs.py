@@ -33,14 +33,17 @@ def _compare(args: argparse.Namespace) -> int:
     if not args.configs:
         if args.overrides:
             raise UserError(f"{args.overrides[0]}: used with --configs alone")
+        out = args.out or compare.free_folder(pathlib.Path("comparison"))
+        compare.require_own(out)
         groups = compare.group_runs(_read_finished(args.workdirs))
-        return _report(args.out, groups, failures=[])
+        return _report(out, groups, failures=[])
     require("--root", args.root, args.root is not None, "given with --configs")
     planned = trials.make_trials(
         args.configs, args.seeds or (), args.root, args.overrides
     )
-    failures = _train_all(planned, args.out, ends_at_mistake=True)
-    return _report(args.out, _group_finished(planned), failures)
+    out = args.out or args.root  # beside its runs, to be made anew when they go on
+    failures = _train_all(planned, out, ends_at_mistake=True)
+    return _report(out, _group_finished(planned), failures)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -100,8 +103,9 @@ def _train_all(
     planned: "Sequence[Trial]", out: pathlib.Path, *, ends_at_mistake: bool
 ) -> list[str]:
     """Trains what is not finished, and returns what failed."""
-    from jaxattn.studies import trials
+    from jaxattn.studies import compare, trials
 
+    compare.require_own(out)
     finished = [trial.is_finished() for trial in planned]  # all, before the first
     require_writable(out / "comparison.md")
     failures = []
@@ -167,9 +171,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add(
         "--out",
         type=path,
-        default=pathlib.Path("comparison"),
-        help="folder of the table, as Markdown and CSV, and the figure"
-        " (default %(default)s)",
+        help="folder of the table, as Markdown and CSV, and the figure (default the"
+        " root, or without one comparison, comparison_2 and so on)",
     )
     parser.set_defaults(overrides=[])
 

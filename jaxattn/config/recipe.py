@@ -37,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
         "val_fraction": 0.1,  # share of the training split for validation
         "split_seed": 0,  # of that choice; the same split for every run's seed
         "max_train_examples": int,  # of each class its share; None: all
+        "max_eval_examples": int,  # the same, of validation and of test images
         "image_size": int,  # pixels, of data without a fixed size; None: 224 of photos
     },
     "pipeline": {

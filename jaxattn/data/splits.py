@@ -4,6 +4,7 @@ Both are choices by stratum, which is the class where examples have a label. Whe
 have none there is one stratum, and the choice is plainly random.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -74,21 +75,36 @@ def _keep_one(
     return np.union1d(train, kept), np.union1d(val, given)
 
 
-def thin(data: Data, max_train_examples: int | None) -> Data:
-    """Returns the data with at most so many training examples; None keeps all."""
-    if max_train_examples is None or len(data.train) <= max_train_examples:
-        return data
-    # Part of an experiment's definition, so its seed is constant.
-    share = max_train_examples / len(data.train)
-    strata = _strata(data.train)
-    _, kept = stratified_split(strata, share, seed=0)
-    lost = np.setdiff1d(strata, strata[kept])
+def thin(
+    data: Data, max_train_examples: int | None, max_eval_examples: int | None = None
+) -> Data:
+    """Returns the data with at most so many examples; None keeps all.
+
+    Args:
+        data: Any.
+        max_train_examples: Of the training split.
+        max_eval_examples: Of the validation split, and as many of the test split.
+    """
+    train = _thinned(data.train, max_train_examples, _take_train)
+    lost = np.setdiff1d(_strata(data.train), _strata(train))
     note = f"data.max_train_examples={max_train_examples} leaves no training image of"
     return replace(
         data,
-        train=_take_train(data.train, kept),
+        train=train,
+        val=data.val and _thinned(data.val, max_eval_examples, take),
+        test=_thinned(data.test, max_eval_examples, take),
         notes=(*data.notes, *_note_classes(data, lost, note)),
     )
+
+
+def _thinned(
+    source: Source, most: int | None, taken: Callable[[Source, np.ndarray], Source]
+) -> Source:
+    if most is None or len(source) <= most:
+        return source
+    # Part of an experiment's definition, so its seed is constant.
+    _, kept = stratified_split(_strata(source), most / len(source), seed=0)
+    return taken(source, kept)
 
 
 def _note_classes(data: Data, classes: np.ndarray, text: str) -> list[str]:

@@ -35,7 +35,7 @@ class Options:
             `jaxattn.training.steps.make_train_step`.
         init_from: The workdir of another run, a PyTorch file, or the name of weights
             that come with the package, from which this run starts; the head too if it
-            has as many classes.
+            is for the same classes (of a PyTorch file: for as many).
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
         keep_checkpoints: The newest ones that are kept beside the best: of the ends of

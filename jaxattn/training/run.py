@@ -127,13 +127,16 @@ class Run:
         # megabytes; a loop keeps it from step to step.
         return 4 if is_fast_in_loops(DTYPES[self.options.dtype]) else 1
 
-    def init_state(self) -> TrainState:
+    def init_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState:
         """Returns the state at step 0, where the steps want it.
+
+        Args:
+            say: Told what the state starts from, if that is not chance.
 
         Raises:
             UserError: If the weights to start from cannot be had or do not fit.
         """
-        weights = self.pretrained.read() if self.pretrained else {}
+        weights = self.pretrained.read(say) if self.pretrained else {}
         create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
         return self.parallel.replicate(create(weights))
 
@@ -164,6 +167,8 @@ def build(
     model: nn.Module | None = None,
     task: Task | None = None,
     devices: Devices | None = None,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Checks a config and builds the run it describes; nothing is compiled.
 
@@ -183,6 +188,7 @@ def build(
         task: What is learnt. By default the config's key `task`, with its section
             `loss`.
         devices: To train on; all of them by default.
+        tell: Called with what goes on, where it may take long.
 
     Raises:
         UserError: If a key or value is wrong, or the data cannot be had.
@@ -203,6 +209,7 @@ def build(
     check_normalization(sections["normalize"])
 
     if data is None:
+        tell(f"reading the data set {sections['data'].get('name')}")
         data = bind(load_data, sections["data"], "data")()
     elif not isinstance(data, Data):
         data = given["data"] = own_objects.make_data(data, task)
@@ -215,7 +222,10 @@ def build(
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
     as_loader = bind(make_loader, sections["pipeline"], "pipeline")
-    loaders = {split: as_loader(source) for split, source in data.splits.items()}
+    loaders = {}
+    for split, source in data.splits.items():
+        tell(f"reading {len(source):,} {split} images")
+        loaders[split] = as_loader(source)
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)
@@ -237,7 +247,7 @@ def build(
         create_state=functools.partial(
             create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
-        pretrained=Pretrained(origin, model, shape) if origin else None,
+        pretrained=Pretrained(origin, model, data) if origin else None,
         trainable=head_paths(model, shape) if is_head else None,
         **parts,
     )

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,14 @@ from matplotlib.font_manager import (
 )
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 from PIL import Image
 
 from jaxattn.atomic import write_atomically
@@ -36,9 +43,12 @@ from jaxattn.text import escaped
 INK = "#333333"
 PALE = "#9a9a9a"
 BLUE = "#4477aa"
+PALE_BLUE = "#c3d3e3"
 RED = "#cc5544"
 GREEN = "#228866"
-_MAX_BYTES = 200_000
+# Of a file. A page of photographs has half of it.
+_MAX_BYTES = 2_000_000
+_FEW_POINTS = 15  # of a line that is not visible, or hardly, without its points
 _MANY_SCRIPTS = re.compile(
     r"CJK|^Noto Sans|^Noto Serif|WenQuanYi|Droid Sans|Unifont|Arial Unicode|Symbola"
     r"|PingFang|Hiragino|Heiti|Songti|Apple SD|AppleGothic|Geeza"
@@ -71,9 +81,41 @@ def draw_grid(axes: Axes) -> None:
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
 
 
+def marked(count: int, size: float = 3.5) -> dict[str, Any]:
+    """Returns the style of a line's points: none where there are many of them."""
+    return {"marker": "o" if count <= _FEW_POINTS else "", "markersize": size}
+
+
 def integer_ticks(axes: Axes) -> None:
-    """Puts the horizontal axis's ticks at whole numbers, as steps and epochs are."""
-    axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
+    """Puts the horizontal axis's ticks at whole numbers, as steps and epochs are.
+
+    Call it after the lines are drawn.
+    """
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    drawn = {float(x) for line in axes.lines for x in np.ravel(line.get_xdata())}
+    if len(drawn) == 1:  # the locator would put fractions about it
+        axes.set_xticks(list(drawn))
+
+
+def log_scale(axes: Axes, name: str, values: Iterable[float]) -> None:
+    """Makes an axis logarithmic, with ticks that have room.
+
+    Args:
+        axes: Its axes.
+        name: "x" or "y".
+        values: What is drawn along it; what is not above 0 is left out.
+    """
+    positive = [v for v in values if np.isfinite(v) and v > 0]
+    decades = np.log10(max(positive) / min(positive)) if positive else 0.0
+    axes.set(**{f"{name}scale": "log"})
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
+    axis.set_minor_formatter(NullFormatter())
+    if decades < 2:
+        # Powers of ten alone would be one tick, or none.
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.5 else "all"))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def show_image(axes: Axes, image: np.ndarray) -> None:
@@ -106,9 +148,57 @@ def title_axes(axes: Axes, text: str, size: float = 11) -> None:
 
 
 def shorten(name: str, limit: int = 22) -> str:
-    """Cuts the middle out of a long name: names often differ only at their ends."""
+    """Cuts the middle out of a long name: names often differ only at their ends.
+
+    Args:
+        name: Which may hold any character.
+        limit: The room there is, in letters of a usual width.
+    """
     name = legible(name)  # before, for escapes are long
-    return name if len(name) <= limit else f"{name[: limit - 9]}…{name[-8:]}"
+    room = limit * _width("abcdefghijklmnopqrstuvwxyz") / 26
+    shown, count = name, min(len(name), limit)
+    while len(shown) > 4 and (len(shown) > limit or _width(shown) > 1.1 * room):
+        tail = min(8, count // 3)
+        shown = f"{name[: count - tail - 1]}…{name[len(name) - tail :]}"
+        count -= 1
+    return shown
+
+
+def wrap(text: str, width_pt: float, size: float, most_lines: int = 2) -> str:
+    """Breaks a line into some that fit, and cuts out the middle if they are too many.
+
+    Args:
+        text: One line.
+        width_pt: What there is room for, in points.
+        size: Of the font.
+        most_lines: Lines at most.
+    """
+    text = legible(text)
+    lines, limit = _broken(text, width_pt, size), len(text)
+    while len(lines) > most_lines and limit > 4:
+        limit -= 1
+        lines = _broken(shorten(text, limit), width_pt, size)
+    return "\n".join(lines)
+
+
+def _broken(text: str, width_pt: float, size: float) -> list[str]:
+    """Breaks a text between words, or within one that is too wide by itself."""
+    lines = [""]
+    for word in re.findall(r"[^\s_-]+[\s_-]*|[\s_-]+", text):
+        if lines[-1] and _width(lines[-1] + word.rstrip(), size) > width_pt:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and _width(lines[-1] + letter.strip(), size) > width_pt:
+                lines.append("")
+            lines[-1] += letter
+    return [line.rstrip() for line in lines]
+
+
+@functools.lru_cache(4096)
+def _width(text: str, size: float = 10.0) -> float:
+    """The width of a text in points, as it is drawn."""
+    font = FontProperties(family=_families(text), size=size)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
 
 
 def legible(text: str) -> str:
@@ -130,14 +220,15 @@ def figure_to_array(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     _make_legible(figure)
     canvas.draw()
+    # Laid out again it would move a little: what is drawn twice should be the same.
+    figure.set_layout_engine("none")
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG, whole or not at all.
 
-    A picture over 200 kB (a grid of photographs) gets a palette of 256 colours, and
-    then fewer pixels.
+    A picture over 2 MB (a large page of photographs) gets fewer pixels.
 
     Args:
         figure: The figure.
@@ -152,10 +243,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 def _encode(figure: Figure) -> bytes:
     image = Image.fromarray(figure_to_array(figure))
     data = _png(image)
-    scale = 1.0
+    scale = 0.8
     while len(data) > _MAX_BYTES and scale > 0.25:
         size = (round(image.width * scale), round(image.height * scale))
-        data = _png(image.resize(size, Image.Resampling.LANCZOS).quantize(256))
+        data = _png(image.resize(size, Image.Resampling.LANCZOS))
         scale *= 0.8
     return data
 
@@ -181,13 +272,18 @@ def _make_legible(figure: Figure) -> None:
         if isinstance(formatter := axis.get_major_formatter(), FuncFormatter):
             shown += "".join(formatter.format_ticks(list(axis.get_majorticklocs())))
             formatter.func = functools.partial(_legible_tick, formatter.func)
-    fonts = {character: _font_with(character) for character in {*shown}}
-    if families := sorted({font for font in fonts.values() if font}):
-        families = [*rcParams["font.family"], *families]
+    families = _families(shown)
+    if families != rcParams["font.family"]:
         for text in texts:
             text.set_fontfamily(families)
         for axis in axes:
             axis.set_tick_params(labelfontfamily=families)
+
+
+def _families(text: str) -> list[str]:
+    """The usual families of fonts, and those of what they lack of a text."""
+    others = {font for character in {*text} if (font := _font_with(character))}
+    return [*rcParams["font.family"], *sorted(others)]
 
 
 def _legible_tick(function: Callable[..., str], *of: Any) -> str:

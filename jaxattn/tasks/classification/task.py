@@ -186,6 +186,12 @@ class Classification:
         """Writes report, figures and `results.json`; returns the report's text."""
         return write_assessment(folder, assessed, class_names, about)
 
+    def tell_predictions(
+        self, predicted: Decision, class_names: Sequence[str]
+    ) -> list[str]:
+        """Returns the classes that are likeliest, and how likely they are."""
+        return [report.likeliest(row, class_names) for row in predicted.probabilities]
+
     def write_predictions(
         self,
         path: pathlib.Path,
