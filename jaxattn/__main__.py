@@ -1,6 +1,5 @@
 """The program `jaxattn`, or `python -m jaxattn`."""
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,9 +24,6 @@ def main(argv: Sequence[str] | None = None, program: str = "jaxattn") -> int:
     except ValueError as error:  # of a variable in the environment, which JAX reads
         print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    # Names of files and classes may hold what the terminal's encoding does not have.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     code = _run(sys.argv[1:] if argv is None else argv, program)
     if code == 1:
         # At a regular exit JAX waits a minute or more for processes that are gone, and

@@ -22,7 +22,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         OSError: If it cannot be written; names the path.
     """
     target = pathlib.Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Of a name as long as names may be, the beginning.
+    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, target)
@@ -44,7 +45,9 @@ def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> None:
         OSError: If it cannot be written; names the path.
     """
     with replacing(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        if isinstance(data, str):  # names of files need not be UTF-8
+            data = data.encode(errors="backslashreplace")
+        temporary.write_bytes(data)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -14,8 +14,9 @@ import jax
 
 import jaxattn
 from jaxattn import host
+from jaxattn.data.checking import find_bad_images
 from jaxattn.data.datasets.registry import load_data
-from jaxattn.data.source import Data
+from jaxattn.data.source import Data, Source
 from jaxattn.errors import UserError, describe_fault, find_device_fault
 from jaxattn.ops import onednn
 from jaxattn.packages import TENSORFLOW, is_installed
@@ -56,6 +57,7 @@ _SMOKE_CONFIG: dict[str, Any] = {
     "log": {"tensorboard": False},
 }
 _SMOKE_STEPS = 2
+_NUM_SHOWN = 20  # bad images of a split
 
 
 class Finding(NamedTuple):
@@ -78,6 +80,7 @@ def diagnose(
     workdir: str | None = None,
     data_name: str | None = None,
     data_path: str | None = None,
+    all_images: bool = False,
 ) -> Iterator[Finding]:
     """Yields what was found about the machine, one check after another.
 
@@ -85,6 +88,7 @@ def diagnose(
         workdir: Folder of a run that is to be written.
         data_name: A data set to look for, as in `load_data`.
         data_path: Where it should be.
+        all_images: Decodes every image of it, not one.
     """
     checks: list[Check] = [
         _versions,
@@ -95,7 +99,7 @@ def diagnose(
         lambda: _workdir(workdir or "workdir"),
     ]
     if data_name is not None:
-        checks.append(lambda: _data(data_name, data_path))
+        checks.append(lambda: _data(data_name, data_path, all_images))
     for check in [*checks, _smoke_train]:
         yield from _guarded(check)
 
@@ -201,14 +205,32 @@ def _workdir(workdir: str) -> Iterator[Finding]:
         yield Finding(OK, text)
 
 
-def _data(name: str, path: str | None) -> Iterator[Finding]:
+def _data(name: str, path: str | None, all_images: bool) -> Iterator[Finding]:
     data: Data = load_data(name, path=path, val_fraction=0.0)
-    example = data.train[0]["image"]  # decodes one
-    yield Finding(
-        OK,
-        f"data {name}: {len(data.train)} training and {len(data.test)} test images of"
-        f" {len(data.class_names)} classes, {list(example.shape)}",
-    )
+    yield Finding(OK, f"data {name}: {data.describe()}")
+    for note in data.notes:
+        yield Finding(WARNING, f"data {name}: {note}")
+    if all_images:
+        for split, source in data.splits.items():
+            yield from _all_images(split, source)
+    else:
+        H, W, C = data.train[0]["image"].shape  # decodes one
+        yield Finding(
+            OK,
+            f"data {name}: the first image is read, {H} x {W} x {C}; --all-images reads"
+            " them all",
+        )
+
+
+def _all_images(split: str, source: Source) -> Iterator[Finding]:
+    faults = [fault for block in find_bad_images(source) for fault in block]
+    for fault in faults[:_NUM_SHOWN]:
+        yield Finding(FAIL, f"{split}: {fault}")
+    if faults:
+        count = f"{len(faults):,} of {len(source):,} images cannot be read"
+        yield Finding(FAIL, f"{split}: {count}; mend or remove them")
+    else:
+        yield Finding(OK, f"{split}: all {len(source):,} images are read")
 
 
 def _smoke_train() -> Iterator[Finding]:

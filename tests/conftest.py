@@ -2,6 +2,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import io
 import os
 import pathlib
 import resource
@@ -173,3 +174,40 @@ def two_epochs(once):
         train_and_evaluate(config, folder, devices=smoke.one_device())
 
     return once("two_epochs", make)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """What build-cpu-kernels made in a cache folder of the tests, and what it said."""
+    from jaxattn.cli import main
+
+    cache, out, err = tmp_path_factory.mktemp("cache"), io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        if main(["build-cpu-kernels"]):
+            pytest.skip(err.getvalue())
+    return cache / "jaxattn", out.getvalue()
+
+
+@pytest.fixture
+def library(built, monkeypatch):
+    """The path of the oneDNN calls that a program finds which starts now."""
+    from jaxattn.ops import onednn
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(built[0].parent))
+    onednn._registered_suffix.cache_clear()
+    yield onednn.compiled_path()
+    onednn._registered_suffix.cache_clear()
+
+
+@pytest.fixture
+def enabled(library, monkeypatch):
+    """Enables it beside the eight devices of the tests, of which one computes."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    jax.clear_caches()
+    yield library
+    jax.clear_caches()

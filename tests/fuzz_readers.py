@@ -15,6 +15,7 @@ import pathlib
 import pickle
 import random
 import resource
+import struct
 import sys
 import tarfile
 import tempfile
@@ -25,15 +26,18 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from jaxattn.config.file import load_config
+from jaxattn.data import formats
 from jaxattn.data.datasets.archives import LAYOUTS, read_cifar, read_pickle
+from jaxattn.data.files import scan
 from jaxattn.data.images import read_crop, read_image
 from jaxattn.data.preprocess import Frame
 from jaxattn.errors import UserError
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification.predictions import read_predictions
+from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.records.writer import read_metrics, truncate_run
 
@@ -167,6 +171,52 @@ def _read_cifar_folder(data: bytes, folder: pathlib.Path) -> object:
     return read_cifar("cifar10", folder)
 
 
+def _texts() -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "x" * 500, zip=True)
+    info.add_itxt("Title", "y" * 500, zip=True)
+    return info
+
+
+def _vague_images() -> list[bytes]:
+    """Of formats that only the ending of a name tells."""
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
+    seeds = []
+    for kind in ("TGA", "PCX", "SGI", "DIB"):
+        file = io.BytesIO()
+        rgb.save(file, kind)
+        seeds.append(file.getvalue())
+    return [*seeds, b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 2, 2, 8, 3)]
+
+
+def _read_vague(data: bytes, folder: pathlib.Path) -> None:
+    for ending in ("tga", "pcx", "sgi", "dib"):
+        path = folder / f"a.{ending}"
+        path.write_bytes(data)
+        with contextlib.suppress(UserError):
+            read_image(path)
+
+
+def _openings() -> list[bytes]:
+    """What files that are no images begin with, and whole images."""
+    return [
+        *(b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>"),
+        *(b"<?xml version='1.0'?><!-- x --><svg>", b"%PDF-1.4", b"PK\3\4", bytes(40)),
+        *(b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypavif", b'{"a": 1}'),
+        *_images()[:8],
+    ]
+
+
+def _read_opening(data: bytes, folder: pathlib.Path) -> None:
+    """A file without an ending, in a folder that is searched."""
+    (folder / "a").write_bytes(data)
+    for path in scan(folder).paths:
+        read_image(folder / path)
+    line = formats.explain(io.BytesIO(data))
+    assert line == printable(line), line
+
+
 def _images() -> list[bytes]:
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
@@ -174,6 +224,8 @@ def _images() -> list[bytes]:
     seeds = []
     for kind, image, options in (
         *((k, rgb, {}) for k in ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")),
+        *((k, rgb, {}) for k in ("AVIF", "JPEG2000", "ICO", "DDS", "QOI")),
+        ("PNG", rgb, {"pnginfo": _texts(), "icc_profile": bytes(2000)}),
         ("JPEG", rgb.convert("CMYK"), {"progressive": True}),
         ("PNG", rgb.convert("RGBA"), {}),
         ("PNG", rgb.convert("P"), {"transparency": 3}),
@@ -282,6 +334,8 @@ def readers() -> dict[str, Reader]:
         ),
         "CIFAR folder": Reader([_batch(0), *_pickles()], _read_cifar_folder),
         "image": Reader(_images(), _file("a.png", _read_image)),
+        "image by its ending": Reader(_vague_images(), _read_vague),
+        "opening": Reader(_openings(), _read_opening),
         "predictions": Reader(_csvs(), _file("a.csv", read_predictions)),
         "overrides": Reader(
             ["\n".join(_OVERRIDES).encode(), *(o.encode() for o in _OVERRIDES)],

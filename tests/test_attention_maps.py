@@ -330,12 +330,39 @@ def test_page_shows_the_gates_that_multiplied(canet):
 
 def test_page_says_what_was_predicted_and_what_is_true(canet):
     _, _, _, attention = canet
-    i = int(np.argmax(attention.probabilities[0]))
-    name, share = "abcde"[i], attention.probabilities[0, i]
-    verdict = "right" if i == 0 else "wrong, true: a"
+    order = np.argsort(-attention.probabilities[0])
+    shares = [f"{'abcde'[i]} {attention.probabilities[0, i]:.1%}" for i in order]
+    verdict = "right" if order[0] == 0 else "wrong, true: a"
     title = drawn(attention)[0].get_suptitle()
-    assert title == f"x\npredicted {name}, {share:.1%}: {verdict}"
+    assert title == f"x\npredicted {', '.join(shares[:3])}: {verdict}"
     assert ":" not in drawn(attention, 1)[0].get_suptitle()  # unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "bars", "words"),
+    [("spatial_gate", 1, "Maps"), ("height_gate", 2, "SCSA"), (None, 1, "Grad-CAM")],
+)
+def test_page_says_how_to_read_it(name, bars, words):
+    shape = {"spatial_gate": (2, 4, 4, 1), "height_gate": (2, 4, 1, 3)}
+    gates = {"attn": {name: np.full(shape[name], 0.5)}} if name else {}
+    if name == "height_gate":
+        gates["attn"]["width_gate"] = np.full((2, 1, 4, 3), 0.5)
+    attention = Attention(np.full((2, 5), 0.2), np.ones((2, 2, 2)), gates)
+    figure, _ = drawn(attention)
+    colours = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    assert len(colours) == bars
+    least, _ = colours[0].get_xticklabels()
+    assert least.get_text() == "least of the panel"
+    assert words in figure.get_supxlabel()
+    figure_to_array(figure)  # lays it out
+    (text,) = [
+        text for text in figure.texts if text.get_text() != figure.get_suptitle()
+    ]
+    extent = text.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+    assert extent.y0 >= 0
+    assert all(extent.y1 <= axes.get_tightbbox().y0 for axes in colours)
 
 
 def test_title_of_long_names_stays_on_a_narrow_page():
@@ -343,7 +370,7 @@ def test_title_of_long_names_stays_on_a_narrow_page():
     title = f"n02102040_ILSVRC2012_val_0000012….JPEG.png\n{verdict}"
     page = pages.plot_page(np.zeros((8, 8, 3), np.uint8), np.ones((2, 2)), [], title)
     page.draw_without_rendering()
-    (text,) = page.texts
+    (text,) = [t for t in page.texts if t.get_text() == page.get_suptitle()]
     extent = text.get_window_extent()
     assert extent.x0 >= 0
     assert extent.x1 <= page.bbox.width

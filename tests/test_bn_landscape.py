@@ -11,6 +11,7 @@ import optax
 import pytest
 import smoke
 from PIL import Image
+from tiers import full_but
 
 from configs import vgg_bn
 from jaxattn import UserError
@@ -93,7 +94,7 @@ def test_an_epochs_loss_is_the_mean_of_its_steps(curves):
         np.testing.assert_allclose(c.train_loss, by_epoch(c.loss, EPOCHS), rtol=1e-12)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=full_but(NETWORKS))
 def first_step(request):
     """A network's looking step, its state before and after, and what it recorded."""
     member = MEMBERS[NETWORKS.index(request.param)]

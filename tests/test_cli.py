@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -17,9 +19,11 @@ from PIL import Image
 from tiers import full_but
 
 from jaxattn import cli
-from jaxattn.cli import machine, main, predict
+from jaxattn.cli import _make_parser, machine, main, predict
+from jaxattn.config.file import list_recipes
 from jaxattn.data import load_data
 from jaxattn.errors import UserError
+from jaxattn.inference import attention
 from jaxattn.inference.attention import read_examples
 from jaxattn.inference.evaluation import load_data_of
 from jaxattn.tasks.classification import Flip
@@ -68,7 +72,8 @@ def test_predict_writes_the_submission(capsys, workdir, batch, tmp_path, method)
         capsys, "predict", "--workdir", workdir, "--data", batch, "--method", method,
         "--thresholds", THRESHOLDS, "--hard-classes", "2,3", "--out", out,
     )  # fmt: skip
-    assert (code, text) == (0, f"6 predictions in {out}\n")
+    assert code == 0
+    assert text.endswith(f"\n6 predictions in {out}\n")
     header, *body = rows(out)
     assert header == ["ID", "Labels"]
     assert [row[0] for row in body] == list("012345")
@@ -105,11 +110,77 @@ def test_probabilities_and_names(capsys, workdir, images, tmp_path):
         assert max(chances) == chances[int(label)]
 
 
-def test_images_and_folders_are_predicted_alike(capsys, workdir, images, tmp_path):
-    folder = tmp_path / "photos"
+def save_photos(images, folder):
     folder.mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def renamed(two_epochs, tmp_path):
+    """A run on images of 8 pixels, its classes with names that are no numbers."""
+    copied = shutil.copytree(two_epochs, tmp_path / "renamed")
+    config = json.loads((copied / "config.json").read_text())
+    config["dataset"]["class_names"] = ["ant", "bee", "cat", "a\ndog", "eel"]
+    (copied / "config.json").write_text(json.dumps(config))
+    return copied
+
+
+def test_few_images_are_answered_on_the_terminal(capsys, renamed, images, tmp_path):
+    photos = save_photos(images[:2], tmp_path / "photos")
+    out = tmp_path / "a.csv"
+    code, text, _ = run(
+        capsys, "predict", "--workdir", renamed, "--data", photos, "--out", out
+    )
+    *told, last = text.splitlines()
+    assert (code, last) == (0, f"2 predictions in {out}")
+    for line, (name, label) in zip(told, rows(out)[1:], strict=True):
+        shares = re.findall(r"([\w\\]+) (\d+\.\d) %", line)
+        assert line.startswith(f"{name}  {shares[0][0]} ")
+        assert len(shares) == 3  # of five classes
+        assert label.replace("\n", r"\n") == shares[0][0]
+        values = [float(share) for _, share in shares]
+        assert values == sorted(values, reverse=True)
+        assert 0 < sum(values) <= 100.1
+
+
+def test_many_images_are_answered_in_the_file_alone(capsys, renamed, tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((11, 8, 8, 3), np.uint8))
+    out = tmp_path / "a.csv"
+    data = tmp_path / "a.npz"
+    _, text, _ = run(
+        capsys, "predict", "--workdir", renamed, "--data", data, "--out", out
+    )
+    assert text == f"11 predictions in {out}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "has_names"),
+    [
+        ("folder", (), True),
+        ("folder", ("--no-names",), False),
+        ("arrays", (), False),  # as the reference code's submissions
+        ("arrays", ("--names",), True),
+    ],
+)
+def test_classes_are_named_where_images_are(
+    capsys, renamed, images, tmp_path, kind, flags, has_names
+):
+    data = tmp_path / "a.npz"
+    if kind == "folder":
+        data = save_photos(images, tmp_path / "photos")
+    else:
+        np.savez(data, images=images[:, ::2, ::2])
+    out = tmp_path / "a.csv"
+    run(capsys, "predict", "--workdir", renamed, "--data", data, "--out", out, *flags)
+    header, *body = rows(out)
+    assert header == ["ID", "Labels"]
+    assert all(row[1].isdecimal() != has_names for row in body)
+
+
+def test_images_and_folders_are_predicted_alike(capsys, workdir, images, tmp_path):
+    folder = save_photos(images, tmp_path / "photos")
     by_folder, by_file = tmp_path / "a.csv", tmp_path / "b.csv"
     base = ("predict", "--workdir", workdir, "--data")
     assert run(capsys, *base, folder, "--out", by_folder)[0] == 0
@@ -129,6 +200,17 @@ def test_ensemble_needs_no_network(capsys, tmp_path):
     command = ("predict", "--method", "ensemble", "--ensemble-files", *files)
     assert run(capsys, *command, "--out", out)[0] == 0
     assert rows(out)[1:] == [["0", "1"], ["1", "0"], ["2", "0"]]
+
+
+def test_ensemble_votes_on_names_as_well(capsys, tmp_path):
+    for i, labels in enumerate((("bee", "ant"), ("ant", "bee"), ("bee", "cat"))):
+        lines = [f"{j}.jpg,{label}" for j, label in enumerate(labels)]
+        (tmp_path / f"{i}.csv").write_text("\n".join(["ID,Labels", *lines]) + "\n")
+    files = sorted(tmp_path.iterdir())
+    out = tmp_path / "e.csv"
+    command = ("predict", "--method", "ensemble", "--ensemble-files", *files)
+    assert run(capsys, *command, "--out", out)[0] == 0
+    assert rows(out)[1:] == [["0.jpg", "bee"], ["1.jpg", "ant"]]
 
 
 def test_evaluate_reports_the_runs_accuracy(capsys, workdir):
@@ -264,7 +346,6 @@ def test_bad_input_is_one_line(capsys, workdir, tmp_path, make, message):
         ),
         (["pedict"], "invalid choice: 'pedict'"),
         (["train", "--config", "canet"], "--workdir"),
-        ([], "COMMAND"),
     ],
 )
 def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
@@ -276,6 +357,28 @@ def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_arguments_the_first_command_is_named(capsys):
+    code, text, err = run(capsys)
+    assert (code, err) == (0, "")
+    first = re.search(r"jaxattn (train --config quickstart --workdir \S+)", text)
+    assert first is not None
+    trained = _make_parser().parse_args(first[1].split())
+    assert trained.config in list_recipes()
+    assert "predict" in text
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [("main.py", "python main.py"), ("jaxattn", "jaxattn train")],
+)
+def test_training_without_arguments_names_a_recipe(capsys, program, command):
+    code = main(["train"], program)
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, "")
+    assert f"{command} --config quickstart --workdir workdir/quickstart" in captured.err
+    assert all(recipe in captured.err for recipe in list_recipes())
+
+
 def test_train_takes_a_recipe_by_name_with_overrides(capsys, tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(loop, "train_and_evaluate", lambda *run: trained.append(run))
@@ -285,7 +388,7 @@ def test_train_takes_a_recipe_by_name_with_overrides(capsys, tmp_path, monkeypat
     )
     assert (code, err) == (0, "")
     ((config, workdir),) = trained
-    assert workdir == tmp_path
+    assert workdir == str(tmp_path)
     assert (config.model.name, config.seed) == ("canet_tiny", 3)
     assert (config.log.images, config.is_locked) == (False, True)
 
@@ -404,6 +507,33 @@ def test_attention_maps_writes_a_page_for_each_image(capsys, workdir, images, tm
     assert pages == ["00_one.png", "01_0.png", "02_1.png", "03_2.png"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["--weights", "canet_tiny-cifar10"], "attention_maps"),
+        (["--workdir", "run"], "run/attention_maps"),
+        (["--workdir", "run", "--out", "here"], "here"),
+    ],
+)
+def test_attention_maps_are_where_the_run_is_or_the_person(
+    capsys, tmp_path, monkeypatch, arguments, folder
+):
+    monkeypatch.chdir(tmp_path)
+    written = []
+    monkeypatch.setattr(predict, "load_network", lambda _: None)
+    examples = types.SimpleNamespace(total=1)
+    monkeypatch.setattr(attention, "read_examples", lambda *_: examples)
+
+    def write_pages(_trained, _examples, out, _layers):
+        written.append(str(out))
+        return [out], True
+
+    monkeypatch.setattr(attention, "write_pages", write_pages)
+    code, text, _ = run(capsys, "attention-maps", *arguments)
+    assert (code, written) == (0, [folder])
+    assert text == f"pages of 1 image in {folder}\n"
+
+
 def test_attention_maps_knows_classes_by_folder_and_of_the_test_split(
     workdir, images, tmp_path
 ):
@@ -490,16 +620,3 @@ def test_a_variable_that_jax_refuses_is_one_line():
     assert (process.returncode, text) == (2, "")
     assert said.startswith("jaxattn: ")
     assert said.count("\n") == 1
-
-
-def test_what_a_terminal_has_no_letters_for_is_written_with_backslashes():
-    code = (
-        "import jaxattn.cli as c; from jaxattn.__main__ import main;"
-        "c.main = lambda *_: print(chr(0x9e7f), chr(0xdcff)) or 0; main([])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout == "\\u9e7f \\udcff\n"

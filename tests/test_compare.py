@@ -211,6 +211,44 @@ def test_unfinished_run_is_left_out_and_said(capsys, tmp_path):
     assert names == ["comparison.csv", "comparison.md", "comparison.png"]
 
 
+def compare_runs(*arguments):
+    return main(["compare", "--workdirs", *map(str, arguments)])
+
+
+def test_comparisons_without_a_place_get_one_each(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.25, seed=1)
+    for run, folder in zip(runs, ("comparison", "comparison_2"), strict=True):
+        assert compare_runs(run) == 0
+        assert f"table and figure in {folder}\n" in capsys.readouterr().out
+    first = (tmp_path / "comparison" / "comparison.md").read_text()
+    assert "50.00 %" in first  # is still of the first run
+    assert "25.00 %" in (tmp_path / "comparison_2" / "comparison.md").read_text()
+
+
+def test_a_comparison_is_made_anew_where_it_is_told_to_be(tmp_path):
+    out = tmp_path / "out"
+    for run, share in (("a", 0.5), ("b", 0.25)):
+        path = write_run(tmp_path / run, share)
+        assert compare_runs(path, "--out", out) == 0
+    assert "25.00 %" in (out / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "comparison.png"])
+def test_what_is_no_comparison_is_kept(capsys, tmp_path, name):
+    path = write_run(tmp_path / "a", 0.5)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert compare_runs(path, "--out", out) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        f"jaxattn: {out / name}: is no comparison of jaxattn's, and is kept; name"
+        " another folder\n"
+    )
+    assert {file.name: file.read_text() for file in out.iterdir()} == {name: "mine"}
+
+
 # Training what is compared ---------------------------------------------------------
 
 SMOKE = "tests/smoke.py"

@@ -15,6 +15,7 @@ from jaxattn.config.file import list_recipes, load_config
 from jaxattn.config.recipe import recipe, study
 from jaxattn.errors import UserError
 from jaxattn.training import optim
+from jaxattn.training.recipes import load_recipe
 from jaxattn.training.run import build
 
 NAMES = list_recipes()
@@ -75,6 +76,48 @@ def test_recipe_is_found_by_its_name():
 def test_unknown_recipe_names_the_choices(name):
     with pytest.raises(UserError, match=f"choices: {', '.join(NAMES)}$"):
         load_config(name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "model", "left"),
+    [
+        (
+            "own_images",
+            ["--config.model.name=canet_tiny"],
+            {"name": "canet_tiny"},
+            "model.attention=cbam, model.stem=imagenet: left out",
+        ),
+        ("own_images:none", ["--config.model.name", "vgg11"], {"name": "vgg11"}, ""),
+        (  # what the other network takes, too, is the recipe's wish
+            "own_images",
+            ["--config.model.name=resnet10"],
+            {"name": "resnet10", "stem": "imagenet", "attention": "cbam"},
+            None,
+        ),
+        (  # what the user says is refused, not forgotten
+            "own_images",
+            ["--config.model.stem=cifar", "--config.model.name=canet_tiny"],
+            {"name": "canet_tiny", "stem": "cifar"},
+            "",
+        ),
+        ("own_images:none", [], {"name": "resnet18", "stem": "imagenet"}, None),
+    ],
+)
+def test_another_network_drops_what_the_recipe_says_of_its_own(
+    recipe, flags, model, left
+):
+    said = []
+    config = load_recipe(recipe, flags, said.append)
+    assert config.model.to_dict() == model
+    assert config.is_locked
+    assert (left is None) == (not said)
+    assert all(left in line for line in said)
+
+
+def test_a_name_of_no_network_is_refused_as_such():
+    config = load_recipe("own_images", ["--config.model.name=canett"])
+    with pytest.raises(UserError, match=r"model\.name='canett': did you mean 'canet'"):
+        built(config)
 
 
 @pytest.mark.parametrize("name", full_but(RECIPES, "canet"))

@@ -25,6 +25,7 @@ def printed():
     return done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("api", ["Linen", "NNX"])
 def test_loss_falls(printed, api):
     losses = re.search(rf"{api}: +loss (\S+) -> (\S+)", printed)
@@ -33,6 +34,7 @@ def test_loss_falls(printed, api):
     assert last < first / 2
 
 
+@pytest.mark.full
 def test_linen_and_nnx_are_one_function(printed):
     """To rounding: weights and running statistics, both trained, are the same."""
     difference = float(printed.split()[-1])

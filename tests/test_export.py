@@ -164,7 +164,15 @@ def test_calls_of_onednn_stay_out(monkeypatch, tmp_path):
     ],
 )
 def test_mistake_is_one_line(tmp_path, out, options, message):
-    trained = untrained(create_model("enhanced_efficient_resnet", 3, base_width=8), 8)
+    trained = Trained(
+        model=create_model("enhanced_efficient_resnet", 3, base_width=8),
+        variables={},  # refused before they are looked at
+        task=Classification(),
+        preprocess=Preprocess(frame=Frame((8, 8, 3)), **NORMALIZE),
+        class_names=("a", "b", "c"),
+        config={},
+        step=0,
+    )
     with pytest.raises(UserError, match=message) as caught:
         export_model(trained, tmp_path / out, weights="best", **options)
     assert "\n" not in str(caught.value)

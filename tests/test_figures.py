@@ -115,11 +115,13 @@ def test_histograms_tell_every_familys_attention(name, kwargs, expected):
     shapes = jax.eval_shape(init, jnp.zeros((1, 32, 32, 3)))["params"]
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
     tags = report.histograms(params)
-    parts = [set(t.split("/")[1].split(".")) for t in tags if t[:9] == "attention"]
+    assert all(tag.startswith("weights/") for tag in tags)
+    found = {tag: set(tag.split("/")[-1].split(".")) for tag in tags}
+    parts = [part for tag, part in found.items() if tag.split("/")[1] == "attention"]
     assert parts
     assert all(part & expected for part in parts)
     assert set().union(*parts) >= expected
-    rest = [set(t.split("/")[1].split(".")) for t in tags if t[:9] != "attention"]
+    rest = [part for tag, part in found.items() if tag.split("/")[1] != "attention"]
     assert not any(part & expected for part in rest)
 
 
@@ -133,7 +135,7 @@ def test_attention_maps_are_of_the_same_images_at_every_call():
     variables = run.init_state().variables
     first, second = draw(variables), draw(variables)
     # 30 validation images.
-    assert list(first) == [f"attention_maps/{i}" for i in (0, 10, 19, 29)]
+    assert list(first) == [f"view/attention_maps/{i}" for i in (0, 10, 19, 29)]
     for tag, picture in first.items():
         assert picture.dtype == np.uint8
         np.testing.assert_array_equal(picture, second[tag])

@@ -361,6 +361,25 @@ def test_next_image_stands_in_for_a_skipped_one(kind, tmp_path):
     assert_same(source.draw(5, rng()), whole.draw(5, rng()))
 
 
+def test_bad_images_are_tried_once(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path, per_class=8)
+    for path in sorted((folder / "train").rglob("*.png"))[:20]:
+        damage(path, "empty")
+    source = load(folder, on_bad_image="skip").train
+    opened = []
+    decode = images._read
+
+    def spy(file, *args):
+        opened.append(file)
+        return decode(file, *args)
+
+    monkeypatch.setattr(images, "_read", spy)
+    for index in range(20):
+        source[index]
+    assert len(set(opened)) == 21
+    assert len(opened) == 20 + 20  # each bad one once, and a good one for each
+
+
 def test_stand_ins_come_from_the_same_part_of_the_split(tmp_path):
     write_folder(tmp_path)
     good = load(tmp_path, val_fraction=0.5)

@@ -1,7 +1,11 @@
 import concurrent.futures
 import io
+import os
 import pickle
+import socket
 import struct
+import sys
+import types
 import warnings
 import zlib
 
@@ -9,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxattn.data.images import (
-    find_images,
-    read_image,
-)
+from jaxattn.data import formats
+from jaxattn.data.files import describe_left_out, find_images, scan
+from jaxattn.data.images import read_image
 from jaxattn.data.preprocess import Frame, ImageFiles
 from jaxattn.data.source import BadImageError
 from jaxattn.errors import UserError
@@ -281,9 +284,9 @@ def float_tiff():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "its content is none of BMP, GIF, JPEG"),
-        (b"hello\nworld\n", "its content is none of"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is none of"),
+        (b"", "the file is empty"),
+        (b"hello\nworld\n", "its content is none of JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is PostScript"),
         (png_bytes()[:20], "Truncated"),
         (png_bytes()[:3000], "truncated"),
         (png_header(12000, 10000), "12000 x 10000 pixels, more than"),
@@ -335,7 +338,7 @@ def test_missing_image_is_named(tmp_path):
 
 
 def test_folder_is_no_image(tmp_path):
-    with pytest.raises(UserError, match=r"not a readable image \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"not a readable image \(is a folder\)"):
         read_image(tmp_path)
 
 
@@ -358,6 +361,14 @@ def test_warnings_of_pillow_do_not_leak(tmp_path):
     assert [str(w.message) for w in caught] == ["mine"]
 
 
+def test_log_of_pillow_does_not_leak(tmp_path, caplog):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_of_bands(7))
+    with pytest.raises(BadImageError):
+        read_image(path)
+    assert caplog.text == ""
+
+
 def test_reading_in_threads_leaves_the_filters_of_warnings(tmp_path):
     path = save(tmp_path / "a.png", make_image())
     read_image(path)
@@ -365,6 +376,102 @@ def test_reading_in_threads_leaves_the_filters_of_warnings(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(read_image, [path] * 200))
     assert warnings.filters == before
+
+
+def tiff_of_bands(bands):
+    """A TIFF of 2 x 2 pixels with so many values each."""
+    entries = (
+        *((256, 4, 2), (257, 4, 2), (258, 3, 8), (259, 3, 1), (262, 3, 1)),
+        *((273, 4, 200), (277, 3, bands), (278, 4, 2), (279, 4, 4 * bands)),
+    )
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + b"\0" * 4
+    return head.ljust(200, b"\0") + b"\1" * 4 * bands
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "it is a Git LFS",
+        ),
+        (b"../.git/annex/objects/Wq/9x/SHA256-s3", "it is a git-annex"),
+        (b"\n<!DOCTYPE html>\n<html><body>404</body>", "it is an HTML page"),
+        (b"<HTML><head>", "it is an HTML page"),
+        (b"<?xml version='1.0'?>\n<svg width='3'/>", "it is an SVG drawing"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", "it is XML"),
+        (b'{"message": "rate limit"}', "it is JSON"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC, .*pip install pillow-heif"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "it is a video"),
+        (b"PK\3\4rest", "it is a ZIP archive"),
+        (b"\x93NUMPY\1\0", "it is a NumPy array"),
+        (bytes(1000), "it is zeros alone"),
+        (tiff_of_bands(5), "TIFF: 5 bands; 1, 3 and 4 are read"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "PNG: "),
+    ],
+    ids=range(14),
+)
+def test_what_is_no_image_is_named(content, message, tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(BadImageError, match=rf"image \({message}") as excinfo:
+        read_image(path)
+    assert one_line(excinfo)
+
+
+def png_with(chunk, content, *, damaged=False):
+    """A PNG of `make_image(64, 64)` and its bytes, with one more chunk."""
+    whole = png_bytes()
+    check = zlib.crc32(chunk + content) ^ damaged
+    added = struct.pack(">I", len(content)) + chunk + content + struct.pack(">I", check)
+    return whole[:33] + added + whole[33:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png_with(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000))),
+        png_with(b"iCCP", b"profile\0\0" + zlib.compress(bytes(3_000_000))),
+        png_with(b"iTXt", b"key\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+        png_with(b"tEXt", b"Comment\0" + b"x" * 70_000_000),
+        png_with(b"tEXt", b"Comment\0hello", damaged=True),
+        png_with(b"prVt", b"mine", damaged=True),
+    ],
+    ids=["zTXt", "iCCP", "iTXt", "tEXt", "damaged", "private"],
+)
+def test_pixels_of_a_png_do_not_hang_on_what_else_it_says(content, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises((ValueError, SyntaxError, OSError)), Image.open(path) as image:
+        image.load()
+    np.testing.assert_array_equal(read_image(path), make_image(64, 64))
+
+
+def test_orientation_of_a_png_outlives_a_damaged_text(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 3
+    path = save(tmp_path / "a.png", make_image(), exif=exif)
+    text = b"Comment\0hello"
+    chunk = struct.pack(">I", len(text)) + b"tEXt" + text + b"none"
+    content = path.read_bytes()
+    path.write_bytes(content[:33] + chunk + content[33:])
+    np.testing.assert_array_equal(read_image(path), make_image()[::-1, ::-1])
+
+
+def test_damaged_pixels_of_a_png_stay_an_error(tmp_path):
+    path = tmp_path / "a.png"
+    content = bytearray(png_with(b"tEXt", b"Comment\0hello", damaged=True))
+    content[content.index(b"IDAT") + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadImageError):
+        read_image(path)
+
+
+def test_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"\(is a pipe, socket or device\)"):
+        read_image(tmp_path / "a.png")
 
 
 # Sizes
@@ -418,6 +525,114 @@ def test_images_are_found_recursively_and_sorted(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert find_images(tmp_path) == sorted(tmp_path / name for name in names)
+
+
+def photo(path, form="PNG"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(make_image(8, 8)).convert("L").save(path, form)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ending", "form"),
+    [
+        *((e, "JPEG") for e in ("jpg", "JPE", "jfif", "jpeg")),
+        *((e, "PPM") for e in ("pgm", "pnm")),
+        *(("avif", "AVIF"), ("jp2", "JPEG2000"), ("tga", "TGA"), ("pcx", "PCX")),
+        *(
+            ("ico", "ICO"),
+            ("dds", "DDS"),
+            ("sgi", "SGI"),
+            ("dib", "DIB"),
+            ("apng", "PNG"),
+        ),
+    ],
+)
+def test_whatever_pillow_reads_is_found_and_read(ending, form, tmp_path):
+    path = tmp_path / f"a.{ending}"
+    kind = "RGB" if form in ("AVIF", "DDS") else "L"
+    Image.fromarray(make_image(8, 8)).convert(kind).save(path, form)
+    assert scan(tmp_path).paths == [path.name]
+    assert read_image(path).shape == (8, 8, 3)
+
+
+def test_endings_are_those_that_pillow_knows():
+    Image.init()
+    known = Image.registered_extensions()
+    for ending, form in formats._BY_ENDING.items():
+        wanted = {"MPO", "JPEG"} if ending == ".mpo" else {form}
+        assert known[ending] in wanted, ending
+    unread = {e for e, f in known.items() if f in formats._BY_ENDING.values()}
+    assert unread <= set(formats._BY_ENDING)
+
+
+def test_file_without_an_ending_is_known_by_its_content(tmp_path):
+    photo(tmp_path / "0001")
+    photo(tmp_path / "photo", "JPEG")
+    (tmp_path / "README").write_text("BM is how a bitmap begins\n")
+    (tmp_path / "empty").touch()
+    found = scan(tmp_path)
+    assert found.paths == ["0001", "photo"]
+    assert describe_left_out(found.left_out) == "left out 2 without an ending"
+
+
+def test_what_is_left_out_is_counted_by_ending(tmp_path):
+    photo(tmp_path / "a.png")
+    for name in ("a.txt", "b.TXT", "x.heic", "sub/c.txt", "d.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "s.png"))
+        found = scan(tmp_path)
+    assert found.paths == ["a.png"]
+    assert describe_left_out(found.left_out) == (
+        "left out 3 .txt, 2 pipes, sockets or devices, 1 .heic"
+        " (pip install pillow-heif), 1 .json"
+    )
+
+
+def test_heic_is_read_with_its_extra(tmp_path, monkeypatch):
+    registered = []
+    plugin = types.SimpleNamespace(register_heif_opener=lambda: registered.append(1))
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    for function in (formats.reads_heic, formats._known_formats):
+        function.cache_clear()
+    try:
+        (tmp_path / "a.HEIC").touch()
+        assert scan(tmp_path).paths == ["a.HEIC"]
+        assert registered == [1]
+    finally:
+        for function in (formats.reads_heic, formats._known_formats):
+            function.cache_clear()
+
+
+def test_linked_folders_are_searched_once_and_circles_end(tmp_path):
+    root, other = tmp_path / "root" / "cat", tmp_path / "elsewhere"
+    photo(root / "z" / "a.png")
+    photo(other / "b.png")
+    (root / "a_link_to_z").symlink_to(root / "z")
+    (root / "linked").symlink_to(other)
+    (root / "z" / "round").symlink_to(root)
+    (root / "up").symlink_to(tmp_path)
+    (other / "back").symlink_to(root)
+    (root / "self.png").symlink_to(root / "self.png")
+    photo(tmp_path / "root" / "dog" / "neighbour.png")
+    assert scan(root).paths == ["linked/b.png", "self.png", "z/a.png"]
+
+
+def test_link_that_leads_nowhere_is_an_error_when_read(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    (path,) = find_images(tmp_path)
+    with pytest.raises(UserError, match="No such file"):
+        read_image(path)
+
+
+def test_names_of_any_bytes_are_found(tmp_path):
+    name = os.fsdecode(b"caf\xe9\n$x$")
+    photo(tmp_path / name / "a.png")
+    (path,) = find_images(tmp_path)
+    assert read_image(path).shape == (8, 8, 3)
 
 
 def test_images_in_a_hidden_folder_itself_are_found(tmp_path):

@@ -90,7 +90,7 @@ def test_ensemble_of_files_is_the_reference(arrays, tmp_path, count):
     paths = [tmp_path / f"{i}.csv" for i in range(count)]
     for path, file_ids, file_labels in zip(paths, ids, labels, strict=True):
         write_predictions(path, file_ids.tolist(), file_labels)
-    out_ids, aligned = align_predictions(paths)
+    out_ids, aligned, _ = align_predictions(paths)
     np.testing.assert_array_equal(out_ids, arrays[f"ensemble{count}/out_ids"])
     expected = arrays[f"ensemble{count}/out_labels"]
     np.testing.assert_array_equal(methods.vote(aligned), expected)

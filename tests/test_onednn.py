@@ -1,8 +1,6 @@
 """Convolutions by oneDNN, against XLA's and the authors' arrays."""
 
-import contextlib
 import functools
-import io
 import itertools
 import os
 import shutil
@@ -21,39 +19,6 @@ from jaxattn.cli import main
 from jaxattn.models.cost import measure_cost
 from jaxattn.ops import conv, onednn
 from jaxattn.training.run import build
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """What the command made in a cache folder of these tests, and what it said."""
-    cache, out, err = tmp_path_factory.mktemp("cache"), io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        if main(["build-cpu-kernels"]):
-            pytest.skip(err.getvalue())
-    return cache / "jaxattn", out.getvalue()
-
-
-@pytest.fixture
-def library(built, monkeypatch):
-    """The path of what a program finds that starts now."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(built[0].parent))
-    onednn._registered_suffix.cache_clear()
-    yield onednn.compiled_path()
-    onednn._registered_suffix.cache_clear()
-
-
-@pytest.fixture
-def enabled(library, monkeypatch):
-    """Enables it beside the eight devices of the tests, of which one computes."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    jax.clear_caches()
-    yield library
-    jax.clear_caches()
 
 
 def normal(seed, *shape):
@@ -146,12 +111,12 @@ def test_other_dtypes_and_several_devices_do_not(monkeypatch):
     x, kernel = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 4, 4)
     plain = functools.partial(conv.conv2d, padding=1)
     assert jax.device_count() == 8
-    assert "jaxattn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
+    assert "onednn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    assert "jaxattn_conv" not in str(jax.make_jaxpr(plain)(*half))
+    assert "onednn_conv" not in str(jax.make_jaxpr(plain)(*half))
     with onednn.disabled():
-        assert "jaxattn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
+        assert "onednn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
 
 
 @pytest.mark.full
@@ -252,6 +217,14 @@ def test_variable_refuses_the_library(monkeypatch):
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "")
     with pytest.raises(TypeError):  # the loading that the variable has prevented
         onednn.is_enabled()
+
+
+def test_variable_refuses_to_build(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAXATTN_CPU_KERNELS", "0")
+    assert main(["build-cpu-kernels"]) == 2
+    assert "JAXATTN_CPU_KERNELS=0: never built; unset" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("library")

@@ -112,6 +112,48 @@ def test_step_schedules_drop_at_their_epochs():
     np.testing.assert_allclose([at(2 * e + 1) for e in epochs], 0.1**drops, rtol=1e-6)
 
 
+# Two epochs after its end; the falling ones go on to fall as PyTorch's do.
+AFTER_THE_END = {
+    ("constant",): 1.0,
+    ("cosine",): 0.0,
+    ("cosine", "final_factor", 0.1): 0.1,
+    ("exponential", "decay_rate", 0.5): 0.5**6,
+}
+
+
+@pytest.mark.parametrize("update_per", ["epoch", "step"])
+@pytest.mark.parametrize("warmup_epochs", [0, 1])
+@pytest.mark.parametrize("case", AFTER_THE_END)
+def test_no_schedule_rises_after_its_end(case, warmup_epochs, update_per):
+    name, *keyword = case
+    kwargs = {keyword[0]: keyword[1]} if keyword else {}
+    length = RunLength(4, 10)
+    rate = schedule(
+        name,
+        1.0,
+        length,
+        update_per=update_per,
+        warmup_epochs=warmup_epochs,
+        **kwargs,
+    )
+    after = np.array([rate(step) for step in range(40, 101)])
+    assert (np.diff(after) <= 0).all()
+    if not warmup_epochs:
+        np.testing.assert_allclose(rate(60), AFTER_THE_END[case], atol=1e-7)
+
+
+def test_without_a_switch_there_is_none_after_the_end():
+    """Two steps after the last one are as long as AdamW's, not as the gradient."""
+    length = RunLength(1, 1)
+    rate = schedule("constant", 1.0, length)
+    tx = optimizer("adamw_then_sgd", rate, length, switch_fraction=1.0)
+    params = {"p": jnp.ones(3)}
+    state, g = tx.init(params), {"p": jnp.full(3, 9.0)}
+    for _ in range(3):
+        updates, state = tx.update(g, state, params)
+    chex.assert_trees_all_close(updates, {"p": jnp.full(3, -1.0)}, rtol=1e-4)
+
+
 def test_warmup_rises_step_by_step_then_the_schedule_has_the_rest():
     rate = schedule("cosine", 1.0, RunLength(6, 4), warmup_epochs=2)
     np.testing.assert_allclose([rate(i) for i in range(8)], np.arange(1, 9) / 8)

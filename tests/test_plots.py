@@ -1,4 +1,5 @@
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 from tiers import full_but
 
 from jaxattn import viz
+from jaxattn.viz.figure import legible
 
 
 def history(num_epochs, *, keys=("train", "val", "val_ema")):
@@ -167,6 +169,39 @@ def test_images_carry_their_titles():
     assert labels == ["cat", "dog\n→ cat", "", ""]
 
 
+LONG = (
+    "WWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWW",
+    "a very long name of a class with many words in it",
+    "Pseudopodium_longissimum_var_alpha_subsp_7",
+    "金魚と鯉の群れ金魚と鯉の群れ金魚と鯉の群れ",
+    "$x_1$ \\alpha",
+    "il",
+)
+
+
+@pytest.mark.parametrize("count", [3, 24])
+def test_captions_of_images_do_not_touch(count):
+    pairs = [(LONG[i % 6], LONG[(i + i // 6) % 6]) for i in range(count)]
+    titles = [f"{one} 99%\ntrue: {other}" for one, other in pairs]
+    figure = viz.plot_images(np.zeros((count, 96, 96, 3), np.uint8), titles)
+    viz.figure_to_array(figure)
+    labels = [axes.xaxis.label for axes in figure.axes if axes.get_xlabel()]
+    assert len(labels) == count
+    boxes = [label.get_window_extent() for label in labels]
+    boxes += [axes.get_window_extent() for axes in figure.axes]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    # Of each name both ends are there, and what it is.
+    for label, pair in zip(labels, pairs, strict=True):
+        one, other = map(legible, pair)
+        text = label.get_text().replace("\n", "").replace(" ", "")
+        assert text.startswith(one.replace(" ", "")[:4])
+        assert "99%true:" in text
+        assert text.endswith(other.replace(" ", "")[-4:])
+
+
 @pytest.mark.parametrize("num_images", [0, 2])
 def test_images_without_a_title_each_are_refused(num_images):
     images = np.zeros((num_images, 4, 4, 3), np.uint8)
@@ -194,7 +229,16 @@ def test_class_accuracy_has_the_lowest_class_first_and_none_without_examples():
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert labels == ["b (4)", "a (8)", "d (2)"]
     assert [bar.get_width() for bar in axes.patches] == [25, 50, 100]
-    assert axes.get_title(loc="left") == "Accuracy by class (mean 58.3 %)"
+    assert axes.figure.get_suptitle() == "Accuracy by class (mean 58.3 %)"
+
+
+def test_class_accuracy_of_long_names_is_titled_in_full():
+    figure = viz.plot_class_accuracy(np.ones(3), np.full(3, 50), LONG[:3])
+    viz.figure_to_array(figure)
+    drawn = figure.get_tightbbox()  # inches
+    width, height = figure.get_size_inches()
+    assert (drawn.x0 >= 0, drawn.y0 >= 0) == (True, True)
+    assert (drawn.x1 <= width, drawn.y1 <= height) == (True, True)
 
 
 def test_class_accuracy_of_many_classes_shows_the_lowest():
@@ -203,7 +247,7 @@ def test_class_accuracy_of_many_classes_shows_the_lowest():
     axes = viz.plot_class_accuracy(accuracy, np.ones(101, int), names).axes[0]
     assert len(axes.patches) == 30
     assert axes.get_yticklabels()[0].get_text() == "class 100 (1)"
-    assert "lowest 30 of 101" in axes.get_title(loc="left")
+    assert "lowest 30 of 101" in axes.figure.get_suptitle()
 
 
 @pytest.mark.parametrize("channels", [3, 1, 4])
@@ -228,7 +272,7 @@ def test_reliability_title_is_the_expected_calibration_error():
         np.array([nan, 0.4, 0.9]), np.array([nan, 0.5, 0.7]), np.array([0, 25, 75])
     )
     # 0.25 * 0.1 + 0.75 * 0.2; the empty bin is not read.
-    assert "ECE 17.5%" in figure.axes[0].get_title(loc="left")
+    assert "ECE 17.5%" in figure.get_suptitle()
 
 
 def test_reliability_draws_accuracies_and_counts_of_filled_bins():
@@ -239,19 +283,32 @@ def test_reliability_draws_accuracies_and_counts_of_filled_bins():
     assert heights == [[0.7], [75]]
 
 
+def test_reliability_pales_where_examples_are_few():
+    figure = viz.plot_reliability(
+        np.array([0.2, 0.6, 0.9]), np.array([1.0, 0.5, 0.9]), np.array([1, 9, 10])
+    )
+    colours = {bar.get_height(): bar.get_facecolor() for bar in figure.axes[0].patches}
+    assert colours[1.0] == colours[0.5] != colours[0.9]
+    assert legend(figure) == ["confidence", "accuracy", "accuracy of under 10"]
+    assert texts(figure.axes[1]) == ["1", "9", "10"]
+
+
 def test_saved_figure_is_the_rendered_one(tmp_path):
-    figure = viz.plot_reliability(np.ones(2), np.ones(2), np.ones(2, int))
+    figure = viz.plot_class_accuracy(np.ones(2), np.ones(2, int), ["a", "b"])
     viz.save_figure(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         saved = np.asarray(image)
     chex.assert_trees_all_equal(saved, viz.figure_to_array(figure))
 
 
-def test_saved_photographs_stay_small(tmp_path):
+@pytest.mark.parametrize("count", [32, pytest.param(80, marks=pytest.mark.full)])
+def test_saved_photographs_keep_their_colours(tmp_path, count):
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (32, 96, 96, 3), np.uint8)
-    viz.save_figure(viz.plot_images(noise, [""] * 32), tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_size < 200_000
+    noise = rng.integers(0, 256, (count, 96, 96, 3), np.uint8)
+    viz.save_figure(viz.plot_images(noise, [""] * count), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 2_000_000
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "RGB"  # no palette
 
 
 def test_failed_save_keeps_the_old_picture(tmp_path, monkeypatch):
@@ -267,6 +324,71 @@ def test_failed_save_keeps_the_old_picture(tmp_path, monkeypatch):
         viz.save_figure(figure, path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert path.read_bytes() == b"old"
+
+
+# Comparisons
+
+
+def labels_touch(axis):
+    """Whether two labels of an axis's ticks overlap."""
+    ticks = axis.get_major_ticks() + axis.get_minor_ticks()
+    shown = [t.label1 for t in ticks if t.label1.get_text() and t.label1.get_visible()]
+    assert len(shown) >= 2
+    boxes = [label.get_window_extent() for label in shown]
+    return any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def compare(num_epochs, costs=(2.2e7, 3.1e6)):
+    runs = [history(num_epochs, keys=("train", "val"))]
+    return viz.plot_comparison(
+        ["one", "other"], costs, [[0.5], [0.6]], [[*runs, *runs], runs]
+    )
+
+
+def test_comparison_of_one_epoch_is_visible():
+    figure = compare(1)
+    _, epochs = figure.axes
+    for line in (line for line in epochs.lines if len(line.get_xdata())):
+        assert line.get_marker() == "o"
+    assert epochs.get_xticks().tolist() == [1]
+    assert compare(30).axes[1].lines[0].get_marker() in ("", "None")
+
+
+def test_comparison_without_validation_says_so():
+    assert texts(compare(0).axes[1]) == ["no validation"]
+    assert texts(compare(1).axes[1]) == []
+
+
+@pytest.mark.parametrize("factor", [5, 9, 40, 3000])
+def test_ticks_of_costs_have_room(factor):
+    figure = compare(3, costs=(3.1e6, factor * 3.1e6))
+    viz.figure_to_array(figure)
+    assert not labels_touch(figure.axes[0].xaxis)
+
+
+@pytest.mark.parametrize("factor", [1.1, 3, 30, 1e4, 1e8])
+def test_ticks_of_logarithmic_panels_have_room(factor):
+    y = np.array([1.0, factor])
+    x = np.arange(2)
+    panels = [[viz.Panel("", [viz.Band("", x, y, y, "k")], "", "", log=True)] * 3] * 2
+    figure = viz.plot_bands(panels, width=11, height=5.2)
+    viz.figure_to_array(figure)
+    assert not labels_touch(figure.axes[0].yaxis)
+
+
+def test_a_band_of_one_epoch_is_visible():
+    x, low, high = np.array([1]), np.array([0.2]), np.array([0.4])
+    panel = viz.Panel("", [viz.Band("a", x, low, high, "k")], "", "")
+    (axes,) = viz.plot_bands([[panel]], width=4, height=4).axes
+    assert [line.get_marker() for line in axes.lines] == ["o", "o"]
+    (bar,) = axes.collections
+    assert bar.get_segments()[0].tolist() == [[1, 0.2], [1, 0.4]]
+    assert axes.get_xticks().tolist() == [1]
+
+
+def test_learning_rate_of_one_step_has_one_tick():
+    figure = viz.plot_learning_rate(np.array([10]), np.array([1e-3]))
+    assert figure.axes[0].get_xticks().tolist() == [10]
 
 
 def test_figures_do_not_reach_pyplot():

@@ -1,6 +1,8 @@
 """What a network sees of an image is the same whichever way the image comes in."""
 
+import functools
 import json
+import math
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from jaxattn.inference.evaluation import load_data_of
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.inference.predict import Predictor
 from jaxattn.tasks.classification import Plain
+from jaxattn.training import build
 from jaxattn.training.checkpoints.trained import load_trained, write_trained
 
 MODEL = {"name": "efficient_resnet", "base_width": 2}
@@ -39,11 +42,15 @@ def photos(tmp_path_factory):
     return folder
 
 
+@functools.cache
+def untrained():
+    init = jax.jit(create_model(num_classes=2, **MODEL).init)
+    return init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+
+
 def make_trained(photos, workdir, says_resize=True):
     """An untrained network of a run on the photos, saved and loaded."""
-    variables = create_model(num_classes=2, **MODEL).init(
-        jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)
-    )
+    variables = untrained()
     dataset = {"class_names": ["framed", "plain"], "image_shape": [16, 16, 3]}
     section = {"name": "imagefolder", "path": str(photos), "image_size": 16}
     config = {
@@ -114,9 +121,7 @@ def test_a_workdir_of_version_0_1_0_sees_the_same(photos, tmp_path):
     ],
 )
 def test_old_sections_say_what_was_seen(section, resize_px, tmp_path):
-    variables = create_model(num_classes=2, **MODEL).init(
-        jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)
-    )
+    variables = untrained()
     config = {
         "model": MODEL,
         "data": section,
@@ -152,6 +157,47 @@ def test_image_wider_than_high_is_read_into_a_rectangle(tmp_path):
     assert np.abs(frame.read(tmp_path / "b.png").astype(int) - read).max() <= 1
 
 
-def test_deviation_of_zero_is_refused():
-    with pytest.raises(UserError, match=r"normalize.std=\(0.5, 0.0\): must be above 0"):
-        Preprocess(frame=Frame((4, 4, 2)), mean=(0.0,), std=(0.5, 0.0))
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.0,), (0.5, 0.0), r"std=\(0\.5, 0\.0\): must be above 0 and at most 1\Z"),
+        ((0.0,), (0.5, -0.1), r"std=\(0\.5, -0\.1\): must be above 0"),
+        ((0.0,), (math.nan,), r"std=\(nan,\): must be numbers"),
+        ((0.0,), (math.inf,), r"std=\(inf,\): must be numbers"),
+        ((0.0,), (), r"std=\(\): must be one number, or 2"),
+        ((), (0.5,), r"mean=\(\): must be one number, or 2"),
+        ((0.5,) * 3, (0.5,), r"mean=\(0\.5, 0\.5, 0\.5\): must be one number, or 2"),
+        ((-0.1,), (0.5,), r"mean=\(-0\.1,\): must be at least 0"),
+        ("ab", (0.5,), r"mean='ab': must be numbers"),
+        (0.5, (0.5,), r"mean=0\.5: must be numbers"),
+        (
+            (123.675, 116.28),
+            (0.5,),
+            r"mean=\(123\.675, 116\.28\): .*divide by 255, \(0\.485, 0\.456\)\Z",
+        ),
+        ((0.5,), (58.395,), r"std=\(58\.395,\): .*divide by 255, \(0\.229,\)\Z"),
+        ((0.5,), (300.0,), r"std=\(300\.0,\): .* pixels are divided by 255\Z"),
+    ],
+)
+def test_statistics_out_of_range_are_refused(mean, std, message):
+    with pytest.raises(UserError, match=rf"\Anormalize\.{message}"):
+        Preprocess(frame=Frame((4, 4, 2)), mean=mean, std=std)
+
+
+@pytest.mark.parametrize("values", [(0.5,), [0.5, 1], np.array([0.1, 0.2])])
+def test_statistics_within_range_are_taken(values):
+    Preprocess(frame=Frame((4, 4, 2)), mean=values, std=values)
+    Preprocess(frame=Frame((4, 4, 2)), mean=(0.0,), std=(1.0,))
+
+
+def test_statistics_are_refused_before_the_data_are_read():
+    config = {
+        **{"seed": 0, "num_epochs": 1, "batch_size": 8},
+        "model": {"name": "canet_tiny"},
+        "data": {"name": "imagefolder", "path": "/nowhere"},
+        "normalize": {"mean": (123.675, 116.28, 103.53), "std": (0.2,)},
+        "schedule": {"name": "constant", "learning_rate": 0.1},
+        "optimizer": {"name": "sgd"},
+    }
+    with pytest.raises(UserError, match=r"normalize\.mean.*divide by 255"):
+        build(config)

@@ -1,5 +1,8 @@
 """Fine-tuning: runs that start from the weights of another one."""
 
+import json
+import shutil
+
 import chex
 import jax
 import numpy as np
@@ -25,10 +28,8 @@ def config(**overrides):
 
 
 @pytest.fixture(scope="module")
-def other_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("other_run")
-    loop.train_and_evaluate(config(), workdir, devices=ONE)
-    return workdir
+def other_run(two_epochs):
+    return two_epochs
 
 
 @pytest.fixture
@@ -66,6 +67,46 @@ def test_another_number_of_classes_gets_a_new_head(other_run):
     body, head = split_head(state.params)
     chex.assert_trees_all_equal(body, split_head(pretrained)[0])
     chex.assert_trees_all_equal(head, split_head(fresh.params)[1])
+
+
+@pytest.fixture
+def named_run(other_run, tmp_path):
+    """Copies the other run, and gives its classes names, or its data another one."""
+
+    def copy(names=None, data="synthetic"):
+        folder = shutil.copytree(other_run, tmp_path / "named")
+        record = json.loads((folder / "config.json").read_text())
+        record["dataset"]["class_names"] = list(names or "01234")
+        record["data"]["name"] = data
+        (folder / "config.json").write_text(json.dumps(record))
+        return folder
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "is_kept"),
+    [
+        ("01234", "digits", True),  # the same names
+        ("abcde", "synthetic", True),  # of the same data, here without names
+        ("abcde", "imagefolder", False),
+        ("01234", None, True),  # imported weights, of which nobody knows
+    ],
+)
+def test_as_many_other_classes_get_a_new_head(named_run, names, data, is_kept):
+    folder = named_run(names, data)
+    notes = []
+    run = build(config(init_from=str(folder)), devices=ONE)
+    state = run.init_state(notes.append)
+    pretrained = load_trained(folder).variables["params"]
+    fresh = first_state()
+    body, head = split_head(state.params)
+    chex.assert_trees_all_equal(body, split_head(pretrained)[0])
+    expected = pretrained if is_kept else fresh.params
+    chex.assert_trees_all_equal(head, split_head(expected)[1])
+    (note,) = notes
+    assert ("its head too" in note) == is_kept
+    assert ("starts anew, for the classes here are 0, 1, 2, ...; it" in note) != is_kept
 
 
 @pytest.mark.parametrize("num_classes", [5, 7])

@@ -1,9 +1,12 @@
 import io
 import re
+import time
 
 import pytest
 
 from jaxattn.tasks.classification import Classification
+from jaxattn.training.records import phases
+from jaxattn.training.records.phases import Phases
 from jaxattn.training.records.progress import Progress
 
 
@@ -34,7 +37,7 @@ def make(stream, clock, *, start_step=0):
         num_epochs=4,
         batch_size=10,
         task=Classification(),
-        stream=stream,
+        phases=Phases(stream),
         clock=clock,
     )
 
@@ -157,3 +160,87 @@ def test_bar_of_a_resumed_run_starts_where_the_run_does(clock):
     progress = make(stream, clock, start_step=90)
     progress.close()
     assert "90%" in stream.getvalue()
+
+
+# Phases
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Lines and redraws that come within a test."""
+    monkeypatch.setattr(phases, "_BETWEEN_LINES_S", (0.01, 0.02))
+    monkeypatch.setattr(phases, "_BETWEEN_REDRAWS_S", 0.01)
+
+
+def until(holds):
+    limit = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_long_phase_goes_on_telling():
+    stream = io.StringIO()
+    with Phases(stream).phase("compiling", after_s=0.0) as show:
+        until(lambda: stream.getvalue().count("compiling") > 2)
+        show("testing 4,000/10,000")
+        until(lambda: "testing" in stream.getvalue())
+    first, second, *_, last = stream.getvalue().splitlines()
+    assert first.startswith("compiling")
+    assert re.fullmatch(r"compiling  0:\d\d", second)
+    assert re.fullmatch(r"testing 4,000/10,000  0:\d\d", last)
+    assert "\r" not in stream.getvalue()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_short_phase_leaves_a_file_as_it_is():
+    stream = io.StringIO()
+    with Phases(stream).phase("compiling", after_s=60.0):
+        time.sleep(0.05)
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_phase_leaves_nothing_on_a_terminal():
+    stream = Terminal()
+    with Phases(stream).phase("compiling, " + 30 * "long "):
+        until(lambda: "compiling" in stream.getvalue())
+    assert "\n" not in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")
+    drawn = stream.getvalue().split("\r\x1b[K")
+    assert max(map(len, drawn)) < 80  # a line that breaks could not be erased
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_phase_that_fails_ends():
+    stream = io.StringIO()
+    with pytest.raises(KeyError), Phases(stream).phase("compiling", after_s=0.0):
+        raise KeyError
+    written = stream.getvalue()
+    time.sleep(0.05)
+    assert stream.getvalue() == written
+
+
+@pytest.mark.usefixtures("quick")
+def test_permanent_lines_do_not_break_a_phase():
+    stream = Terminal()
+    line = Phases(stream)
+    with line.phase("compiling"):
+        until(lambda: "compiling" in stream.getvalue())
+        line.message("a line")
+    assert "\r\x1b[Ka line\n" in stream.getvalue()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_bar_gives_way_to_a_phase_and_comes_back(clock):
+    stream = Terminal()
+    progress = make(stream, clock)
+    advance(progress, clock, [1, 50], seconds=1)
+    with progress.phase("validating"):
+        before = len(stream.getvalue())
+        until(lambda: "validating" in stream.getvalue())
+        assert "50/100" not in stream.getvalue()[before:]
+    after = stream.getvalue().rsplit("validating", 1)[-1]
+    progress.close()
+    assert "50/100" in after

@@ -67,6 +67,7 @@ TAKEN = {
     "data.val_fraction": BELOW_1,
     "data.split_seed": FROM_0,
     "data.max_train_examples": FROM_1,
+    "data.max_eval_examples": FROM_1,
     "data.image_size": FROM_1,
     "data.resize_px": (10**6,),
     "data.crop_scale": ((0.5, 0.5),),
@@ -130,6 +131,7 @@ BESIDE = {
     "data.val_fraction": {"name": "synthetic"},
     "data.split_seed": {"name": "synthetic"},
     "data.max_train_examples": {"name": "synthetic"},
+    "data.max_eval_examples": {"name": "synthetic"},
     "data": {"name": "imagefolder", "path": "/nowhere"},
 }
 

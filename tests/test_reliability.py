@@ -426,6 +426,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, capsys):
     chex.assert_trees_all_equal(last_state(skipping, tmp_path / "b"), state)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("poisoned")
 def test_skipped_step_changes_nothing_but_its_number():
     run = build(config(max_skipped_steps=1), devices=ONE)

@@ -17,7 +17,7 @@ from jaxattn.data.datasets import tfds as loader
 from jaxattn.data.datasets.archives import LAYOUTS, read_pickle
 from jaxattn.data.datasets.cifar import CIFAR10_CLASSES
 from jaxattn.data.source import ArraySource, Data, DrawingSource, Subset, labelled
-from jaxattn.data.splits import hold_out, stratified_split, take
+from jaxattn.data.splits import hold_out, stratified_split, take, thin
 from jaxattn.errors import UserError
 
 
@@ -131,6 +131,56 @@ def test_val_fraction_that_leaves_an_empty_split_is_refused():
         load_data("synthetic", num_train=20, val_fraction=0.01)
 
 
+def labelled_data(*counts):
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    train = labelled(make_images(len(labels)), labels)
+    names = tuple(f"class {i}" for i in range(len(counts)))
+    return Data("own", train, None, train, names, (32, 32, 3))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_class_keeps_an_image_for_training(seed):
+    whole = labelled_data(8, 1, 1, 1, 1, 1, 1)
+    data = hold_out(whole, 0.5, seed)
+    assert set(data.train.labels) == set(range(7))
+    assert len(data.train) + len(data.val) == 14
+    images = {
+        image.tobytes() for part in (data.train, data.val) for image in part.images
+    }
+    assert len(images) == 14
+    _, held = stratified_split(whole.train.labels, 0.5, seed)
+    kept = sorted(set(whole.train.labels[held]) - set(data.val.labels))
+    assert kept  # or this shows nothing
+    assert len(data.val) == len(held)
+    (note,) = data.notes
+    assert note.startswith("kept an image for training, though data.val_fraction would")
+    assert note.endswith(", ".join(f"class {i}" for i in kept[:5]))
+
+
+def test_a_class_of_one_image_is_no_validation_split():
+    data = hold_out(labelled_data(2, 2, 2, 1, 1), 0.1, 0)
+    assert len(data.val) == 1
+    assert set(data.train.labels) == set(range(5))
+    with pytest.raises(UserError, match=r"splits the 3 training examples into 3 and 0"):
+        hold_out(labelled_data(1, 1, 1), 0.5, 0)
+
+
+def test_a_class_that_keeps_an_image_anyway_is_split_as_ever():
+    whole = labelled_data(8, 4, 4)
+    data = hold_out(whole, 0.25, 3)
+    train, val = stratified_split(whole.train.labels, 0.25, 3)
+    np.testing.assert_array_equal(data.train.images, whole.train.images[train])
+    np.testing.assert_array_equal(data.val.images, whole.train.images[val])
+    assert data.notes == ()
+
+
+def test_classes_without_training_images_are_named():
+    (note,) = thin(labelled_data(4, 4, 4, 1), 2).notes
+    assert note.startswith(
+        "data.max_train_examples=2 leaves no training image of class"
+    )
+
+
 def test_validation_and_train_partition_the_training_split(tmp_path):
     images = make_images(40)
     path = str(write_npz(tmp_path / "c.npz", x_train=images))
@@ -185,6 +235,31 @@ def test_training_examples_are_thinned_by_class_beside_validation():
     kept = {image.tobytes() for image in part.train.images}
     assert len(kept) == 100
     assert kept < {image.tobytes() for image in whole.train.images}
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.25])
+def test_evaluation_examples_are_thinned_by_class(val_fraction):
+    whole, part, more = (
+        load_data(
+            "synthetic",
+            num_train=400,
+            num_test=200,
+            val_fraction=val_fraction,
+            max_eval_examples=n,
+        )
+        for n in (None, 50, 150)
+    )
+    np.testing.assert_array_equal(part.train.images, whole.train.images)
+    assert np.bincount(part.test.labels).tolist() == [5] * 10
+    kept = {image.tobytes() for image in part.test.images}
+    assert kept < {image.tobytes() for image in whole.test.images}
+    if val_fraction:
+        assert np.bincount(part.val.labels).tolist() == [5] * 10
+        assert [len(more.val), len(more.test)] == [100, 150]  # no more than there are
+    else:
+        assert part.val is None
+    with pytest.raises(UserError, match=r"data\.max_eval_examples=0: must be at"):
+        load_data("synthetic", max_eval_examples=0)
 
 
 def test_fewer_training_examples_than_the_most_are_all_kept():
@@ -383,6 +458,37 @@ def test_file_that_is_no_archive_is_named(tmp_path):
     path.write_bytes(gzip.compress(b"hello"))
     with pytest.raises(UserError, match=r"cifar\.tar\.gz: not a complete tar archive"):
         load_data("cifar10", path=str(path))
+
+
+def test_folder_that_holds_the_archive_is_read(tmp_path):
+    folder = write_folder(tmp_path / "unpacked")
+    write_tar(folder).rename(tmp_path / "cifar-10-python.tar.gz")
+    data = load_data("cifar10", path=str(tmp_path), val_fraction=0)
+    assert len(data.train) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cifar.zip", b"PK\3\4", "a ZIP archive; unpack it and give the folder"),
+        ("x.npy", b"\x93NUMPY", "one array; give an npz with x_train, y_train"),
+        ("data_batch_1", b"\x80\2", "one file of the data set; give its folder"),
+        ("batches.meta", b"(dp1", "one file of the data set; give its folder"),
+        ("a.bin", b"\6...", "of another version of the data set; give the Python"),
+        ("cifar-100-python.tar.gz", b"", "data.name=cifar100, not cifar10"),
+    ],
+)
+def test_what_is_taken_for_the_data_set_is_named(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"\Adata\.path=\S+: is {message}"):
+        load_data("cifar10", path=str(path))
+
+
+def test_pipe_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "cifar.tar.gz")
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        load_data("cifar10", path=str(tmp_path / "cifar.tar.gz"))
 
 
 def test_missing_batch_is_named(tmp_path):

@@ -1,4 +1,7 @@
+import functools
+
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,9 +9,11 @@ import optax
 import pytest
 
 from jaxattn import UserError, create_model
+from jaxattn.ops import BatchNorm
+from jaxattn.training.optim import OPTIMIZERS, RunLength, make_optimizer
 from jaxattn.training.state import Ema, create_state
 
-MODEL = create_model("canet_tiny", num_classes=3)
+MODEL = create_model("efficient_resnet", num_classes=3, base_width=2)
 
 
 def state_at_0(**ema):
@@ -38,14 +43,54 @@ def test_weights_follow_from_the_seed():
     a, b = state_at_0(), state_at_0()
     chex.assert_trees_all_equal(a, b)
     c = create_state(MODEL, optax.sgd(0.1), Ema(), 8, (8, 8, 3))
-    assert not np.array_equal(a.params["fc1"]["kernel"], c.params["fc1"]["kernel"])
+    assert not np.array_equal(a.params["fc"]["kernel"], c.params["fc"]["kernel"])
 
 
-def test_average_starts_as_a_copy_that_can_be_donated_apart():
+def test_average_starts_as_the_weights():
     state = state_at_0(decay=0.9)
     chex.assert_trees_all_equal(state.ema_params, state.params)
-    ours, theirs = jax.tree.leaves(state.ema_params), jax.tree.leaves(state.params)
-    assert all(a is not b for a, b in zip(ours, theirs, strict=True))
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(2, name="fc")(BatchNorm(name="bn")(x, train=train))
+
+
+LENGTH = RunLength(4, 2)
+OWN_OPTIMIZERS = {
+    name: make_optimizer(name=name, schedule=lambda _: 0.1, length=LENGTH)
+    for name in OPTIMIZERS
+} | {
+    # Which start with the parameters themselves.
+    "the weights": optax.GradientTransformation(
+        lambda params: (params, params), lambda g, state, _: (g, state)
+    ),
+    "several steps": optax.MultiSteps(optax.adam(0.1), 2),
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", OWN_OPTIMIZERS)
+def test_a_state_can_be_donated(name, jitted):
+    """No buffer is there twice, nor one of the weights that it starts from."""
+    kernel = jnp.ones((3, 2))
+
+    def create(kernel):
+        ema = Ema(decay=0.9, batch_stats="average")
+        weights = {("params", "fc", "kernel"): kernel}
+        return create_state(Plain(), OWN_OPTIMIZERS[name], ema, 7, (2, 2, 3), weights)
+
+    state = (jax.jit(create) if jitted else create)(kernel)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state):
+        return jax.tree.map(lambda leaf: leaf + 1, state)
+
+    new = step(state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    chex.assert_trees_all_equal(new.params["fc"]["kernel"], 1 + kernel)
+    chex.assert_trees_all_equal(new.ema_params, new.params)
 
 
 @pytest.mark.parametrize(("choice", "averaged"), [("live", False), ("average", True)])

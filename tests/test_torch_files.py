@@ -197,3 +197,16 @@ def test_normalization_of_published_weights():
     assert torch_files.published_normalization("enhanced_efficient_resnet")[0] == MEAN
     assert torch_files.published_normalization("canet")[0] == (0.485, 0.456, 0.406)
     assert torch_files.published_normalization("vgg_a_bn")[0] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": (123.675, 116.28, 103.53)}, r"mean=.*divide by 255, \(0\.485, "),
+        ({"std": (58.395, 57.12, 57.375)}, r"std=.*divide by 255, \(0\.229, "),
+        ({"std": (0.2, 0.2)}, r"std=\(0\.2, 0\.2\): must be one number, or 3"),
+    ],
+)
+def test_normalization_of_other_pixels_is_refused(change, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        import_torch(tmp_path / "no.pth", tmp_path / "run", **{**OPTIONS, **change})

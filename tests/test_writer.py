@@ -182,7 +182,74 @@ def test_hparams_of_any_type_are_written_once_a_run(tmp_path):
     counts = collections.Counter(
         {tag: len(values) for tag, values in tensorboard(tmp_path).items()}
     )
-    assert counts == {"_hparams_/session_start_info": 1, "loss": 2}
+    assert counts == {
+        "_hparams_/experiment": 1,
+        "_hparams_/session_start_info": 1,
+        "loss": 2,
+    }
+
+
+def table(logdir):
+    """What TensorBoard's tab of hyperparameters holds."""
+    from tensorboard import context as contexts
+    from tensorboard.backend.event_processing import (
+        data_provider,
+        plugin_event_multiplexer,
+    )
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import (
+        api_pb2,
+        backend_context,
+        list_session_groups,
+    )
+
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(logdir))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(logdir))
+    context = base_plugin.TBContext(data_provider=provider, logdir=str(logdir))
+    backend = backend_context.Context(context)
+    asked = contexts.RequestContext()
+    experiment = backend.experiment_from_metadata(
+        asked, "", True, backend.hparams_metadata(asked, ""), []
+    )
+    request = api_pb2.ListSessionGroupsRequest(
+        start_index=0, slice_size=10, allowed_statuses=[0, 1, 2, 3]
+    )
+    for info in experiment.metric_infos:
+        request.col_params.add().metric.CopyFrom(info.name)
+    listed = list_session_groups.Handler(asked, backend, "", request).run()
+    return experiment, listed.session_groups
+
+
+def test_the_table_of_runs_has_their_names_and_metrics(tmp_path):
+    metrics = {"results/test_accuracy": "test_accuracy"}
+    for i, model in enumerate(("canet", "vgg")):
+        with RunWriter(tmp_path / "study" / model, start_step=0) as writer:
+            hparams = {"a": 1.5, "b": None, "model": model, "learning_rate": 0.1}
+            writer.write_hparams(
+                hparams, main=("model", "learning_rate"), metrics=metrics
+            )
+            results = {"test_accuracy": 0.25 + i / 4, "test_accuracy_ema": None}
+            writer.write_results(7, results)
+    experiment, groups = table(tmp_path)
+    columns = [info.name for info in experiment.hparam_infos]
+    assert columns == ["learning_rate", "model", "a"]
+    assert [info.display_name for info in experiment.metric_infos] == ["test_accuracy"]
+    assert sorted(group.name for group in groups) == ["study/canet", "study/vgg"]
+    for group in groups:
+        model = group.name.removeprefix("study/")
+        assert group.hparams["model"].string_value == model
+        assert group.hparams["learning_rate"].number_value == 0.1
+        (value,) = group.metric_values
+        assert value.value == {"canet": 0.25, "vgg": 0.5}[model]
+
+
+def test_results_are_not_rows_of_metrics(tmp_path):
+    with RunWriter(tmp_path, start_step=0) as writer:
+        writer.write_results(7, {"test_accuracy": 0.5, "loss": float("nan")})
+    assert read_metrics(tmp_path) == []
+    assert list(tensorboard(tmp_path)) == ["results/test_accuracy"]
 
 
 def test_without_tensorflow_metrics_are_written_and_one_line_says_so(

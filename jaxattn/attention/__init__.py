@@ -1,5 +1,7 @@
 """Attention blocks: modules from `[N, H, W, C]` to `[N, H, W, C]`, one paper a file.
 
+They refuse what has not four axes, and take integers as float32.
+
 What a block attends to comes out with `apply(..., mutable=["intermediates"])`, and
 costs nothing without. Every block sows the arrays that it multiplies with, in a shape
 that broadcasts against the map they multiply, under one of these names:

@@ -22,7 +22,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.cbam import SpatialAttention
+from jaxattn.errors import require
 from jaxattn.ops.conv import Conv, ConvKernel
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 
 
@@ -66,9 +68,10 @@ class MultiKernelECA(nn.Module):
             ValueError: If a kernel size is even.
         """
         del train
-        if any(k % 2 == 0 for k in self.kernel_sizes):
-            raise ValueError(f"kernel_sizes={self.kernel_sizes}: must all be odd")
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
+        sizes = tuple(self.kernel_sizes)
+        odd = bool(sizes) and all(k > 0 and k % 2 for k in sizes)
+        require("kernel_sizes", sizes, odd, "odd numbers above 0")
         kernel = self._combined_kernel().astype(x.dtype)
         K, C = kernel.size, x.shape[-1]
         # Shift and add: libraries have no fast 1-D convolution of one channel.
@@ -103,6 +106,8 @@ class UnitTransform(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the gate of `x` `[N, H, W, C]`, same shape and dtype."""
+        wanted = f"at least 1; half of the {x.shape[-1]} channels unless given"
+        require("hidden", self.hidden, self.hidden >= 1, wanted)
         y = nn.relu(Conv(self.hidden, 1, name="0")(x))
         return nn.sigmoid(Conv(x.shape[-1], 1, name="2")(y))
 
@@ -138,7 +143,7 @@ class CompetitiveAttention(nn.Module):
         Raises:
             ValueError: If a kernel size is even.
         """
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         hidden = x.shape[-1] // 2 if self.hidden is None else self.hidden
         sa = SpatialGate(self.spatial_kernel_size, name="SAlayer")
         eca = MultiKernelECA(self.eca_kernel_sizes, name="SELayer")
@@ -191,8 +196,8 @@ class AttResBlock(nn.Module):
             ValueError: If H or W is not divisible by `stride`, the identity shortcut
                 does not fit, or a kernel size is even.
         """
+        x = as_feature_map(self, x)
         self._check(x)
-        x = x if self.dtype is None else x.astype(self.dtype)
         out1 = self._branch(x, "conv1", "conv2", "bn1", train)
         out2 = self._branch(x, "conv3", "conv4", "bn2", train)
         sa = SpatialGate(self.spatial_kernel_size, name="sa")
@@ -227,6 +232,7 @@ class AttResBlock(nn.Module):
 
     def _check(self, x: jax.Array) -> None:
         H, W, C = x.shape[1:]
+        require("stride", self.stride, self.stride >= 1, "at least 1")
         if H % self.stride or W % self.stride:
             raise ValueError(
                 f"AttResBlock: height {H} and width {W} must be divisible by its"

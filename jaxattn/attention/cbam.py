@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxattn.errors import require
 from jaxattn.ops.conv import Conv, ConvKernel, conv2d
 from jaxattn.ops.init import torch_kernel
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_along
 
@@ -60,9 +62,9 @@ class SpatialAttention(nn.Module):
             ValueError: If `kernel_size` is even.
         """
         del train
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={self.kernel_size}: must be odd")
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
+        size = self.kernel_size
+        require("kernel_size", size, size > 0 and size % 2 == 1, "odd and above 0")
         shape = (self.kernel_size, self.kernel_size, 2, 1)
         kernel = ConvKernel(shape, self.kernel_init, name=self.conv_name)()
         maps = jnp.concatenate([jnp.mean(x, -1, keepdims=True), max_along(x, -1)], -1)
@@ -149,9 +151,10 @@ class ChannelAttention(nn.Module):
             ValueError: If the bottleneck would have no channel, as of fewer than 4.
         """
         del train
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         hidden = self.hidden
         if hidden is None:
+            require("reduction", self.reduction, self.reduction >= 1, "at least 1")
             hidden = reference_hidden(x.shape[-1], self.reduction)
         mean, largest = PooledMLP(hidden, self.kernel_init, name="shared_mlp")(x)
         gate = nn.sigmoid(mean + largest)
@@ -187,6 +190,8 @@ class CBAM(nn.Module):
             ValueError: If `x` has fewer channels than `reduction`, or `kernel_size` is
                 even.
         """
+        x = as_feature_map(self, x)
+        require("reduction", self.reduction, self.reduction >= 1, "at least 1")
         hidden, dtype = x.shape[-1] // self.reduction, self.dtype
         if hidden == 0:
             raise ValueError(
@@ -243,7 +248,7 @@ class AttentionResidualBlock(nn.Module):
         Raises:
             ValueError: If `features` are fewer than 4.
         """
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         y = self._conv(3, self.stride, "conv1")(x)
         y = nn.relu(self._norm("bn1")(y, train=train))
         y = self._conv(3, 1, "conv2")(y)

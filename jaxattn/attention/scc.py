@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxattn.errors import require
 from jaxattn.ops.conv import conv2d
+from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.random import hashed_uniform
 
 
@@ -104,8 +107,8 @@ class SCC(nn.Module):
             ValueError: If an attribute is out of its range, or `forced` is not of the
                 output's shape.
         """
+        x = as_feature_map(self, x)
         self._check(x.shape[-1])
-        x = x if self.dtype is None else x.astype(self.dtype)
         N, H, W, C = x.shape
         K, O = self.kernel_size, self.features  # noqa: E741
         shape = (N, -(-H // self.stride), -(-W // self.stride), O)
@@ -120,12 +123,13 @@ class SCC(nn.Module):
         if forced is not None and forced.shape != shape:
             raise ValueError(f"SCC: forced of shape {forced.shape}: must be {shape}")
         window = _Window(self.stride, self.dilation, self.groups)
-        result = _compete(x, kernel, bias, alpha, beta, forced, window)
-        out, winner = result  # pyright: ignore[reportGeneralTypeIssues]
+        out, winner = _compete(x, kernel, bias, alpha, beta, forced, window)
         self.sow("intermediates", "winner", winner)
         return out
 
     def _check(self, channels: int) -> None:
+        for key in ("features", "stride", "dilation", "groups"):
+            require(key, getattr(self, key), getattr(self, key) >= 1, "at least 1")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(
                 f"SCC: kernel_size={self.kernel_size}: must be odd and positive"
@@ -186,7 +190,7 @@ def _branch(x: jax.Array, kernel: jax.Array, i: int, window: _Window) -> jax.Arr
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6,))
 def _compete(
     x: jax.Array,
     kernel: jax.Array,
@@ -196,15 +200,11 @@ def _compete(
     forced: jax.Array | None,
     window: _Window,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the winning branch of every element.
-
-    Autodiff would keep every branch's map for the backward pass; this keeps the
-    winner's value and number.
-    """
-    return _compete_fwd(x, kernel, bias, alpha, beta, forced, window)[0]
+    """Returns the output and the winning branch of every element."""
+    return _select(x, kernel, bias, alpha, beta, forced, window)[:2]
 
 
-def _compete_fwd(
+def _select(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
@@ -212,9 +212,10 @@ def _compete_fwd(
     beta: jax.Array,
     forced: jax.Array | None,
     window: _Window,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the output, the winning branch and the winner's value."""
     maps = [
-        _branch(x, kernel, i, window).astype(jnp.float32) + bias[i]
+        at_least_float32(_branch(x, kernel, i, window)) + bias[i]
         for i in range(len(bias))
     ]
     value, winner = maps[0], jnp.zeros(maps[0].shape, jnp.uint8)
@@ -226,34 +227,59 @@ def _compete_fwd(
         value = jnp.where(wins, challenger, value)
         winner = jnp.where(wins, jnp.uint8(i), winner)
     gain, offset = _by_winner(1 + jnp.tanh(alpha), winner), _by_winner(beta, winner)
-    out = (value * gain + offset).astype(x.dtype)
-    return (out, winner), (x, kernel, alpha, value.astype(x.dtype), winner)
+    return (value * gain + offset).astype(x.dtype), winner, value
 
 
-def _compete_bwd(
-    window: _Window,
-    residuals: tuple[jax.Array, ...],
-    cotangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array | None, ...]:
-    x, kernel, alpha, value, winner = residuals
-    g, tanh = cotangents[0].astype(jnp.float32), jnp.tanh(alpha)
-    ds = g * _by_winner(1 + tanh, winner)
-    dx, dkernel = jnp.zeros_like(x), jnp.zeros_like(kernel)
-    dalpha, dbeta = [], []
-    for i in range(len(alpha)):
-        won = winner == i
-        conv = functools.partial(_branch, i=i, window=window)
-        transposed = jax.vjp(conv, x, kernel)[1]
-        dx_i, dkernel_i = transposed(jnp.where(won, ds, 0).astype(x.dtype))
-        dx, dkernel = dx + dx_i, dkernel + dkernel_i
-        dalpha.append(_sum_by_channel(jnp.where(won, g * value, 0)))
-        dbeta.append(_sum_by_channel(jnp.where(won, g, 0)))
-    dalpha, dbeta = jnp.stack(dalpha), jnp.stack(dbeta)
-    dbias = (1 + tanh) * dbeta
-    return dx, dkernel, dbias, (1 - jnp.square(tanh)) * dalpha, dbeta, None
+def _compete_jvp(
+    window: _Window, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Value and derivative, of which the gradient keeps few arrays and takes few sums.
+
+    Autodiff of `_select` would sum over a map once more for each bias: here the sums
+    for `beta` serve both. The winner's value is kept in the dtype of `x`.
+    """
+    x, kernel, bias, alpha, beta, forced = primals
+    out, winner, value = _select(x, kernel, bias, alpha, beta, forced, window)
+    x_dot, kernel_dot, bias_dot, alpha_dot, beta_dot, _ = tangents
+    bias_dot, alpha_dot, beta_dot = (
+        jnp.zeros_like(alpha) if _is_zero(t) else t
+        for t in (bias_dot, alpha_dot, beta_dot)
+    )
+    tanh = jnp.tanh(alpha)
+    value = at_least_float32(value.astype(x.dtype))
+    out_dot = _sum_of_winners(beta_dot + (1 + tanh) * bias_dot, winner)
+    gain_dot = (1 - jnp.square(tanh)) * alpha_dot
+    out_dot += value * _sum_of_winners(gain_dot, winner)
+    given = {"x": (x, x_dot), "kernel": (kernel, kernel_dot)}
+    moved = {key: pair for key, pair in given.items() if not _is_zero(pair[1])}
+    if moved:
+        at, along = ({key: pair[j] for key, pair in moved.items()} for j in (0, 1))
+
+        def branch(moved: dict[str, jax.Array], i: int) -> jax.Array:
+            operands = {"x": x, "kernel": kernel} | moved
+            return at_least_float32(_branch(**operands, i=i, window=window))
+
+        maps_dot = [
+            jax.jvp(functools.partial(branch, i=i), (at,), (along,))[1]
+            for i in range(len(alpha))
+        ]
+        gain = _by_winner(1 + tanh, winner)
+        out_dot += gain * _sum_of_winners(maps_dot, winner)
+    none = SymbolicZero(jax.typeof(winner).to_tangent_aval())
+    return (out, winner), (out_dot.astype(out.dtype), none)
 
 
-_compete.defvjp(_compete_fwd, _compete_bwd)
+_compete.defjvp(_compete_jvp, symbolic_zeros=True)
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
+
+
+def _sum_of_winners(maps: Sequence[jax.Array] | jax.Array, winner: jax.Array) -> Any:
+    """Each element's winner of the maps, in a form whose transpose is a select."""
+    zero = jnp.zeros((), maps[0].dtype)
+    return sum(jnp.where(winner == i, maps[i], zero) for i in range(len(maps)))
 
 
 def _by_winner(rows: jax.Array, winner: jax.Array) -> jax.Array:
@@ -262,7 +288,3 @@ def _by_winner(rows: jax.Array, winner: jax.Array) -> jax.Array:
     for i in range(1, len(rows)):
         chosen = jnp.where(winner == i, rows[i], chosen)
     return chosen
-
-
-def _sum_by_channel(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, (0, 1, 2), keepdims=True)

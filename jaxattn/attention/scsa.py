@@ -28,6 +28,7 @@ from jaxattn.errors import choose, require
 from jaxattn.ops.conv import ConvKernel, conv2d
 from jaxattn.ops.group_norm import GroupNorm
 from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.pool import max_along
 
 _STRIP_CONVS = ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")
@@ -142,8 +143,8 @@ class SCSA(nn.Module):
             ValueError: If an attribute is not as described above, H or W is less than
                 the window, or "recombination" does not divide H and W into windows.
         """
+        x = as_feature_map(self, x)
         self._check(x.shape)
-        x = x if self.dtype is None else x.astype(self.dtype)
         spatial = self._spatial_gate(x)
         channel = self._channel_gate(x * spatial, train)
         self.sow("intermediates", "channel_gate", channel)
@@ -156,8 +157,8 @@ class SCSA(nn.Module):
         N, H, W, C = x.shape
         taps, bias = self._strip_taps(C)
         K = len(taps)
-        zeros = jnp.zeros((N, K // 2, C))
-        rows, columns = (jnp.mean(x, axis, dtype=jnp.float32) for axis in (2, 1))
+        rows, columns = (jnp.mean(at_least_float32(x), axis) for axis in (2, 1))
+        zeros = jnp.zeros((N, K // 2, C), rows.dtype)
         # Shift and add, both strips as one: K // 2 zeros keep them apart. Libraries
         # have no fast depthwise 1-D convolution.
         strips = jnp.concatenate([zeros, rows, zeros, columns, zeros], 1)
@@ -186,7 +187,7 @@ class SCSA(nn.Module):
         """Returns the gate `[N, 1, 1, C]` of the spatially gated map."""
         tokens = GroupNorm(1, name="norm")(self._tokens(x))
         q, k = self._scale("q")(tokens), self._scale("k")(tokens)
-        v = self._scale("v")(jnp.mean(tokens, 1, dtype=jnp.float32))
+        v = self._scale("v")(jnp.mean(at_least_float32(tokens), 1))
         z = self._attend(q, k, v, train)
         return _GATES[self.gate_layer](z, axis=-1).astype(x.dtype)[:, None, None, :]
 
@@ -226,9 +227,7 @@ class SCSA(nn.Module):
         key = self.make_rng("dropout") if rate else None
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            logits = jnp.einsum(
-                "nthc,nthe->nhce", q, k, preferred_element_type=jnp.float32
-            )
+            logits = jnp.einsum("nthc,nthe->nhce", q, k, preferred_element_type=v.dtype)
             scores = nn.softmax(logits * heads[1] ** -0.5)
             if key is not None:
                 kept = jax.random.bernoulli(key, 1 - rate, scores.shape)

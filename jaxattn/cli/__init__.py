@@ -5,6 +5,7 @@ the command or the data, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import argparse
+import io
 import select
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TextIO
 from jaxattn.cli import machine, networks, predict, runs, train
 from jaxattn.cli.arguments import Parser
 from jaxattn.errors import UserError, explain
+from jaxattn.text import printable
 
 # What needs more than the base installation is imported where it is used.
 _COMMANDS = (
@@ -22,6 +24,19 @@ _COMMANDS = (
     *runs.COMMANDS,
     *machine.COMMANDS,
 )
+
+_WELCOME = """\
+jaxattn trains networks with attention, and predicts with them. Begin with one of these:
+
+  jaxattn train --config quickstart --workdir workdir/quickstart
+      trains on handwritten digits, a minute or two on a CPU; nothing to download
+  jaxattn predict --weights canet_tiny-cifar10 --data YOUR_IMAGE.jpg
+      says what is in a photo, if it is one of the ten classes of CIFAR-10
+  jaxattn train --config own_images --workdir workdir/photos --config.data.path=PHOTOS
+      trains on photos of your own, in PHOTOS/train/<class>/ and PHOTOS/val/<class>/
+
+Commands: {commands}.
+`jaxattn --help` says what they do, `jaxattn COMMAND --help` how."""
 
 
 def main(argv: Sequence[str], program: str = "jaxattn") -> int:
@@ -37,6 +52,13 @@ def main(argv: Sequence[str], program: str = "jaxattn") -> int:
     Raises:
         BrokenPipeError: If no one reads what it prints.
     """
+    _print_any_name()
+    if not argv:
+        print(_WELCOME.format(commands=", ".join(c.name for c in _COMMANDS)))
+        return 0
+    if list(argv) == ["train"]:  # which a bare `main.py` is, too
+        print(train.introduce(program), file=sys.stderr)
+        return 2
     try:
         args, rest = _make_parser().parse_known_args(argv)
         _take_overrides(args, rest)
@@ -46,7 +68,7 @@ def main(argv: Sequence[str], program: str = "jaxattn") -> int:
             raise BrokenPipeError from error
         if (explained := explain(error)) is None:
             raise
-        print(f"{program}: {explained[0]}", file=sys.stderr)
+        print(f"{program}: {printable(explained[0])}", file=sys.stderr)
         return explained[1]
 
 
@@ -64,6 +86,13 @@ def _is_unread(stream: TextIO) -> bool:
     except (AttributeError, OSError):  # Windows has none; and a test's is no file
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _print_any_name() -> None:
+    """Lets names be printed that the terminal's encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import math
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,9 @@ def given(**arguments: Any) -> dict[str, Any]:
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """Adds `--workdir` and `--weights`, which `load_network` loads."""
-    parser.add_argument("--workdir", type=path, help="folder of the trained network")
+    parser.add_argument(
+        "--workdir", type=location, help="folder of the trained network"
+    )
     parser.add_argument(
         "--weights",
         default="best",
@@ -155,11 +158,17 @@ def name_data_options(text: str, args: argparse.Namespace) -> str:
 
 
 def path(text: str) -> pathlib.Path:
-    """Parses a path of this machine."""
+    """Parses a path of this machine, `~` in it being the user's home."""
     try:
         return local_path(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def location(text: str) -> str:
+    """Parses the same as a text, which stays as it was given else."""
+    path(text)
+    return os.path.expanduser(text)
 
 
 def names(text: str) -> tuple[str, ...]:

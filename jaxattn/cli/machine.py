@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable
 
-from jaxattn.cli.arguments import Command, name_data_options, path
+from jaxattn.cli.arguments import Command, location, name_data_options
 from jaxattn.errors import require
 
 
@@ -13,8 +13,13 @@ def _doctor(args: argparse.Namespace) -> int:
     given = args.data_path
     holds = given is None or args.data_name is not None
     require("--data-path", given, holds, "given with --data-name")
+    holds = not args.all_images or args.data_name is not None
+    require("--all-images", args.all_images, holds, "given with --data-name")
     findings = doctor.diagnose(
-        workdir=args.workdir, data_name=args.data_name, data_path=args.data_path
+        workdir=args.workdir,
+        data_name=args.data_name,
+        data_path=args.data_path,
+        all_images=args.all_images,
     )
     return _print_findings(
         (status, name_data_options(text, args)) for status, text in findings
@@ -46,12 +51,19 @@ def _build_cpu_kernels(args: argparse.Namespace) -> None:
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data-name", help="a data set to look for, such as cifar10")
-    add("--data-path", help="where the data are")
-    add("--workdir", type=path, help="folder that a run will write (default workdir)")
+    add("--data-path", type=location, help="where the data are")
+    add("--all-images", action="store_true", help="decodes every image of the data")
+    add(
+        "--workdir",
+        type=location,
+        help="folder that a run will write (default workdir)",
+    )
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", type=path, required=True, help="folder of a run")
+    parser.add_argument(
+        "--workdir", type=location, required=True, help="folder of a run"
+    )
 
 
 COMMANDS = (

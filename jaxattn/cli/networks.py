@@ -9,6 +9,7 @@ from jaxattn.cli.arguments import (
     add_network,
     count,
     load_network,
+    location,
     names,
     number,
     numbers,
@@ -130,11 +131,11 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "checkpoint",
-        type=path,
+        type=location,
         help="a .pth file: a state dict, or a dict that holds one",
     )
     add("--model", required=True, help="one of jaxattn.list_models()")
-    add("--workdir", type=path, required=True, help="folder to make")
+    add("--workdir", type=location, required=True, help="folder to make")
     add(
         "--class-names",
         type=names,

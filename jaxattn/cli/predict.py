@@ -1,6 +1,7 @@
 """Subcommands that show a trained network images: predict, evaluate, attention-maps."""
 
 import argparse
+import contextlib
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -14,21 +15,26 @@ from jaxattn.cli.arguments import (
     given,
     integers,
     load_network,
+    location,
     naming_data_options,
     number,
     numbers,
     path,
     seed,
 )
-from jaxattn.errors import require
-from jaxattn.inference.inputs import read_inputs
+from jaxattn.data.source import Source, describe_numbering
+from jaxattn.errors import UserError, require
+from jaxattn.inference.inputs import Ids, read_inputs
 from jaxattn.tasks.classification import methods, predictions
 from jaxattn.tasks.classification.task import Classification
 from jaxattn.tasks.task import Method
+from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS, Trained
+from jaxattn.training.records.phases import Phases, Show
 
 _METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
-_OUT = "folder; default in the workdir, or in one of the weights' name"
+_OUT = "folder; default in the workdir, or with weights of jaxattn in this folder"
+_MOST_TOLD = 10  # images whose predictions are printed, too
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
 
@@ -36,7 +42,7 @@ def _predict(args: argparse.Namespace) -> None:
     name = args.method.removeprefix("class_")  # as the reference code names its files
     out = args.out or pathlib.Path("submissions", f"{name}_submission.csv")
     count = (_ensemble if args.method == "ensemble" else _classify)(args, out)
-    print(f"{count} predictions in {out}")
+    print(f"{count} prediction{'s' * (count > 1)} in {out}")
 
 
 def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
@@ -45,8 +51,8 @@ def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
         require(f"--{flag}", value, not value, "left out: an ensemble votes on files")
     is_run = args.weights in WEIGHTS
     require("--weights", args.weights, is_run, "left out: an ensemble votes on files")
-    ids, labels = predictions.align_predictions(args.ensemble_files or ())
-    predictions.write_predictions(out, ids, methods.vote(labels))
+    ids, labels, names = predictions.align_predictions(args.ensemble_files or ())
+    predictions.write_predictions(out, ids, methods.vote(labels), class_names=names)
     return len(ids)
 
 
@@ -56,41 +62,86 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
     given = args.ensemble_files
     require("--ensemble-files", given, not given, "used with --method ensemble alone")
     require("--data", args.data, args.data is not None, "given with this method")
-    trained = load_network(args)
-    method = _make_method(args, trained)
-    inputs = read_inputs(args.data, trained.preprocess.frame)
-    require_writable(out)  # before the work, not after it
-    predictor = Predictor(trained, batch_size=args.batch_size)
-    predicted = predictor.predict(inputs.source, method, seed=args.seed)
+    with _phase("loading the network") as show:
+        trained = load_network(args)
+        method = _make_method(args, trained)
+        frame = trained.preprocess.frame
+        inputs = read_inputs(args.data, frame, on_bad_image=args.on_bad_image)
+        require_writable(out)  # before the work, not after it
+        predictor = Predictor(trained, batch_size=args.batch_size, tell=show)
+        predicted = predictor.predict(inputs.source, method, seed=args.seed)
+    _tell_unread(inputs.source)
+    # Arrays are of a data set, whose published files have numbers.
+    are_files = isinstance(inputs.ids[0], str)
+    names = are_files if args.names is None else args.names
     trained.task.write_predictions(
         out,
         inputs.ids,
         predicted,
         trained.class_names,
-        names=args.names,
+        names=names,
         probabilities=args.probabilities,
     )
+    if not names and (numbering := describe_numbering(trained.class_names)):
+        print(f"{numbering}; --names writes the names", file=sys.stderr)
+    for note in inputs.notes:
+        print(note, file=sys.stderr)
+    if len(inputs.ids) <= _MOST_TOLD:
+        said = trained.task.tell_predictions(predicted, trained.class_names)
+        _print_table(inputs.ids, said)
     return len(inputs.ids)
+
+
+def _tell_unread(source: Source) -> None:
+    """Counts the images that were skipped; that none is left is an error."""
+    count = len(getattr(source, "unread", ()))
+    if count == len(source):
+        raise UserError(f"--data: none of the {count} images can be read")
+    if count:
+        print(f"{count} images could not be read: no label", file=sys.stderr)
+
+
+def _phase(text: str) -> contextlib.AbstractContextManager[Show]:
+    """What goes on, for a person who waits: a file is told of long waits alone."""
+    return Phases().phase(text, after_s=10.0)
+
+
+def _print_table(ids: Ids, said: Sequence[str]) -> None:
+    """Prints what was predicted of a few images, a line for each."""
+    shown = [printable(str(i)) for i in ids]
+    width = max(map(len, shown))
+    for name, text in zip(shown, said, strict=True):
+        print(f"{name:{width}}  {text}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from jaxattn.inference import evaluation
     from jaxattn.inference.predict import Predictor
 
-    trained = load_network(args)
-    method = _make_method(args, trained)
-    overrides = {"name": args.data_name, "path": args.data_path}
-    with naming_data_options(args):
+    with (
+        _phase("loading the network and the data"),
+        naming_data_options(args),
+    ):
+        trained = load_network(args)
+        method = _make_method(args, trained)
+        overrides = {
+            "name": args.data_name,
+            "path": args.data_path,
+            "on_bad_image": args.on_bad_image,
+        }
         data = evaluation.load_data_of(trained, overrides)
     folder = f"{args.split}_{args.weights}_{args.method}"
     if data.name != trained.config.get("data", {}).get("name"):
         folder = f"{data.name.replace(':', '_')}_{folder}"
     out = args.out or pathlib.Path(_home(args), "evaluation", folder)
     require_writable(out / "report.txt")
-    predictor = Predictor(trained, batch_size=args.batch_size)
-    evaluated = evaluation.evaluate(
-        predictor, data, method, split=args.split, seed=args.seed
-    )
+    for note in data.notes:
+        print(note, file=sys.stderr)
+    with _phase("evaluating") as show:
+        predictor = Predictor(trained, batch_size=args.batch_size, tell=show)
+        evaluated = evaluation.evaluate(
+            predictor, data, method, split=args.split, seed=args.seed
+        )
     report = evaluation.write_evaluation(
         out,
         evaluated,
@@ -111,20 +162,24 @@ def _attention_maps(args: argparse.Namespace) -> None:
     from jaxattn.inference import attention
 
     trained = load_network(args)
-    examples = attention.read_examples(trained, args.images, args.max_images)
+    examples = attention.read_examples(
+        trained, args.images, args.max_images, args.on_bad_image
+    )
     out = args.out or pathlib.Path(_home(args), "attention_maps")
     require_writable(out / "page.png")
-    pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
+    with _phase("compiling, then drawing"):
+        pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
     if not has_gates:
         name = trained.config["model"]["name"]
         print(f"{name} has no attention layers: Grad-CAM alone", file=sys.stderr)
     of = f" of {examples.total}" if examples.total > len(pages) else ""
-    print(f"pages of {len(pages)}{of} images in {out}")
+    plural = "s" * (examples.total > 1)
+    print(f"pages of {len(pages)}{of} image{plural} in {out}")
 
 
 def _home(args: argparse.Namespace) -> str:
-    """The folder of what is made of a network: its workdir, or one of its name."""
-    return args.workdir or args.weights
+    """The folder of what is made of a network: its workdir, or the current one."""
+    return args.workdir or ""
 
 
 _METHOD_OPTIONS = (
@@ -178,20 +233,27 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--data",
+        type=location,
         nargs="+",
         metavar="PATH",
         help="a CIFAR-like pickle, an .npz, a folder of images, or image files",
     )
     add("--out", type=path, help="default in the folder submissions")
+    _add_on_bad_image(parser, "gets an empty label")
     add(
         "--ensemble-files",
-        type=path,
+        type=location,
         nargs="+",
         metavar="CSV",
         help="of --method ensemble",
     )
     add("--probabilities", action="store_true", help="adds a column per class")
-    add("--names", action="store_true", help="writes class names, not numbers")
+    add(
+        "--names",
+        action=argparse.BooleanOptionalAction,
+        help="class names, or with --no-names numbers, in the file (default: names of"
+        " image files and folders, numbers of arrays)",
+    )
     _add_method(parser, (*_METHODS, "ensemble"))
 
 
@@ -199,7 +261,13 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--split", default="test", choices=SPLITS, help="default %(default)s")
     add("--data-name", help="another data set than the run's")
-    add("--data-path", help="where the data are; default as in the run")
+    add("--data-path", type=location, help="where the data are; default as in the run")
+    add(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        help="of photos: one that cannot be decoded ends all, or is named and left out"
+        " (default as in the run)",
+    )
     add("--out", type=path, help=_OUT)
     _add_method(parser, _METHODS)
 
@@ -208,11 +276,13 @@ def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--images",
+        type=location,
         nargs="+",
         metavar="PATH",
         help="image files, folders of them, a CIFAR-like pickle, or an .npz (default: "
         "the run's test images)",
     )
+    _add_on_bad_image(parser, "is left out")
     add("--max-images", type=count, default=16, help="default %(default)s")
     add(
         "--layers",
@@ -221,6 +291,16 @@ def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", type=path, help=_OUT)
     add_network(parser)
+
+
+def _add_on_bad_image(parser: argparse.ArgumentParser, outcome: str) -> None:
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help=f"an image file that cannot be read ends all, or is named and {outcome}"
+        " (default %(default)s)",
+    )
 
 
 def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxattn.atomic import require_writable
-from jaxattn.cli.arguments import Command, count, naming_data_options, path, seed
+from jaxattn.cli.arguments import (
+    Command,
+    count,
+    location,
+    naming_data_options,
+    path,
+    seed,
+)
 from jaxattn.errors import UserError, require
 
 if TYPE_CHECKING:  # imported where they are used
@@ -28,14 +35,17 @@ def _compare(args: argparse.Namespace) -> int:
     if not args.configs:
         if args.overrides:
             raise UserError(f"{args.overrides[0]}: used with --configs alone")
+        out = args.out or compare.free_folder(pathlib.Path("comparison"))
+        compare.require_own(out)
         groups = compare.group_runs(_read_finished(args.workdirs))
-        return _report(args.out, groups, failures=[])
+        return _report(out, groups, failures=[])
     require("--root", args.root, args.root is not None, "given with --configs")
     planned = trials.make_trials(
         args.configs, args.seeds or (), args.root, args.overrides
     )
-    failures = _train_all(planned, args.out, ends_at_mistake=True)
-    return _report(args.out, _group_finished(planned), failures)
+    out = args.out or args.root  # beside its runs, to be made anew when they go on
+    failures = _train_all(planned, out, ends_at_mistake=True)
+    return _report(out, _group_finished(planned), failures)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -95,8 +105,9 @@ def _train_all(
     planned: "Sequence[Trial]", out: pathlib.Path, *, ends_at_mistake: bool
 ) -> list[str]:
     """Trains what is not finished, and returns what failed."""
-    from jaxattn.studies import trials
+    from jaxattn.studies import compare, trials
 
+    compare.require_own(out)
     finished = [trial.is_finished() for trial in planned]  # all, before the first
     require_writable(out / "comparison.md")
     failures = []
@@ -163,9 +174,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add(
         "--out",
         type=path,
-        default=pathlib.Path("comparison"),
-        help="folder of the table, as Markdown and CSV, and the figure"
-        " (default %(default)s)",
+        help="folder of the table, as Markdown and CSV, and the figure (default the"
+        " root, or without one comparison, comparison_2 and so on)",
     )
     parser.set_defaults(overrides=[])
 
@@ -206,8 +216,8 @@ def _key_and_values(text: str) -> tuple[str, list[str]]:
 
 def _add_average(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--workdir", type=path, required=True, help="folder of the run")
-    add("--out", type=path, required=True, help="folder to make")
+    add("--workdir", type=location, required=True, help="folder of the run")
+    add("--out", type=location, required=True, help="folder to make")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--last", type=count, help="newest checkpoints (default all)")
     which.add_argument("--steps", type=int, nargs="+", help="of the checkpoints")
@@ -217,7 +227,7 @@ def _add_average(parser: argparse.ArgumentParser) -> None:
         choices=("raw", "ema"),
         help="of each, or their moving average (default %(default)s)",
     )
-    add("--data-path", help="where the data are; default as in the run")
+    add("--data-path", type=location, help="where the data are; default as in the run")
 
 
 def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +237,7 @@ def _add_bn_landscape(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="vgg_bn, or a file like it; --config.key=value overrides a value of it",
     )
-    add("--workdir", type=path, required=True, help="folder of the study's outputs")
+    add("--workdir", type=location, required=True, help="folder of the study's outputs")
     parser.set_defaults(overrides=[])
 
 

@@ -1,19 +1,46 @@
 """The subcommand that trains: `main.py` is its other name."""
 
 import argparse
+import functools
+import sys
 
-from jaxattn.cli.arguments import Command, path
+from jaxattn.cli.arguments import Command, location
 from jaxattn.errors import UserError
+
+_INTRODUCTION = """\
+{program} trains the network of a recipe in a folder, or resumes it. Begin with
+
+  {command} --config quickstart --workdir workdir/quickstart
+
+which takes a minute or two on a CPU, and downloads nothing. Recipes: {recipes}.
+--config.key=value changes a value of a recipe. `{command} --help` says more."""
+
+
+def introduce(program: str) -> str:
+    """Returns what to type first.
+
+    Args:
+        program: Which was started without arguments: `main.py`, or `jaxattn`.
+    """
+    from jaxattn.config.file import list_recipes
+
+    is_script = program == "main.py"
+    return _INTRODUCTION.format(
+        program=program if is_script else f"{program} train",
+        command="python main.py" if is_script else f"{program} train",
+        recipes=", ".join(list_recipes()),
+    )
 
 
 def _train(args: argparse.Namespace) -> None:
     from absl import logging
 
-    from jaxattn.config.file import load_config
+    from jaxattn.training.recipes import load_recipe
 
     logging.use_absl_handler()
     logging.set_verbosity(args.verbosity)
-    config = load_config(args.config, args.overrides)
+    say = functools.partial(print, file=sys.stderr)
+    config = load_recipe(args.config, args.overrides, say)
     if args.distributed:
         _join(args)
     from jaxattn.training.loop import train_and_evaluate
@@ -48,7 +75,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="name or file of a recipe, such as canet:tiny or configs/canet.py:tiny;"
         " --config.key=value overrides a value of it",
     )
-    add("--workdir", type=path, required=True, help="folder of the outputs")
+    add("--workdir", type=location, required=True, help="folder of the outputs")
     add(
         "--distributed",
         type=_yes_or_no,

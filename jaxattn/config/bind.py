@@ -22,7 +22,7 @@ _MAX_FLOAT = 3.4e38  # of float32
 
 def bind(
     function: Callable[..., T], section: Mapping[str, Any], name: str, /, **given: Any
-) -> Callable[..., T]:
+) -> functools.partial[T]:
     """Returns `function` with a config section as its keyword arguments.
 
     Keys whose value is None, those of nested mappings too, are not passed on: they are

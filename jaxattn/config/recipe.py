@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, Any] = {
     "keep_checkpoints": int,  # newest ones, beside the best; None: 2
     "max_skipped_steps": 0,  # whose loss is not finite, before the run ends
     "stall_timeout_s": 1800.0,  # without a step before the run ends; s
+    "accept_changed_data": False,  # resumes though the data are not as they were
     "model": {
         "name": str,  # any of jaxattn.list_models()
     },
@@ -36,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
         "val_fraction": 0.1,  # share of the training split for validation
         "split_seed": 0,  # of that choice; the same split for every run's seed
         "max_train_examples": int,  # of each class its share; None: all
+        "max_eval_examples": int,  # the same, of validation and of test images
         "image_size": int,  # pixels, of data without a fixed size; None: 224 of photos
     },
     "pipeline": {

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from jaxattn.data.augment.augment import Augment as Augment
     from jaxattn.data.augment.transform import normalize as normalize
     from jaxattn.data.datasets.registry import load_data as load_data
-    from jaxattn.data.images import find_images as find_images
+    from jaxattn.data.files import find_images as find_images
     from jaxattn.data.images import read_image as read_image
     from jaxattn.data.pipeline import Loader as Loader
     from jaxattn.data.pipeline import TrainOrder as TrainOrder
@@ -37,7 +37,7 @@ __getattr__, __dir__, __all__ = lazy.face(
         "Source": "jaxattn.data.source",
         "Subset": "jaxattn.data.source",
         "TrainOrder": "jaxattn.data.pipeline",
-        "find_images": "jaxattn.data.images",
+        "find_images": "jaxattn.data.files",
         "labelled": "jaxattn.data.source",
         "load_data": "jaxattn.data.datasets.registry",
         "make_loader": "jaxattn.data.pipeline",

@@ -1,40 +1,30 @@
 """Image files of any kind as uint8 arrays of one size.
 
-The files may come from anywhere: only the formats of `SUFFIXES` are tried (Pillow
-would run another program for some others), and whatever is wrong with one is one line.
+The files may come from anywhere: only the formats of `jaxattn.data.formats` are tried,
+and whatever is wrong with one is one line.
 """
 
-import contextlib
+import functools
 import io
+import logging
 import os
-import pathlib
 import re
+import stat
+import struct
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from jaxattn.data import formats
 from jaxattn.data.source import BadImageError
 from jaxattn.errors import UserError, reason, reraise_machine_fault
+from jaxattn.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
-
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-)
-"""The endings, in lower case, by which image files are known."""
-
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # Tags of TIFF.
 _BITS_PER_SAMPLE = 258
@@ -44,6 +34,11 @@ _ORIENTATION = 274
 
 # The EXIF orientations that swap height and width.
 _SIDEWAYS = (5, 6, 7, 8)
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAX_CHUNK = 2**31 - 1  # bytes, by the standard
+# Of PNG: what Pillow unpacks in part alone, texts and a profile.
+_BULKY = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a rectangle, in pixels from the upper left corner."""
@@ -58,7 +53,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     transparent pixel shows the colour that is stored beneath.
 
     Args:
-        path: The file: BMP, GIF, JPEG, PNG, PPM, TIFF or WebP.
+        path: The file, of a format of `jaxattn.data.formats`.
 
     Returns:
         The pixels, uint8 `[H, W, 3]`.
@@ -68,10 +63,13 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             or none of these formats.
         UserError: The file cannot be opened.
     """
-    with _opened(path, path) as image:
+
+    def convert(image: "Image.Image") -> np.ndarray:
         pixels = _to_rgb(image)
         # After the pixels: TIFF has turned them by now, and PNG may say so last.
         return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+
+    return _read(path, path, convert)
 
 
 def read_crop(
@@ -105,7 +103,8 @@ def read_crop(
     from PIL import Image
 
     out_height, out_width = (size, size) if isinstance(size, int) else size
-    with _opened(file, origin or file) as image:
+
+    def convert(image: "Image.Image") -> np.ndarray:
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: photographs of some phones
         if not is_jpeg:
             image.load()  # only now TIFF is turned, and PNG's orientation known
@@ -123,6 +122,8 @@ def read_crop(
         stored = (out_height, out_width) if is_sideways else (out_width, out_height)
         crop = rgb.resize(stored, Image.Resampling.BILINEAR, box)
         return np.array(_upright(np.asarray(crop), orientation))
+
+    return _read(file, origin or file, convert)
 
 
 def resize_crop(
@@ -180,64 +181,88 @@ def center_box(H: int, W: int, covered: tuple[int, int], size: tuple[int, int]) 
     )
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Finds the image files in a folder and the folders inside it.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The files with a suffix of `SUFFIXES`, in any case, sorted. Hidden files and
-        folders are skipped, and links to folders are not followed.
-
-    Raises:
-        UserError: There is no such folder, or no image in it.
-    """
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder")
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [pathlib.Path(parent, n) for n in files if not n.startswith(".")]
-        found += [path for path in paths if is_image(path)]
-    if not found:
-        raise UserError(
-            f"{folder}: holds no image; must hold files ending in {', '.join(SUFFIXES)}"
-        )
-    return sorted(found)
-
-
-def is_image(path: pathlib.Path) -> bool:
-    """Whether a path ends as those of image files do."""
-    return path.suffix.lower() in SUFFIXES
-
-
-@contextlib.contextmanager
-def _opened(
-    file: str | os.PathLike[str] | bytes, origin: object
-) -> Iterator["Image.Image"]:
-    """Opens an image; whatever goes wrong inside is one line that names the origin."""
-    from PIL import Image, UnidentifiedImageError
-
+def _read(
+    file: str | os.PathLike[str] | bytes,
+    origin: object,
+    convert: Callable[["Image.Image"], np.ndarray],
+) -> np.ndarray:
+    """Opens and converts an image; a fault is one line that names the origin."""
     _ignore_pillow_warnings()
+    is_path = not isinstance(file, bytes)
+    known = formats.formats_of(os.fspath(file) if is_path else "")
     with _open_stream(file, origin) as stream:
         try:
-            with Image.open(stream, formats=_FORMATS) as image:
-                _check_size(image)
-                yield image
-        except UnidentifiedImageError as error:
-            why = f"its content is none of {', '.join(_FORMATS)}"
-            raise BadImageError(f"{origin}: not a readable image ({why})") from error
+            return _decode(stream, known, convert)
         except Exception as error:  # each format of Pillow raises its own
-            reraise_machine_fault(error)
-            why = reason(error)
-            raise BadImageError(f"{origin}: not a readable image ({why})") from error
+            problem = error
+        # Pixels are not lost with what else a PNG says.
+        if (bare := bare_png(stream)) is not None:
+            try:
+                return _decode(io.BytesIO(bare), known, convert)
+            except Exception as error:
+                problem = error
+                stream = io.BytesIO(bare)
+        why = _explain(problem, stream)
+        raise BadImageError(f"{origin}: not a readable image ({why})") from problem
+
+
+def _decode(
+    stream: BinaryIO,
+    known: tuple[str, ...],
+    convert: Callable[["Image.Image"], np.ndarray],
+) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(stream, formats=known) as image:
+        _check_size(image)
+        return convert(image)
+
+
+def _explain(problem: Exception, stream: BinaryIO) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(problem, UnidentifiedImageError):
+        return formats.explain(stream)
+    return printable(reason(problem))
+
+
+def bare_png(stream: BinaryIO) -> bytes | None:
+    """Returns a PNG with little more than its pixels.
+
+    It has no texts and no colour profile, and nothing damaged that pixels do not need.
+    None is returned of a file that is no PNG or has nothing of that kind.
+
+    Args:
+        stream: Its content; may be read from.
+    """
+    stream.seek(0)
+    if (signature := stream.read(8)) != _PNG:
+        return None
+    kept, is_bare = [signature], True
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if length > _MAX_CHUNK:
+            return None
+        body = stream.read(length + 4)
+        is_needed = not kind[0] & 0x20  # so PNG marks what a reader may leave out
+        is_whole = zlib.crc32(kind + body[:-4]).to_bytes(4, "big") == body[-4:]
+        if is_needed or (is_whole and kind not in _BULKY):
+            kept += [head, body]
+        else:
+            is_bare = False
+        if kind == b"IEND":
+            break
+    return None if is_bare else b"".join(kept)
 
 
 def _open_stream(file: str | os.PathLike[str] | bytes, origin: object) -> BinaryIO:
     if isinstance(file, bytes):
         return io.BytesIO(file)
     try:
+        # Opening a pipe would wait for who writes into it.
+        if not stat.S_ISREG(mode := os.stat(file).st_mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+            raise UserError(f"{origin}: not a readable image (is {kind})")
         return open(file, "rb")
     except OSError as error:
         reraise_machine_fault(error)
@@ -262,11 +287,18 @@ def _ignore_pillow_warnings() -> None:
     `warnings.catch_warnings` would not do: the filters are those of the process, and
     threads that read images at the same time would restore each other's.
     """
+    _silence_pillow_log()
     module = r"PIL\."
     ours = ("ignore", None, Warning, re.compile(module), 0)
     # Any change of the filters makes Python show old warnings again.
     if not warnings.filters or warnings.filters[0] != ours:
         warnings.filterwarnings("ignore", module=module)
+
+
+@functools.cache
+def _silence_pillow_log() -> None:
+    """Of a damaged file it says again what its error says."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _check_size(image: "Image.Image") -> None:
@@ -332,7 +364,3 @@ def _to_8_bits(image: "Image.Image") -> np.ndarray:
     grey = np.round(np.clip(values, 0, largest) * (255 / largest)).astype(np.uint8)
     is_white_zero = tags.get(_PHOTOMETRIC, 1) == 0
     return 255 - grey if is_white_zero else grey
-
-
-def _refuse_folder(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename}: not readable ({error.strerror})") from error

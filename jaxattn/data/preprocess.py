@@ -5,9 +5,10 @@ files all show a network an image by the `Preprocess` of its run.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jaxattn.data.augment import normalize
 from jaxattn.data.images import Box, center_box, read_crop, resize_crop
 from jaxattn.data.source import Example
-from jaxattn.errors import require
+from jaxattn.errors import UserError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Preprocess:
         std: As `mean`.
 
     Raises:
-        UserError: If a deviation is not above 0.
+        UserError: If a value is out of its range, or there are others than one or one
+            per channel.
     """
 
     frame: Frame
@@ -84,12 +86,51 @@ class Preprocess:
     std: Sequence[float]
 
     def __post_init__(self) -> None:
-        std = tuple(self.std)
-        require("normalize.std", std, all(value > 0 for value in std), "above 0")
+        values = {"mean": self.mean, "std": self.std}
+        check_normalization(values, channels=self.frame.image_shape[2])
 
     def normalize(self, images: Any) -> jax.Array:
         """Returns the network's input, float32, of uint8 images `[N, H, W, C]`."""
         return normalize(images, mean=self.mean, std=self.std)
+
+
+def check_normalization(
+    section: Mapping[str, Any], *, key: str = "normalize.", channels: int | None = None
+) -> None:
+    """Checks the means and the standard deviations of a normalisation.
+
+    Args:
+        section: `mean`, in [0, 1], and `std`, above 0 and at most 1; None is not
+            checked.
+        key: What messages put before their names.
+        channels: Of the images; None if they are not known yet.
+
+    Raises:
+        UserError: If a value is out of its range, or there are others than one or one
+            per channel.
+    """
+    for name in ("mean", "std"):
+        if section.get(name) is not None:
+            _check_values(key + name, section[name], name == "std", channels)
+
+
+def _check_values(key: str, values: Any, is_std: bool, channels: int | None) -> None:
+    are_numbers = isinstance(values, Sequence | np.ndarray) and all(
+        isinstance(value, int | float | np.number) and math.isfinite(value)
+        for value in values
+    )
+    require(key, values, are_numbers, "numbers, one per channel or one for all")
+    shown = tuple(float(value) for value in values)
+    counts = {1, channels} if channels else {*range(1, len(shown) + 1)}
+    wanted = f"one number, or {channels or 'one per channel'} as there are channels"
+    require(key, shown, len(shown) in counts, wanted)
+    wanted = f"{'above 0' if is_std else 'at least 0'} and at most 1"
+    if max(shown) > 1:
+        wanted += ", for pixels are divided by 255"
+        if min(shown) >= 0 and max(shown) <= 255:  # as others write it
+            wanted += f": divide by 255, {tuple(round(v / 255, 4) for v in shown)}"
+    holds = all((v > 0 if is_std else v >= 0) and v <= 1 for v in shown)
+    require(key, shown, holds, wanted)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,10 +140,14 @@ class ImageFiles:
     Attributes:
         paths: The files.
         frame: What is shown of each.
+        skips: Shows black, with the `error`, in place of one that cannot be read.
+        unread: Positions of those so far.
     """
 
     paths: tuple[pathlib.Path, ...]
     frame: Frame
+    skips: bool = False
+    unread: set[int] = dataclasses.field(default_factory=set, init=False)
 
     def __len__(self) -> int:
         """The number of files."""
@@ -110,4 +155,11 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Example:
         """What is shown of the image at a position, uint8 `[H, W, 3]`."""
-        return {"image": self.frame.read(self.paths[index])}
+        try:
+            return {"image": self.frame.read(self.paths[index])}
+        except UserError as error:
+            if not self.skips:
+                raise
+            self.unread.add(index)
+            black = np.zeros((*self.frame.size, 3), np.uint8)
+            return {"image": black, "error": str(error)}

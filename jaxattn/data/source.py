@@ -4,13 +4,16 @@ A data set is a `Data` of indexable sources. Small ones are arrays in memory
 (`ArraySource`); others stay on disk and are decoded on access.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxattn.errors import UserError, require
+from jaxattn.text import printable
 
 Example = dict[str, Any]
 """One image and its target.
@@ -115,6 +118,26 @@ def labelled(images: np.ndarray, labels: np.ndarray) -> ArraySource:
     return ArraySource(images, {"label": labels})
 
 
+def describe_numbering(class_names: Sequence[str]) -> str | None:
+    """Says how classes are numbered, where a number could be taken for a name."""
+    for i, name in enumerate(class_names):
+        if name.isdecimal() and name != str(i):
+            return (
+                "classes are numbered in the alphabetical order of their names: number"
+                f" {i} is class {name}"
+            )
+    return None
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Returns what tells arrays from others, their shapes and dtypes among it."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        sha256.update(f"{array.dtype}{array.shape}".encode())
+        sha256.update(np.ascontiguousarray(array).data)
+    return f"sha256 {sha256.hexdigest()[:16]}"
+
+
 def _describe(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
@@ -168,6 +191,9 @@ class SkippingSource:
     """
 
     source: Source
+    # By position, what is wrong with the images known to be bad: each is tried once,
+    # or many side by side would be tried again for each of them.
+    _faults: dict[int, str] = dataclasses.field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         """The number of examples, those that cannot be decoded included."""
@@ -180,9 +206,13 @@ class SkippingSource:
     def _read_next(self, index: int, read: Callable[[int], Example]) -> Example:
         errors = []
         for i in range(len(self)):
+            position = (index + i) % len(self)
             try:
-                example = read((index + i) % len(self))
+                if position in self._faults:
+                    raise BadImageError(self._faults[position])
+                example = read(position)
             except BadImageError as error:
+                self._faults[position] = str(error)
                 errors.append(str(error))
             else:
                 return {**example, "error": errors[0]} if errors else example
@@ -229,10 +259,13 @@ class Data:
         train: Training examples.
         val: Examples held out of training, None if there are none.
         test: Test examples.
-        class_names: The name of each label.
+        class_names: The name of each label; what cannot be shown of it is escaped.
         image_shape: `(H, W, C)` of every image, as the source gives it.
         resize_px: The shorter side in pixels that images of many sizes were scaled to,
             before evaluation's crop; None for images of one size.
+        files: What was read, by part: a digest, or as much as is cheap to know of
+            files that are read later. A run is resumed with the same alone.
+        notes: What a person should know of how it was read, a line each.
     """
 
     name: str
@@ -242,12 +275,25 @@ class Data:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     resize_px: int | None = None
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Makes the names fit for reports, tables and pictures."""
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
 
     @property
     def splits(self) -> dict[str, Source]:
         """The splits that there are, by "train", "val" and "test"."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: source for name, source in named.items() if source is not None}
+
+    def describe(self) -> str:
+        """Returns how many images of how many classes there are, in half a line."""
+        names = {"train": "training", "val": "validation"}
+        counts = [f"{len(s):,} {names.get(n, n)}" for n, s in self.splits.items()]
+        head, last = ", ".join(counts[:-1]), counts[-1]
+        return f"{head} and {last} images of {self.num_classes:,} classes"
 
     @property
     def num_classes(self) -> int:

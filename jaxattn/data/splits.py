@@ -4,6 +4,7 @@ Both are choices by stratum, which is the class where examples have a label. Whe
 have none there is one stratum, and the choice is plainly random.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +21,14 @@ from jaxattn.data.source import (
 )
 from jaxattn.errors import UserError
 
+_NUM_SHOWN = 5  # classes
+
 
 def hold_out(data: Data, fraction: float, seed: int) -> Data:
     """Returns the data with a part of the training split as validation split.
+
+    A class whose every image would be held out keeps one for training, and the class
+    with the most gives one in its place; a note says so.
 
     Args:
         data: Without a validation split.
@@ -34,25 +40,79 @@ def hold_out(data: Data, fraction: float, seed: int) -> Data:
     """
     if fraction == 0:
         return data
-    train, val = stratified_split(_strata(data.train), fraction, seed)
+    strata = _strata(data.train)
+    train, val = stratified_split(strata, fraction, seed)
+    lost = np.setdiff1d(strata, strata[train])
+    for label in lost if len(train) else ():
+        train, val = _keep_one(label, strata, train, val)
     if len(train) == 0 or len(val) == 0:
         raise UserError(
             f"data.val_fraction={fraction}: splits the {len(data.train)} training "
             f"examples into {len(train)} and {len(val)}; use 0 to hold out none"
         )
+    note = "kept an image for training, though data.val_fraction would hold out all, of"
     return replace(
-        data, train=_take_train(data.train, train), val=take(data.train, val)
+        data,
+        train=_take_train(data.train, train),
+        val=take(data.train, val),
+        notes=(*data.notes, *_note_classes(data, lost, note)),
     )
 
 
-def thin(data: Data, max_train_examples: int | None) -> Data:
-    """Returns the data with at most so many training examples; None keeps all."""
-    if max_train_examples is None or len(data.train) <= max_train_examples:
-        return data
+def _keep_one(
+    label: int, strata: np.ndarray, train: np.ndarray, val: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moves a stratum's first position from `val` to `train`, and another one back.
+
+    That is the last one of the stratum with the most in `train`, if it has others.
+    """
+    kept = val[strata[val] == label][:1]
+    labels, counts = np.unique(strata[train], return_counts=True)
+    given = train[:0]
+    if counts.max(initial=0) > 1:
+        given = train[strata[train] == labels[np.argmax(counts)]][-1:]
+    train, val = np.setdiff1d(train, given), np.setdiff1d(val, kept)
+    return np.union1d(train, kept), np.union1d(val, given)
+
+
+def thin(
+    data: Data, max_train_examples: int | None, max_eval_examples: int | None = None
+) -> Data:
+    """Returns the data with at most so many examples; None keeps all.
+
+    Args:
+        data: Any.
+        max_train_examples: Of the training split.
+        max_eval_examples: Of the validation split, and as many of the test split.
+    """
+    train = _thinned(data.train, max_train_examples, _take_train)
+    lost = np.setdiff1d(_strata(data.train), _strata(train))
+    note = f"data.max_train_examples={max_train_examples} leaves no training image of"
+    return replace(
+        data,
+        train=train,
+        val=data.val and _thinned(data.val, max_eval_examples, take),
+        test=_thinned(data.test, max_eval_examples, take),
+        notes=(*data.notes, *_note_classes(data, lost, note)),
+    )
+
+
+def _thinned(
+    source: Source, most: int | None, taken: Callable[[Source, np.ndarray], Source]
+) -> Source:
+    if most is None or len(source) <= most:
+        return source
     # Part of an experiment's definition, so its seed is constant.
-    share = max_train_examples / len(data.train)
-    _, kept = stratified_split(_strata(data.train), share, seed=0)
-    return replace(data, train=_take_train(data.train, kept))
+    _, kept = stratified_split(_strata(source), most / len(source), seed=0)
+    return taken(source, kept)
+
+
+def _note_classes(data: Data, classes: np.ndarray, text: str) -> list[str]:
+    """Says something of classes; nothing where there are none."""
+    names = [data.class_names[int(label)] for label in classes[:_NUM_SHOWN]]
+    more = len(classes) - len(names)
+    shown = ", ".join(names) + (f" and {more} more" if more else "")
+    return [f"{text} {shown}"] if names else []
 
 
 def stratified_split(

@@ -1,5 +1,6 @@
 """Pages of what a trained network attends to, for the command `attention-maps`."""
 
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -8,17 +9,21 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.data.images import find_images
+from jaxattn.data.files import find_images
 from jaxattn.data.source import Source
 from jaxattn.data.splits import read_labels
+from jaxattn.errors import UserError
 from jaxattn.inference.evaluation import load_data_of
 from jaxattn.inference.inputs import FilePath, read_inputs
 from jaxattn.paths import local_path
 from jaxattn.tasks.classification.figures import spread
+from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.viz.attention_maps import make_attend
 from jaxattn.viz.figure import save_figure
 from jaxattn.viz.pages import plot_pages
+
+_logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 8  # bounds the memory for gates of large images
 
@@ -40,7 +45,10 @@ class Examples(NamedTuple):
 
 
 def read_examples(
-    trained: Trained, paths: Sequence[FilePath] | None, max_images: int
+    trained: Trained,
+    paths: Sequence[FilePath] | None,
+    max_images: int,
+    on_bad_image: str | None = None,
 ) -> Examples:
     """Reads images from paths, or without any from the test split of the run's data.
 
@@ -49,6 +57,8 @@ def read_examples(
         paths: As of `read_inputs`; folders and image files may also be mixed. The class
             of an image is known if its folder has the name of one.
         max_images: Images at most; of more some from all over.
+        on_bad_image: Of the paths, as of `read_inputs`: "skip" leaves out what cannot
+            be read.
 
     Raises:
         UserError: A path is not there, or does not hold what it should.
@@ -59,12 +69,24 @@ def read_examples(
         names = [f"test_{i}" for i in chosen]
         labels = [int(label) for label in read_labels(source)[chosen]]
     else:
-        source, ids = read_inputs(_expanded(paths), trained.preprocess.frame)
+        frame = trained.preprocess.frame
+        inputs = read_inputs(_expanded(paths), frame, on_bad_image=on_bad_image)
+        source, ids = inputs.source, inputs.ids
         chosen = spread(len(source), max_images)
+        chosen = [i for i in chosen if not _is_unread(source, i)]
+        if not chosen:
+            raise UserError("--images: none of the images can be read")
         names = [str(ids[i]) for i in chosen]
         files = getattr(source, "paths", None)
         labels = [files and _label(files[i], trained.class_names) for i in chosen]
     return Examples(_read(source, chosen), names, labels, len(source))
+
+
+def _is_unread(source: Source, index: int) -> bool:
+    """Whether an image stands in for one that cannot be read, which is then named."""
+    if (error := source[index].get("error")) is not None:
+        _logger.warning("%s; skipped", error)
+    return error is not None
 
 
 def write_pages(
@@ -108,7 +130,7 @@ def write_pages(
         folder.mkdir(parents=True, exist_ok=True)
         for number, (page, name) in enumerate(zip(pages, names, strict=True), start):
             # The number keeps names apart that differ in their folders alone.
-            path = folder / f"{number:02d}_{pathlib.Path(name).stem}.png"
+            path = folder / f"{number:02d}_{_short(pathlib.Path(name).stem)}.png"
             save_figure(page, path)
             written.append(path)
     return written, has_gates
@@ -125,8 +147,14 @@ def _expanded(paths: Sequence[FilePath]) -> list[FilePath]:
 
 
 def _label(file: pathlib.Path, class_names: Sequence[str]) -> int | None:
-    folder = file.resolve().parent.name
+    folder = file.absolute().parent.name  # where a link is, not where it leads
+    folder = printable(folder)
     return class_names.index(folder) if folder in class_names else None
+
+
+def _short(name: str) -> str:
+    """A part of a file's name that leaves room for more; names are bounded in bytes."""
+    return printable(os.fsdecode(os.fsencode(name)[:200]))[:200]
 
 
 def _read(source: Source, chosen: Sequence[int]) -> np.ndarray:

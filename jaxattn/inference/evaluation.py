@@ -1,11 +1,13 @@
 """Figures of a trained network on a split of its data, or of others."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jaxattn.viz.figure  # noqa: F401 - what it needs is missed before the work
 from jaxattn.config.bind import bind
+from jaxattn.config.changes import changed_data, listed
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, choose
@@ -52,7 +54,20 @@ def load_data_of(trained: Trained, overrides: Mapping[str, Any]) -> Data:
             f"data.name={section['name']}: its classes are {', '.join(names[:3])}, ...,"
             f" the network's {', '.join(known[:3])}, ..."
         )
-    return data
+    return data if given.keys() & {"name", "path"} else _with_changes(data, trained)
+
+
+def _with_changes(data: Data, trained: Trained) -> Data:
+    """Notes if a run's data are not those that it was trained on."""
+    saved = {"dataset": trained.config.get("dataset", {})}
+    changed = changed_data(saved, {"dataset": {"files": data.files}})
+    if not changed:
+        return data
+    note = (
+        f"the data are not those of the training ({listed(changed)}): images of other"
+        " splits than test may be others, which were trained on"
+    )
+    return dataclasses.replace(data, notes=(*data.notes, note))
 
 
 def evaluate(

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxattn.data import formats
+from jaxattn.data.crops import check_on_bad_image
 from jaxattn.data.datasets.archives import read_pickle
-from jaxattn.data.images import SUFFIXES, find_images, is_image
+from jaxattn.data.files import describe_left_out, is_image_file, require_images, scan
 from jaxattn.data.preprocess import Frame, ImageFiles
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import UserError, first_repeated, reason, reraise_machine_fault
@@ -18,7 +20,7 @@ FilePath = str | os.PathLike[str]
 Ids = tuple[int, ...] | tuple[str, ...]
 
 _NPZ_KEYS = ("images", "data", "x_test")
-_KINDS = f"a pickle, an .npz, a folder or an image ({', '.join(SUFFIXES)})"
+_KINDS = "a pickle, an .npz, a folder of images or image files"
 
 
 class Inputs(NamedTuple):
@@ -27,13 +29,17 @@ class Inputs(NamedTuple):
     Attributes:
         source: The images, without targets.
         ids: What each is called in the predictions: numbers or names, all different.
+        notes: What a person should know of how they were found, a line each.
     """
 
     source: Source
     ids: Ids
+    notes: tuple[str, ...] = ()
 
 
-def read_inputs(paths: Sequence[FilePath], frame: Frame) -> Inputs:
+def read_inputs(
+    paths: Sequence[FilePath], frame: Frame, *, on_bad_image: str | None = None
+) -> Inputs:
     """Reads images from one file of arrays, one folder, or image files.
 
     Args:
@@ -44,6 +50,9 @@ def read_inputs(paths: Sequence[FilePath], frame: Frame) -> Inputs:
             `ids`, integers `[N]`, may be absent. Image files are scaled and cropped as
             in the network's evaluation.
         frame: What the network is shown of an image.
+        on_bad_image: What is done about an image file that cannot be decoded: "error"
+            (the default) ends all, of "skip" the source has a black image with the
+            `error`.
 
     Returns:
         The images and their ids: those of the file, or 0 to N-1; for a folder the paths
@@ -52,26 +61,42 @@ def read_inputs(paths: Sequence[FilePath], frame: Frame) -> Inputs:
     Raises:
         UserError: A path is not there, or does not hold what it should.
     """
+    check_on_bad_image(on_bad_image)
     files = [local_path(path, "inputs") for path in paths]
     if not files:
         raise UserError(f"inputs: no path; must be {_KINDS}")
     for path in files:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; must be {_KINDS}")
-    first = files[0]
+        if not (os.path.isfile(path) or os.path.isdir(path)):
+            raise UserError(f"{path}: is a pipe, socket or device; must be {_KINDS}")
+    first, skips = files[0], on_bad_image == "skip"
     if len(files) == 1 and first.is_dir():
-        found = find_images(first)
-        names = [file.relative_to(first).as_posix() for file in found]
-        return _from_images(found, names, frame)
-    if len(files) > 1 or is_image(first):
-        return _from_images(files, [os.fspath(path) for path in paths], frame)
+        found = scan(first)
+        require_images(first, found)
+        images = [first / path for path in found.paths]
+        inputs = _from_images(images, found.paths, frame, skips)
+        note = describe_left_out(found.left_out)
+        return inputs._replace(notes=(f"{first}: {note}",) if note else ())
+    if len(files) > 1 or _is_image(first):
+        given = [os.fspath(path) for path in paths]
+        return _from_images(files, given, frame, skips)
     return _from_arrays(first, frame.image_shape)
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    """Whether a file is an image, by the ending of its name or by its content."""
+    ending = formats.ending_of(path.name)
+    # Of HEIC that is not read here, reading says how it would be.
+    is_known = formats.has_image_ending(path.name) or formats.lacking(ending)
+    return bool(is_known) or (ending != ".npz" and is_image_file(path))
 
 
 def _from_images(
     files: Sequence[pathlib.Path],
     names: Sequence[str],
     frame: Frame,
+    skips: bool,
 ) -> Inputs:
     image_shape = frame.image_shape
     if image_shape[-1] != 3:
@@ -80,14 +105,13 @@ def _from_images(
             f"{list(image_shape)}; give it arrays, in an .npz"
         )
     for file in files:
-        if file.is_dir() or not is_image(file):
+        if file.is_dir() or not _is_image(file):
             raise UserError(
-                f"{file}: not an image; several paths must all be image files "
-                f"({', '.join(SUFFIXES)})"
+                f"{file}: not an image; several paths must all be image files"
             )
     if (repeated := first_repeated(names)) is not None:
         raise UserError(f"{repeated}: is given twice, must be different files")
-    return Inputs(ImageFiles(tuple(files), frame), tuple(names))
+    return Inputs(ImageFiles(tuple(files), frame, skips), tuple(names))
 
 
 def _from_arrays(path: pathlib.Path, image_shape: tuple[int, int, int]) -> Inputs:
@@ -127,7 +151,13 @@ def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
         reraise_machine_fault(error)
         raise UserError(f"{path}: not readable ({error.strerror})") from error
     except UserError as error:
-        raise UserError(f"{error}; must be {_KINDS}") from error
+        with open(path, "rb") as file:
+            what = formats.explain(file)
+        raise UserError(
+            f"{path}: {what}; must be {_KINDS}"
+            if what.startswith("it is")
+            else f"{error}; must be {_KINDS}"
+        ) from error
 
 
 def _as_array(value: Any) -> np.ndarray:

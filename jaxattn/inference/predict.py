@@ -49,6 +49,7 @@ class Predictor:
         trained: The network.
         batch_size: Images at a time, over all devices.
         devices: All of this process by default.
+        tell: Called with what goes on, where it may take long.
 
     Raises:
         UserError: If `batch_size` is below 1.
@@ -60,12 +61,14 @@ class Predictor:
         *,
         batch_size: int = 256,
         devices: Devices | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         require_type("trained", trained, Trained)
         require_type("batch_size", batch_size, int)
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         self.trained = trained
         self._batch_size = batch_size
+        self._tell = tell
         self._parallel = MeshParallel(devices or jax.local_devices())
         self._variables = self._parallel.replicate(trained.variables)
         # Compiled apart from the views: once, not once for each.
@@ -114,8 +117,6 @@ class Predictor:
         Raises:
             UserError: If there is no image.
         """
-        import tqdm
-
         N, parallel = len(source), self._parallel
         require("source", N, N >= 1, "at least one image: there are no images")
         # No more padding than the devices need.
@@ -131,18 +132,21 @@ class Predictor:
             evaluation_order(N, size), loader.evaluation_feeds(size), strict=True
         )
         running: list[tuple[list[jax.Array], np.ndarray]] = []
-        # `disable=None`: no bar where nobody looks.
-        with tqdm.tqdm(total=N, unit="image", leave=False, disable=None) as bar:
-            for (index, mask), feed in batches:
-                images = fetch(store, parallel.place(feed))["image"]
-                outputs = [
-                    self._apply(images, view, _take(own, index))
-                    for view, own in zip(views, drawn, strict=True)
-                ]
-                running.append((outputs, feed["mask"][: int(mask.sum())]))
-                # One batch runs while the one before it is decided about.
-                yield from _finished(running, 1, bar)
-            yield from _finished(running, 0, bar)
+        done = 0
+        self._tell(f"compiling, then predicting {N:,} images")
+        for (index, mask), feed in batches:
+            images = fetch(store, parallel.place(feed))["image"]
+            outputs = [
+                self._apply(images, view, _take(own, index))
+                for view, own in zip(views, drawn, strict=True)
+            ]
+            running.append((outputs, feed["mask"][: int(mask.sum())]))
+            # One batch runs while the one before it is decided about.
+            for finished in _finished(running, 1):
+                done += finished.shape[1]
+                self._tell(f"predicting {done:,}/{N:,} images")
+                yield finished
+        yield from _finished(running, 0)
 
     def _apply(self, images: jax.Array, view: Augment, drawn: Any) -> jax.Array:
         """Returns the network's outputs `[n, ...]` for one view of a batch."""
@@ -168,11 +172,10 @@ def _take(drawn: Any, index: np.ndarray) -> Any:
 
 
 def _finished(
-    running: list[tuple[list[jax.Array], np.ndarray]], left: int, bar: Any
+    running: list[tuple[list[jax.Array], np.ndarray]], left: int
 ) -> Iterator[np.ndarray]:
     """Waits for all but the last `left` batches and yields them without padding."""
     while len(running) > left:
         outputs, is_known = running.pop(0)
         own = np.stack(jax.device_get(outputs))[:, : len(is_known)]
         yield np.where(is_known.reshape(-1, *[1] * (own.ndim - 2)), own, np.nan)
-        bar.update(len(is_known))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.atomic import replacing
+from jaxattn.data.preprocess import check_normalization
 from jaxattn.errors import UserError, reason, require, reraise_machine_fault
 from jaxattn.models.registry import create_model
 from jaxattn.models.torch_weights import (
@@ -69,9 +70,7 @@ def import_torch(
     Raises:
         UserError: If the file or a value does not fit.
     """
-    for key, values in (("mean", mean), ("std", std)):
-        require(key, tuple(values), len(values) in (1, 3), "1 or 3 numbers")
-    require("std", tuple(std), min(std) > 0, "above 0")
+    check_normalization({"mean": mean, "std": std}, key="", channels=3)
     require("image_size", image_size, image_size >= 1, "at least 1")
     holds = len(set(class_names)) == len(class_names)
     require("class_names", tuple(class_names), holds, "all different")

@@ -9,13 +9,15 @@ Deviations from the code:
   - `num_classes` is honoured (the code always has 10 outputs).
 """
 
+import math
+
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.attention.canet import AttResBlock
 from jaxattn.ops.features import mark_features
+from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool
@@ -54,12 +56,12 @@ class CANet(nn.Module):
         Raises:
             ValueError: If H or W is not a multiple of 8.
         """
+        x = as_feature_map(self, x)
         H, W = x.shape[1:3]
         if H % _STRIDE or W % _STRIDE:
             raise ValueError(
                 f"CANet: image height {H} and width {W} must be multiples of {_STRIDE}"
             )
-        x = x if self.dtype is None else x.astype(self.dtype)
         for i, (multiple, stride, spatial_kernel_size) in enumerate(_BLOCKS):
             x = AttResBlock(
                 multiple * self.width,
@@ -72,6 +74,6 @@ class CANet(nn.Module):
         x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
         # Channel-major, so that the weights of fc1 are the published ones. An exported
         # batch has a symbol for its length, which `len` refuses.
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], math.prod(x.shape[1:]))
         x = nn.relu(Linear(27 * self.width // 16, name="fc1")(x))
-        return Linear(self.num_classes, name="fc2")(x).astype(jnp.float32)
+        return at_least_float32(Linear(self.num_classes, name="fc2")(x))

@@ -16,6 +16,7 @@ from jaxattn.attention.cbam import AttentionResidualBlock, ChannelAttentionBlock
 from jaxattn.models.heads.classification import classify
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 
 # Of every stage of two blocks: width in units of the stem's, stride of the first block.
@@ -53,7 +54,7 @@ class EnhancedEfficientResNet(nn.Module):
         Returns:
             float32 logits `[N, num_classes]`.
         """
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         x = self._conv_norm_relu(x, self.base_width, 3, "conv1", "bn1", train)
 
         def block(features: int, stride: int, name: str) -> nn.Module:
@@ -114,7 +115,7 @@ class EfficientResNet(nn.Module):
         Returns:
             float32 logits `[N, num_classes]`.
         """
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         x = Conv(self.base_width, 3, padding=1, name="conv1")(x)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train))
 

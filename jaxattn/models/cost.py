@@ -110,14 +110,16 @@ def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 
 def _equation_macs(eqn: core.JaxprEqn) -> int:
-    if eqn.primitive.name not in ("conv_general_dilated", "dot_general"):
+    name = eqn.primitive.name
+    if name not in ("conv_general_dilated", "conv_output", "dot_general"):
         return 0
     outputs = math.prod(eqn.outvars[0].aval.shape)  # pyright: ignore
     left, right = (v.aval.shape for v in eqn.invars)  # pyright: ignore
-    if eqn.primitive.name == "dot_general":
+    if name == "dot_general":
         contracted, _ = eqn.params["dimension_numbers"][0]
         return outputs * math.prod(left[axis] for axis in contracted)
-    out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
+    layout = eqn.params.get("dimension_numbers")
+    out_axis = layout.rhs_spec[0] if layout else -1  # ours has its outputs last
     return outputs * math.prod(right) // right[out_axis]
 
 

@@ -31,6 +31,7 @@ from jaxattn.models.slots import AttentionFactory, Slot, make_slot
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 
 # Of every group of blocks: expansion, output channels, blocks, stride of the first.
@@ -194,7 +195,7 @@ class MobileNetV2(nn.Module):
                 refuses its input.
         """
         choose("stem", self.stem, STEMS)
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         window = _LAST_SIDE[self.stem]
         slot = make_slot(self.attention, self.attention_kwargs, window_size=window)
         maps = self._stages(self._stem(x, slot, train), slot, train)

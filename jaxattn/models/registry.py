@@ -111,7 +111,8 @@ def _require_range(key: str, value: Any) -> None:
         require(key, value, holds and all(map(_is_count, value)), "integers from 1 on")
     elif name in (*_BELOW_1, "mask_prob"):
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        holds = is_number and 0 <= value <= 1 and (value < 1 or name == "mask_prob")
+        holds = is_number and 0 <= float(value) <= 1
+        holds = holds and (value != 1 or name == "mask_prob")
         wanted = "in [0, 1]" if name == "mask_prob" else "in [0, 1)"
         require(key, value, holds, wanted)
 

@@ -32,6 +32,7 @@ from jaxattn.models.slots import AttentionFactory, Slot, make_slot
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
@@ -202,8 +203,8 @@ class ResNet(nn.Module):
             ValueError: If `stem` or `attention` is unknown, `stage_sizes` or `widths`
                 are not four, or the attention module refuses its input.
         """
+        x = as_feature_map(self, x)
         self._check()
-        x = x if self.dtype is None else x.astype(self.dtype)
         window = _LAST_SIDE[self.stem]
         slot = make_slot(self.attention, self.attention_kwargs, window_size=window)
         maps = self._stages(self._stem(x, slot, train), slot, train)

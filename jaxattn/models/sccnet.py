@@ -22,6 +22,7 @@ from jaxattn.models.heads.classification import classify
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
@@ -71,7 +72,7 @@ class SCCBlock(nn.Module):
             ValueError: If `downsample`, `mask_prob` or `forcing` is not accepted.
         """
         choose("downsample", self.downsample, DOWNSAMPLES)
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         # First, as in the code, whose recorded draws the tests replay in call order.
         shortcut = self._shortcut(x, train)
         y = self._scc(3, self.stride, "conv1")(x, train=train)
@@ -155,8 +156,8 @@ class SCCNet(nn.Module):
         Raises:
             ValueError: If an attribute is not accepted.
         """
+        x = as_feature_map(self, x)
         self._check()
-        x = x if self.dtype is None else x.astype(self.dtype)
         x = self._stem(x, train)
         maps = []
         stages = zip(self.stage_sizes, self.widths, strict=True)

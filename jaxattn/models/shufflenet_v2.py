@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxattn.models.heads.classification import classify
 from jaxattn.ops.conv import Conv
+from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
@@ -149,7 +150,7 @@ class ShuffleNetV2(nn.Module):
             `[N, H', W', C']` in `dtype`, whose strides are 4, 8, 16, 32; the first is
             the stem's.
         """
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = as_feature_map(self, x)
         stem, *widths, last = self.widths
         x = self._conv_norm(x, stem, 3, 2, "conv1", train)
         x = max_pool(x, 3, stride=2, padding=1)

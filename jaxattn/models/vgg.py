@@ -18,18 +18,19 @@ Deviations from the code:
     refused (the code reshapes it into images that were not there).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal, torch_kernel
+from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool, max_pool
@@ -105,7 +106,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Returns float32 logits of `x` `[N, H, W, C]`, flattened channel-major."""
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], math.prod(x.shape[1:]))
         for i, (features, place) in enumerate(
             zip(self.features, self.places, strict=True)
         ):
@@ -118,7 +119,7 @@ class Classifier(nn.Module):
                 init["bias_init"] = nn.initializers.zeros
             x = Linear(features, name=str(place), **init)(x)
             x = x if i == 2 else nn.relu(x)
-        return x.astype(jnp.float32)
+        return at_least_float32(x)
 
 
 class VGGA(nn.Module):
@@ -153,8 +154,8 @@ class VGGA(nn.Module):
         Raises:
             ValueError: If H or W is not in 32..63.
         """
+        x = as_feature_map(self, x)
         _check_size("VGG-A", x, 32, 63)
-        x = x if self.dtype is None else x.astype(self.dtype)
         convolutions = Convolutions(
             _widths(self.width),
             batch_norm=self.batch_norm,
@@ -199,8 +200,8 @@ class VGGADropout(nn.Module):
         Raises:
             ValueError: If H or W is not in 32..63.
         """
+        x = as_feature_map(self, x)
         _check_size("VGG-A with dropout", x, 32, 63)
-        x = x if self.dtype is None else x.astype(self.dtype)
         x = _named_stages(x, _widths(self.width))
         x = _halve(mark_features(self, x))
         classifier = Classifier(
@@ -241,8 +242,8 @@ class VGGALight(nn.Module):
             ValueError: If H or W is not in 32..35.
         """
         del train
+        x = as_feature_map(self, x)
         _check_size("VGG-A light", x, 32, 35)
-        x = x if self.dtype is None else x.astype(self.dtype)
         x = _named_stages(x, ((16,), (32,)))
         x = _halve(mark_features(self, x))
         return Classifier((128, 128, self.num_classes), name="classifier")(x)
@@ -278,8 +279,8 @@ class VGG11(nn.Module):
         Raises:
             ValueError: If H or W is below 32.
         """
+        x = as_feature_map(self, x)
         _check_size("VGG-11", x, 32)
-        x = x if self.dtype is None else x.astype(self.dtype)
         x = Convolutions(
             _widths(64),
             kernel_init=kaiming_normal,

@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxattn.errors import require
 from jaxattn.ops import onednn
 from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.inputs import as_feature_map
+from jaxattn.ops.primitive import Window, make_convolution
 
 
 def conv2d(
@@ -30,10 +33,6 @@ def conv2d(
 ) -> jax.Array:
     """Convolves `x` with `kernel` (cross-correlation, as in PyTorch).
 
-    Those of size 3 and 5 that keep the map's size, or halve it, and all that oneDNN
-    computes have gradients of their own, for reverse mode alone: `jax.jvp` and
-    `jax.hessian` do not go through them.
-
     Args:
         x: `[N, H, W, C]`.
         kernel: `[KH, KW, C / groups, O]`, the dtype of `x`.
@@ -45,7 +44,8 @@ def conv2d(
     Returns:
         `[N, H', W', O]`.
     """
-    if x.dtype == jnp.float32 and onednn.is_enabled():
+    # It refuses what has no values.
+    if x.dtype == jnp.float32 and 0 not in x.shape and onednn.is_enabled():
         return onednn.conv2d(x, kernel, stride, padding, dilation, groups)
     size = kernel.shape[:2]
     if (groups, dilation) == (1, 1):
@@ -58,7 +58,7 @@ def conv2d(
         if size == (3, 3) and (padding, stride) == (1, 1) and min(x.shape[1:3]) <= 2:
             return _shifts_product(x, kernel)
         if size in ((3, 3), (5, 5)) and padding == size[0] // 2 and stride in (1, 2):
-            return _conv(x, kernel, stride)
+            return _conv(x, kernel, Window(stride, padding))
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -105,62 +105,87 @@ def _shifts_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.concatenate(taps, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _plain_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    padding = kernel.shape[0] // 2
+def _output(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    padding = (window.padding, window.padding)
+    strides = (window.stride, window.stride)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
+        strides,
+        (padding, padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-def _plain_input_gradient(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int
+def _input_gradient(
+    kernel: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
 ) -> jax.Array:
-    return jax.vjp(lambda x: _plain_conv(x, kernel, stride), x)[1](g)[0]
+    if window.stride == 1:
+        return _plain_input_gradient(kernel, g, window, size)
+    # XLA's own is the slower one.
+    fast, plain = (
+        functools.partial(_phase_input_gradient, size=size),
+        functools.partial(_plain_input_gradient, window=window, size=size),
+    )
+    return jax.lax.platform_dependent(kernel, g, cpu=fast, default=plain)
+
+
+def _plain_input_gradient(
+    kernel: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    """The operation that JAX's transpose of a convolution is."""
+    K, stride = kernel.shape[0], window.stride
+    before = K - 1 - window.padding
+    # As many zeros behind as the input has places.
+    padding = [
+        (before, n + K - 2 - before - (m - 1) * stride)
+        for n, m in zip(size, g.shape[1:3], strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+        g,
+        jax.lax.rev(kernel, (0, 1)),
+        (1, 1),
+        padding,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+    )
+
+
+def _kernel_gradient(
+    x: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    is_wide = max(x.shape[-1], g.shape[-1]) > 16
+    if window.stride > 1 or not is_wide or _has_avx512():
+        return _plain_kernel_gradient(x, g, window, size)
+    # XLA's own is the slower one.
+    fast, plain = (
+        functools.partial(_row_kernel_gradient, K=size[0]),
+        functools.partial(_plain_kernel_gradient, window=window, size=size),
+    )
+    return jax.lax.platform_dependent(x, g, cpu=fast, default=plain)
 
 
 def _plain_kernel_gradient(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int
+    x: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
 ) -> jax.Array:
-    return jax.vjp(lambda kernel: _plain_conv(x, kernel, stride), kernel)[1](g)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """K x K, padding K // 2, with fast gradients on CPUs for strides of 1 and 2."""
-    return _plain_conv(x, kernel, stride)
-
-
-def _conv_fwd(
-    x: jax.Array, kernel: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, stride), (x, kernel)
-
-
-def _conv_bwd(
-    stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    of_input = functools.partial(_plain_input_gradient, stride=stride)
-    of_kernel = functools.partial(_plain_kernel_gradient, stride=stride)
-    # Where XLA's own is the slower one.
-    is_wide = max(x.shape[-1], g.shape[-1]) > 16
-    has_rows = stride == 1 and is_wide and not _has_avx512()
-    on_cpu = (
-        _phase_input_gradient if stride == 2 else of_input,
-        _row_kernel_gradient if has_rows else of_kernel,
+    """The operation that JAX's transpose of a convolution is."""
+    stride, before = window.stride, window.padding
+    padding = [
+        (before, k - 1 + (m - 1) * stride + 1 - n - before)
+        for k, n, m in zip(size, x.shape[1:3], g.shape[1:3], strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+        x,
+        g,
+        (1, 1),
+        padding,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
     )
-    dx, dkernel = (
-        jax.lax.platform_dependent(x, kernel, g, cpu=fast, default=plain)
-        for fast, plain in zip(on_cpu, (of_input, of_kernel), strict=True)
-    )
-    return dx, dkernel
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+# K x K, padding K // 2, strides of 1 and 2, with fast gradients on CPUs.
+_conv = make_convolution("conv", _output, _input_gradient, _kernel_gradient)
 
 
 @functools.cache
@@ -170,7 +195,7 @@ def _has_avx512() -> bool:
     return cpuinfo.exists() and " avx512f " in cpuinfo.read_text()
 
 
-def _row_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+def _row_kernel_gradient(x: jax.Array, g: jax.Array, K: int) -> jax.Array:
     """The kernel gradient as K matrix products, one for each row of the kernel.
 
     XLA's own is a convolution with a window as large as the image, which the CPU
@@ -179,7 +204,7 @@ def _row_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.A
     channels is copied in K shifts.
     """
     H, W, C = x.shape[1:]
-    K, O = kernel.shape[0], g.shape[-1]  # noqa: E741
+    O = g.shape[-1]  # noqa: E741
     pad = ((0, 0), (K // 2, K // 2), (K // 2, K // 2), (0, 0))
     if C <= O:
         shifted = _column_shifts(jnp.pad(x, pad), W, range(K))
@@ -200,15 +225,17 @@ def _contract(a: jax.Array, b: jax.Array) -> jax.Array:
     return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
-def _phase_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+def _phase_input_gradient(
+    kernel: jax.Array, g: jax.Array, size: tuple[int, int]
+) -> jax.Array:
     """The input gradient at stride 2 as four convolutions of `g`.
 
     XLA's own is a convolution of `g` spread out with zeros, which the CPU backend runs
     on a slow path. Along an axis, position 2m + parity receives g[m + d] through tap
     parity + K // 2 - 2d, for every d that gives a tap.
     """
-    N, H, W, C = x.shape
-    h, w = g.shape[1:3]
+    (H, W), C = size, kernel.shape[2]
+    N, h, w = g.shape[:3]
     flipped = kernel.swapaxes(2, 3)  # O in, C out
 
     def phase(row: int, column: int) -> jax.Array:
@@ -284,14 +311,16 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves `x` `[N, H, W, C]` and returns `[N, H', W', features]`."""
-        dtype = x.dtype if self.dtype is None else self.dtype
+        x = as_feature_map(self, x)
+        for key in ("features", "kernel_size", "stride", "dilation", "groups"):
+            require(key, getattr(self, key), getattr(self, key) >= 1, "at least 1")
         k, C = self.kernel_size, x.shape[-1] // self.groups
         kernel = self.param(
             "kernel", self.kernel_init, (k, k, C, self.features), jnp.float32
         )
         y = conv2d(
-            x.astype(dtype),
-            kernel.astype(dtype),
+            x,
+            kernel.astype(x.dtype),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -300,5 +329,5 @@ class Conv(nn.Module):
         if self.use_bias:
             init = self.bias_init or torch_bias(k * k * C)
             bias = self.param("bias", init, (self.features,), jnp.float32)
-            y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
+            y = y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
         return y

@@ -1,15 +1,20 @@
 """Group normalisation as PyTorch computes it."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxattn.errors import require
+from jaxattn.ops.inputs import at_least_float32, computation_dtype
+
 
 class GroupNorm(nn.Module):
     """Normalises groups of channels of every example by their own statistics.
 
-    Statistics and the normalisation are float32 at any computation dtype. A group of
+    Statistics and the normalisation are float32 at any lower dtype. A group of
     one value becomes its bias.
 
     Attributes:
@@ -37,13 +42,17 @@ class GroupNorm(nn.Module):
             ValueError: If C is not a multiple of `num_groups`.
         """
         N, C, G = x.shape[0], x.shape[-1], self.num_groups
-        if C % G:
-            raise ValueError(f"num_groups={G}: must divide the {C} channels")
+        divides = G >= 1 and C % G == 0
+        require("num_groups", G, divides, f"a divisor of the {C} channels")
         scale = self.param("scale", nn.initializers.ones, (C,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (C,), jnp.float32)
-        grouped = x.astype(jnp.float32).reshape(N, -1, G, C // G)
-        centred = grouped - jnp.mean(grouped, (1, 3), keepdims=True)
+        positions = math.prod(x.shape[1:-1])  # not -1: N may be 0
+        grouped = at_least_float32(x).reshape(N, positions, G, C // G)
+        # Twice: rounding leaves of a mean of 1000 deviations what shows.
+        shift = jax.lax.stop_gradient(jnp.mean(grouped, (1, 3), keepdims=True))
+        centred = grouped - shift
+        centred = centred - jnp.mean(centred, (1, 3), keepdims=True)
         var = jnp.mean(jnp.square(centred), (1, 3), keepdims=True)
         y = centred * jax.lax.rsqrt(var + self.epsilon)
         y = y * scale.reshape(1, 1, G, C // G) + bias.reshape(1, 1, G, C // G)
-        return y.reshape(x.shape).astype(x.dtype if self.dtype is None else self.dtype)
+        return y.reshape(x.shape).astype(computation_dtype(x, self.dtype))

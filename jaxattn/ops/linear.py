@@ -7,6 +7,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.inputs import computation_dtype
 
 
 class Linear(nn.Module):
@@ -27,7 +28,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[N, features]` of `x` `[N, C]`."""
-        x = x if self.dtype is None else x.astype(self.dtype)
+        x = x.astype(computation_dtype(x, self.dtype))
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias_init = self.bias_init or torch_bias(x.shape[-1])

@@ -4,7 +4,8 @@ XLA's CPU backend has no fast weight gradients, nor depthwise convolutions. `one
 calls those of oneDNN from inside a compiled program. It is compiled on the user's
 machine, into a cache folder, and never needed: without it convolutions are XLA's.
 The environment variable JAXATTN_CPU_KERNELS decides otherwise: with 0 the library is
-not used, with 1 it must be there. Unset, it is used where it has been built.
+neither built nor loaded, with 1 it must be there. Unset, it is used where it has been
+built.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import numpy as np
 
 from jaxattn.errors import UserError, choose
 from jaxattn.host import cache_folder
+from jaxattn.ops.primitive import Window, make_convolution, output_shape
 
 _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 _CALLS = (
@@ -53,8 +55,11 @@ def build() -> pathlib.Path:
     """Compiles the library and returns its path.
 
     Raises:
-        UserError: If there is no compiler or no oneDNN, or they fail.
+        UserError: If JAXATTN_CPU_KERNELS is 0, if there is no compiler or no oneDNN, or
+            if they fail.
     """
+    if is_refused():
+        raise UserError(f"{_VARIABLE}=0: never built; unset the variable to build")
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise UserError(
@@ -170,7 +175,30 @@ def _load(path: pathlib.Path) -> ctypes.CDLL:
         ) from error
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _output(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    shape = output_shape(x.shape, kernel.shape, window)
+    return _call("jaxattn_conv_forward", shape, x, kernel, window)
+
+
+def _input_gradient(
+    kernel: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    shape = (len(g), *size, kernel.shape[2] * window.groups)
+    return _call("jaxattn_conv_input_gradient", shape, kernel, g, window)
+
+
+def _kernel_gradient(
+    x: jax.Array, g: jax.Array, window: Window, size: tuple[int, int]
+) -> jax.Array:
+    shape = (*size, x.shape[-1] // window.groups, g.shape[-1])
+    return _call("jaxattn_conv_kernel_gradient", shape, x, g, window)
+
+
+_conv = make_convolution(
+    "onednn_conv", _output, _input_gradient, _kernel_gradient, one_by_one=True
+)
+
+
 def conv2d(
     x: jax.Array,
     kernel: jax.Array,
@@ -180,44 +208,7 @@ def conv2d(
     groups: int,
 ) -> jax.Array:
     """Convolves as `jaxattn.ops.conv.conv2d`, float32, where `is_enabled`."""
-    h, w = (
-        (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
-        for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
-    )
-    shape = (len(x), h, w, kernel.shape[-1])
-    window = (stride, padding, dilation, groups)
-    return _call("jaxattn_conv_forward", shape, x, kernel, window)
-
-
-def _forward(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return conv2d(x, kernel, stride, padding, dilation, groups), (x, kernel)
-
-
-def _backward(
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-    residuals: tuple[jax.Array, jax.Array],
-    g: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    window = (stride, padding, dilation, groups)
-    # XLA drops the one that is not asked for.
-    return (
-        _call("jaxattn_conv_input_gradient", x.shape, kernel, g, window),
-        _call("jaxattn_conv_kernel_gradient", kernel.shape, x, g, window),
-    )
-
-
-conv2d.defvjp(_forward, _backward)
+    return _conv(x, kernel, Window(stride, padding, dilation, groups))
 
 
 def _call(
@@ -225,13 +216,11 @@ def _call(
     shape: tuple[int, ...],
     a: jax.Array,
     b: jax.Array,
-    window: tuple[int, int, int, int],
+    window: Window,
 ) -> jax.Array:
     call = jax.ffi.ffi_call(
         f"{name}_{_registered_suffix()}",
         jax.ShapeDtypeStruct(shape, jnp.float32),
-        vmap_method="sequential",
     )
-    names = ("stride", "padding", "dilation", "groups")
-    attributes = {k: np.int64(v) for k, v in zip(names, window, strict=True)}
+    attributes = {key: np.int64(value) for key, value in window._asdict().items()}
     return call(a, b, **attributes)

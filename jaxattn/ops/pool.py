@@ -2,9 +2,20 @@
 
 import functools
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxattn.ops.primitive import make_choice
+
+
+class Window(NamedTuple):
+    """How the windows of a pool lie on a feature map; see `max_pool`."""
+
+    size: int
+    stride: int
+    padding: int
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -38,8 +49,7 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int) -> jax.Array
     """Returns the maxima of `size` x `size` windows, as `torch.nn.MaxPool2d`.
 
     The gradient of a window goes to its first maximum in row-major order. Padding never
-    wins; it is the same on all four sides, which "SAME" of an even size is not. Where
-    windows overlap, gradients are for reverse mode alone.
+    wins; it is the same on all four sides, which "SAME" of an even size is not.
 
     Args:
         x: Feature map `[N, H, W, C]`, any float dtype.
@@ -52,46 +62,66 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int) -> jax.Array
     """
     if stride == size and padding == 0:
         return _max_of_patches(x, size)
-    return _max_of_windows(x, size, stride, padding)
+    return _max_of_windows(x, Window(size, stride, padding))
 
 
-def _reduce_window(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_of_windows(x: jax.Array, window: Window) -> jax.Array:
+    """Maxima of windows that may overlap, with a fast gradient on CPUs."""
+    return _reduce_window(x, window)
+
+
+@_max_of_windows.defjvp
+def _max_of_windows_jvp(
+    window: Window, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (x_dot,) = primals, tangents
+    return _max_of_windows(x, window), _choose(x_dot, x, window)
+
+
+def _reduce_window(x: jax.Array, window: Window) -> jax.Array:
+    size, stride, padding = window
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return jax.lax.reduce_window(
         x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pads
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_of_windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """Maxima of windows that may overlap, with a fast gradient on CPUs."""
-    return _reduce_window(x, size, stride, padding)
+def _chosen(v: jax.Array, x: jax.Array, window: Window) -> jax.Array:
+    """The values of `v` where the windows of `x` have their first maximum."""
+
+    def plain(v: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.jvp(lambda x: _reduce_window(x, window), (x,), (v,))[1]
+
+    def fast(v: jax.Array, x: jax.Array) -> jax.Array:
+        winner, places = _winners(x, window), range(window.size**2)
+        taps = (jnp.where(winner == p, _tap(v, p, window), 0) for p in places)
+        return functools.reduce(jnp.add, taps)
+
+    return jax.lax.platform_dependent(v, x, cpu=fast, default=plain)
 
 
-def _max_of_windows_fwd(
-    x: jax.Array, size: int, stride: int, padding: int
-) -> tuple[jax.Array, jax.Array]:
-    return _max_of_windows(x, size, stride, padding), x
+def _gradient(g: jax.Array, x: jax.Array, window: Window) -> jax.Array:
+    """Each window's `g` at its first maximum in `x`."""
+
+    def plain(g: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: _reduce_window(x, window), x)[1](g)[0]
+
+    fast = functools.partial(_phase_gradient, window=window)
+    return jax.lax.platform_dependent(g, x, cpu=fast, default=plain)
 
 
-def _max_of_windows_bwd(
-    size: int, stride: int, padding: int, x: jax.Array, g: jax.Array
-) -> tuple[jax.Array]:
-    geometry = {"size": size, "stride": stride, "padding": padding}
-
-    def plain(x: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _reduce_window(x, **geometry), x)[1](g)[0]
-
-    fast = functools.partial(_phase_gradient, **geometry)
-    return (jax.lax.platform_dependent(x, g, cpu=fast, default=plain),)
+def _output_shape(v: tuple[int, ...], x: tuple[int, ...], window: Window) -> Any:
+    del v
+    size, stride, padding = window
+    sides = ((n + 2 * padding - size) // stride + 1 for n in x[1:3])
+    return (x[0], *sides, x[3])
 
 
-_max_of_windows.defvjp(_max_of_windows_fwd, _max_of_windows_bwd)
+_choose = make_choice("max_of_windows", _chosen, _gradient, _output_shape)
 
 
-def _phase_gradient(
-    x: jax.Array, g: jax.Array, *, size: int, stride: int, padding: int
-) -> jax.Array:
+def _phase_gradient(g: jax.Array, x: jax.Array, window: Window) -> jax.Array:
     """The input gradient of a max-pool, for each of `stride` x `stride` phases.
 
     XLA's own is a scatter by maps of positions, which takes the CPU backend 6 times as
@@ -99,9 +129,10 @@ def _phase_gradient(
     `m + d` if its tap `phase + padding - d * stride` has won, for every d that gives
     a tap.
     """
+    size, stride, padding = window
     N, H, W, C = x.shape
     h, w = (-(-n // stride) for n in (H, W))  # positions of a phase
-    winner = _winners(x, g.shape, size, stride, padding)
+    winner = _winners(x, window)
     zero = jnp.zeros((), g.dtype)
 
     def taps(phase: int) -> list[tuple[int, int]]:
@@ -127,25 +158,27 @@ def _phase_gradient(
     return dx[:, :H, :W]
 
 
-def _winners(
-    x: jax.Array, shape: tuple[int, ...], size: int, stride: int, padding: int
-) -> jax.Array:
+def _winners(x: jax.Array, window: Window) -> jax.Array:
     """Returns each window's first maximum as its place in row-major order, uint8."""
-    N, h, w, C = shape
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = jnp.pad(x, pads, constant_values=-jnp.inf)
-
-    def tap(place: int) -> jax.Array:
-        i, j = divmod(place, size)
-        end = (N, i + (h - 1) * stride + 1, j + (w - 1) * stride + 1, C)
-        return jax.lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1))
-
-    best, winner = tap(0), jnp.zeros(shape, jnp.uint8)
-    for place in range(1, size * size):
-        is_better = tap(place) > best
-        best = jnp.where(is_better, tap(place), best)
+    best = _tap(x, 0, window, -jnp.inf)
+    winner = jnp.zeros(best.shape, jnp.uint8)
+    for place in range(1, window.size**2):
+        challenger = _tap(x, place, window, -jnp.inf)
+        is_better = challenger > best
+        best = jnp.where(is_better, challenger, best)
         winner = jnp.where(is_better, jnp.uint8(place), winner)
     return winner
+
+
+def _tap(x: jax.Array, place: int, window: Window, fill: float = 0) -> jax.Array:
+    """Returns the value at one place of every window, `fill` in the padding."""
+    size, stride, padding = window
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(x, pads, constant_values=fill)
+    i, j = divmod(place, size)
+    N, h, w, C = _output_shape(x.shape, x.shape, window)
+    end = (N, i + (h - 1) * stride + 1, j + (w - 1) * stride + 1, C)
+    return jax.lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1))
 
 
 def _max_of_patches(x: jax.Array, size: int) -> jax.Array:

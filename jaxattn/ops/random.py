@@ -23,7 +23,7 @@ def hashed_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     if math.prod(shape) > 2**32:
         raise ValueError(f"hashed_uniform: shape={shape}: more than 2**32 elements")
-    first, second = jax.random.bits(key, (2,))
+    first, second = jax.random.bits(key, (2,), jnp.uint32)  # in x64 mode, too
     place = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     bits = _hash(_hash(place + first) ^ second)
     return (bits >> 8).astype(jnp.float32) * 2.0**-24

@@ -57,6 +57,7 @@ from jaxattn.training.devices.mesh import Devices
 from jaxattn.training.guards.interrupt import Interrupt
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.meter import Meter
+from jaxattn.training.records.phases import COMPILING, Phases
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.report import versions
 from jaxattn.training.records.writer import RunWriter, read_metrics
@@ -93,10 +94,14 @@ def run_study(
     require_type("config", values, Mapping)
     landscape = bind(Landscape, values.get("landscape", {}), "landscape")()
     rates, models = _check(values)
-    runs = {
-        network: build(make_run_config(values, model, rates[0]), devices=devices)
-        for network, model in models.items()
-    }
+    phases = Phases()
+    with phases.phase("reading the config") as show:
+        runs = {
+            network: build(
+                make_run_config(values, model, rates[0]), devices=devices, tell=show
+            )
+            for network, model in models.items()
+        }
     members = [Member(n, models[n], rate) for rate in rates for n in NETWORKS]
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lock(workdir))
@@ -107,7 +112,7 @@ def run_study(
             network: Network(run, landscape, lambda: interrupt.requested)
             for network, run in runs.items()
         }
-        study = _Study(workdir, members, networks, interrupt, stack)
+        study = _Study(workdir, members, networks, interrupt, phases, stack)
         for change in changes:
             study.say(f"config changed: {change}")
         for member in members:
@@ -166,6 +171,7 @@ class _Study:
         members: list[Member],
         networks: dict[str, Network],
         interrupt: Interrupt,
+        phases: Phases,
         stack: contextlib.ExitStack,
     ) -> None:
         run = networks["plain"].run
@@ -180,6 +186,7 @@ class _Study:
             num_epochs=len(members) * run.options.num_epochs,
             batch_size=run.options.batch_size,
             task=run.task,
+            phases=phases,
         )
         self.say = self.progress.message
         stack.callback(self.progress.close)
@@ -234,6 +241,9 @@ class _Training:
     ) -> None:
         self._study, self._member = study, member
         self._network = study.network(member)
+        # The phase before the first figures.
+        self._starting = stack.enter_context(contextlib.ExitStack())
+        self._starting.enter_context(study.progress.phase(COMPILING))
         self._run = self._network.run
         self._checkpoints = Checkpoints(folder)
         stack.callback(self._checkpoints.close)
@@ -310,6 +320,7 @@ class _Training:
             self._writer.write_scalars(step, kept)
             self._rows.append({"step": step, **kept})
         if rows:
+            self._starting.close()
             step = self._study.steps_before(self._member) + self._step
             self._study.progress.update(
                 step,
@@ -329,8 +340,13 @@ class _Training:
             row[mean] = float(np.mean([r[tag(key, name)] for r in self._rows]))
         with self._study.progress.paused():
             for split in ("train", "test"):
-                variables = self._state.variables
-                summary = self._network.trainer.evaluator.evaluate(variables, split)
+                doing, total = f"{split} images", len(self._run.data.splits[split])
+                evaluator = self._network.trainer.evaluator
+                evaluation = self._study.progress.evaluation
+                with evaluation(doing, total, after_s=10) as tell:
+                    summary = evaluator.evaluate(
+                        self._state.variables, split, tell=tell
+                    )
                 if summary is None:
                     self._save_and_stop()
                 row[f"{split}_accuracy"] = summary["accuracy"]

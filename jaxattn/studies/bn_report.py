@@ -279,7 +279,7 @@ def _accuracy(curves: Mapping[str, Curves]) -> "Figure":
         for network, c in curves.items():
             for i, (rate, y) in enumerate(zip(c.rates, values(c), strict=True)):
                 x = np.arange(1, len(y) + 1)
-                band = _band(network, Member(network, c.model, rate).name, x, y, y)
+                band = _band(network, f"{c.model}, rate {rate:g}", x, y, y)
                 line = _LINES[i % len(_LINES)]
                 made.append(dataclasses.replace(band, line=line, alpha=0.9))
         return made

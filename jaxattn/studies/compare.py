@@ -1,5 +1,6 @@
 """Compares finished runs: accuracy over seeds, cost, speed and what differs."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -23,6 +24,12 @@ _ACCURACIES = {
 }
 _VALIDATION = "best_val_accuracy"
 _SHOWN = {_VALIDATION: "validation", **_ACCURACIES}
+# How the files begin that a comparison makes, and may make anew; and its figure.
+_STARTS = {
+    "comparison.md": b"| network | data | n |",
+    "comparison.csv": b"network,data,n,seeds,",
+}
+_PICTURE = "comparison.png"
 _NEEDED = ("model", "num_params", "num_macs", "seed", "epochs", "versions", "device")
 
 
@@ -339,10 +346,42 @@ def plot(groups: Sequence[Group]) -> Any:
     )
 
 
+def free_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Returns a folder that is not there yet: itself, or with a number from 2 on."""
+    names = itertools.chain([""], (f"_{i}" for i in itertools.count(2)))
+    folders = (folder.with_name(f"{folder.name}{name}") for name in names)
+    return next(f for f in folders if not f.exists())
+
+
+def require_own(out: pathlib.Path) -> None:
+    """Checks that what `write_comparison` would replace is what it made.
+
+    Raises:
+        UserError: If a file of one of its names is something else.
+    """
+    is_compared = False
+    for name, start in _STARTS.items():
+        path = out / name
+        if path.exists():
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                is_compared = file.read(len(start)) == start
+            _require_own(path, is_compared)
+    _require_own(out / _PICTURE, is_compared or not (out / _PICTURE).exists())
+
+
+def _require_own(path: pathlib.Path, is_own: bool) -> None:
+    if not is_own:
+        raise UserError(
+            f"{path}: is no comparison of jaxattn's, and is kept; name another folder"
+        )
+
+
 def write_comparison(
     out: pathlib.Path, groups: Sequence[Group], best: Group | None = None
 ) -> str:
     """Writes `comparison.md`, `comparison.csv` and `comparison.png`.
+
+    Those that are there are replaced; see `require_own`.
 
     Args:
         out: Their folder, made if missing.
@@ -358,5 +397,5 @@ def write_comparison(
     text = format_markdown(groups, best)
     write_atomically(out / "comparison.md", text)
     write_atomically(out / "comparison.csv", format_csv(groups))
-    save_figure(plot(groups), out / "comparison.png")
+    save_figure(plot(groups), out / _PICTURE)
     return text

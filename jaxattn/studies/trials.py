@@ -177,12 +177,12 @@ def _of_seeds(
     overrides: Sequence[str],
 ) -> Iterator[Trial]:
     """Yields the runs of one config, each in a folder of its own."""
-    from jaxattn.config.file import load_config
+    from jaxattn.training.recipes import load_recipe
 
     folder = local_path(root, "root").resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
     for seed in seeds or (None,):
         own = [] if seed is None else [f"--config.seed={seed}"]
-        config = load_config(recipe, [*overrides, *own]).to_dict()
+        config = load_recipe(recipe, [*overrides, *own]).to_dict()
         workdir = folder / f"seed{config['seed']}"
         yield Trial(
             name=f"{name}, seed {config['seed']}", config=config, workdir=workdir

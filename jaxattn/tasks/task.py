@@ -236,6 +236,15 @@ class Task(Protocol):
         """
         ...
 
+    def tell_predictions(self, predicted: Any, class_names: Sequence[str]) -> list[str]:
+        """Returns what was predicted of each image, in words.
+
+        Args:
+            predicted: Of N images.
+            class_names: The name of each class.
+        """
+        ...
+
     def write_predictions(
         self,
         path: pathlib.Path,

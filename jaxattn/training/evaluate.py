@@ -43,7 +43,12 @@ class Evaluator:
         self._evaluate = parallel.compile_evaluate(run.eval_step)
 
     def evaluate(
-        self, variables: Any, split: str, key: jax.Array | None = None
+        self,
+        variables: Any,
+        split: str,
+        key: jax.Array | None = None,
+        *,
+        tell: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Any] | None:
         """Returns the task's summary of a split, or None if it was stopped midway.
 
@@ -55,6 +60,7 @@ class Evaluator:
             split: "train", "val" or "test".
             key: PRNG key of this evaluation, for a run that transforms its validation
                 images.
+            tell: Called now and then with the number of examples that are done.
         """
         run, total, parts = self._run, None, []
         fetch, store = self._fetch[split], self.stores[split]
@@ -71,6 +77,7 @@ class Evaluator:
             parts.append(predictions)
             # One batch runs and one is ready; more would pile up on the device.
             jax.block_until_ready(total)
+            tell(number * run.options.batch_size)
             total = sums if total is None else total + sums
         assert total is not None  # no split is empty
         parts = jax.device_get(parts)

@@ -20,10 +20,10 @@ from jax.experimental import multihost_utils
 from jaxattn.config.changes import changed_since
 from jaxattn.errors import DivergedError, InterruptedRun, UserError, require
 from jaxattn.paths import local_path
-from jaxattn.tasks.task import Tested
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
 from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.guards.bad_images import refuse_bad_images
 from jaxattn.training.guards.divergence import Divergence
 from jaxattn.training.guards.early_stopping import Plateau
 from jaxattn.training.guards.faults import describe_saved, telling_what_is_saved
@@ -33,11 +33,14 @@ from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
 from jaxattn.training.optim import RunLength, find_length_clash
 from jaxattn.training.records import figures, report
+from jaxattn.training.records.closing import next_commands
+from jaxattn.training.records.phases import COMPILING, Phases
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
+from jaxattn.training.testing import try_weights, weights_of
 from jaxattn.training.trainer import Trainer
 
 
@@ -65,9 +68,12 @@ def train_and_evaluate(
         MachineError: If the machine failed; the message says what was saved.
     """
     workdir = local_path(workdir, "workdir").resolve()  # before data are read
-    run = config if isinstance(config, Run) else build(config, devices=devices)
     primary = jax.process_index() == 0  # every process trains, the first one writes
     with contextlib.ExitStack() as stack:
+        phases = Phases(None if primary else stack.enter_context(open(os.devnull, "w")))
+        with phases.phase("reading the config") as show:
+            is_run = isinstance(config, Run)
+            run = config if is_run else build(config, devices=devices, tell=show)
         if primary:
             stack.enter_context(workdir_lock(workdir))
         interrupt = stack.enter_context(Interrupt())
@@ -85,14 +91,17 @@ def train_and_evaluate(
             writer = stack.enter_context(
                 RunWriter(workdir, start_step=start_step, tensorboard=log.tensorboard)
             )
-        attempt = _Attempt(run, workdir, interrupt, checkpoints, writer, start_step)
+        attempt = _Attempt(
+            run, workdir, interrupt, checkpoints, writer, start_step, phases
+        )
         stack.callback(attempt.progress.close)
         stack.callback(attempt.profiler.close)
         stack.enter_context(attempt.watchdog)
+        say, replicate = attempt.progress.message, run.parallel.replicate
         for change in changes:
-            attempt.progress.message(f"config changed: {change}")
-        replicate = run.parallel.replicate
-        state = run.init_state() if restored is None else replicate(restored[0])
+            say(f"config changed: {change}")
+        with attempt.progress.phase("making the weights"):
+            state = replicate(restored[0]) if restored else run.init_state(say)
         return attempt.finish(*attempt.train(state))
 
 
@@ -149,6 +158,7 @@ class _Attempt:
         checkpoints: Checkpoints,
         writer: RunWriter | None,
         start_step: int,
+        phases: Phases,
     ) -> None:
         self.run = run
         self.workdir = workdir
@@ -162,7 +172,7 @@ class _Attempt:
             num_epochs=run.options.num_epochs,
             batch_size=run.options.batch_size,
             task=run.task,
-            stream=None if writer else open(os.devnull, "w"),  # noqa: SIM115
+            phases=phases,
         )
         self.profiler = Profiler(
             run.log.profile_steps if writer else (),
@@ -173,6 +183,7 @@ class _Attempt:
         self._trainer = Trainer(run, self._is_stopping)
         self._evaluator = self._trainer.evaluator
         self._attention_maps = figures.make_attention_maps(run) if writer else None
+        self._starting = contextlib.ExitStack()  # the phase before the first figures
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
         self._plateau = Plateau.of(self._saved)
@@ -203,12 +214,17 @@ class _Attempt:
         """Trains what is left, and returns the last state and its step."""
         run, step = self.run, self.start_step
         key = self._key(state)
+        for note in (run.data.describe(), *run.data.notes):
+            self.progress.message(f"data: {note}")
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
         if self.writer and step:
             report.write_config(run, self.workdir)
         elif self.writer:
-            report.write_description(run, self.workdir, self.writer, key)
+            with self.progress.phase("describing the network and its inputs"):
+                report.write_description(run, self.workdir, self.writer, key)
+        if not step:
+            refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
         most, say = run.options.max_skipped_steps, self.progress.message
         self._divergence = Divergence(most, _advise(run), logged, step, say)
@@ -225,8 +241,11 @@ class _Attempt:
         if self.writer:  # of a run that stopped early, and now goes on
             (self.workdir / "results.json").unlink(missing_ok=True)
         self.profiler.before(step, state)
-        with contextlib.closing(self._trainer.train(state, step)) as updates:  # pyright: ignore[reportArgumentType]
+        updates = self._trainer.train(state, step)
+        with self._starting, contextlib.closing(updates):  # pyright: ignore[reportArgumentType]
+            show = self._starting.enter_context(self.progress.phase(COMPILING))
             for step, state, metrics in updates:
+                show("the first training steps")
                 self.profiler.after(step, state)
                 meter.add(metrics)
                 at_end, stopping = self._is_epoch_end(step), self._is_stopping()
@@ -276,6 +295,7 @@ class _Attempt:
                 scalars = {f"step/{k}": v for k, v in row.items() if k != "step"}
                 self.writer.write_scalars(step, scalars)
         if rows:
+            self._starting.close()
             step = int(rows[-1]["step"])
             self.progress.update(
                 step,
@@ -292,10 +312,13 @@ class _Attempt:
         figures = dict.fromkeys((*task.shown, task.metric))
         key = stream(self._key(state), step, "validation")
         with self.progress.paused():
-            for suffix, variables in _weights(state).items():
+            for suffix, variables in weights_of(state).items():
                 if "val" not in self.run.loaders:
                     break
-                summary = self._evaluator.evaluate(variables, "val", key)
+                doing = "validating" + suffix.replace("_ema", " the averaged weights")
+                total = len(self.run.data.splits["val"])
+                with self.progress.evaluation(doing, total, after_s=10) as tell:
+                    summary = self._evaluator.evaluate(variables, "val", key, tell=tell)
                 if summary is None:
                     self._save(state, step, {})
                     self._stop(step)
@@ -307,16 +330,8 @@ class _Attempt:
             if speed := self.progress.images_per_s:
                 row["images_per_s"] = speed
             if self.writer:
-                self.writer.write_scalars(
-                    step, {f"epoch/{key}": value for key, value in row.items()}
-                )
-                if self.run.log.histograms:
-                    self.writer.write_histograms(
-                        step, report.histograms(self.run.parallel.collect(state.params))
-                    )
-                if self._attention_maps:
-                    variables = self.run.parallel.collect(state.variables)
-                    self.writer.write_images(step, self._attention_maps(variables))
+                maps = self._attention_maps
+                report.write_epoch(self.run, self.writer, state, step, row, maps)
             self._save(state, step, row)
         self.progress.epoch_line(row)
 
@@ -353,45 +368,29 @@ class _Attempt:
     # Report -----------------------------------------------------------------------
 
     def finish(self, state: TrainState, step: int) -> dict[str, Any]:
-        """Tests the last and the best weights and writes the run's report.
+        """Tests the last and the best weights; writes and says what they came to."""
+        chosen = try_weights(self.run, self.checkpoints, state, step, self._test)
+        with self.progress.phase("drawing the figures"):
+            results = report.write_results(
+                self.run,
+                self.workdir,
+                self.writer,
+                chosen,
+                last_step=step,
+                wall_time_s=self.wall_time_s,
+                images_per_s=self.images_per_s,
+                has_trained=self.start_step < step,
+            )
+        self.progress.close()
+        outcome = report.outcome(self.run, self.workdir, results, chosen)
+        for line in (outcome, *next_commands(self.run, self.workdir)):
+            self.progress.message(line)
+        return results
 
-        Args:
-            state: The last one.
-            step: Its step.
-        """
-        run, best_steps = self.run, {}
-        tested = {"last": self._test(_weights(state)[""], step)}
-        best_params = state.params
-        for suffix, variables in _weights(state).items():
-            metric = best_metric(run.task, "ema" if suffix else "raw")
-            best = self.checkpoints.restore_best(run.abstract_state, metric)
-            if best is None:  # without a validation split the last weights are it
-                summary = self._test(variables, step) if suffix else tested["last"]
-            else:
-                variables = _weights(run.parallel.replicate(best[0]))[suffix]
-                summary = self._test(variables, step)
-                best_steps[suffix] = best[1]
-                best_params = best_params if suffix else variables["params"]
-            tested[f"best{suffix}"] = summary
-        best_step = best_steps.get("")
-        saved = {} if best_step is None else self.checkpoints.metrics(best_step)
-        best_figure = saved.get(best_metric(run.task, "raw"))
-        return report.write_results(
-            run,
-            self.workdir,
-            self.writer,
-            tested=Tested(tested, best_figure),
-            last_step=step,
-            best_params=run.parallel.collect(best_params),
-            best_step=best_step,
-            wall_time_s=self.wall_time_s,
-            images_per_s=self.images_per_s,
-            has_trained=self.start_step < step,
-            say=self.progress.message,
-        )
-
-    def _test(self, variables: Any, step: int) -> dict[str, Any]:
-        summary = self._evaluator.evaluate(variables, "test")
+    def _test(self, variables: Any, step: int, which: str) -> dict[str, Any]:
+        doing = f"testing the {which} weights"
+        with self.progress.evaluation(doing, len(self.run.data.test)) as tell:
+            summary = self._evaluator.evaluate(variables, "test", tell=tell)
         if summary is None:
             self._stop(step)
         return summary
@@ -405,9 +404,3 @@ def _advise(run: Run) -> str:
     norm = optimizer["clip_norm"]
     below = "" if norm is None else f" below {norm:g}"
     return f"{advice}, or optimizer.clip_norm{below}"
-
-
-def _weights(state: TrainState) -> dict[str, Any]:
-    """Variables to evaluate by the suffix of their metrics: raw, and EMA if kept."""
-    averaged = state.ema_variables
-    return {"": state.variables} | ({"_ema": averaged} if averaged else {})

@@ -60,7 +60,12 @@ def constant(t: jax.Array, T: float, /) -> jax.Array:
 
 
 def cosine(t: jax.Array, T: float, /, *, final_factor: float = 0.0) -> jax.Array:
-    """Half a cosine from 1 to `final_factor` (Loshchilov and Hutter, ICLR 2017)."""
+    """Half a cosine from 1 to `final_factor`, where it stays after `T` epochs.
+
+    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+    ICLR 2017. PyTorch's `CosineAnnealingLR` rises again after its end.
+    """
+    t = jnp.minimum(t, T)
     # (1 + cos(pi t / T)) / 2, in a form that float32 keeps accurate near its end.
     half = jnp.square(jnp.sin(0.5 * jnp.pi * (T - t) / T))
     return final_factor + (1 - final_factor) * half
@@ -235,6 +240,8 @@ _SWITCH_FRACTION = 0.8
 
 
 def _switch_step(length: RunLength, switch_fraction: float) -> int:
+    if switch_fraction == 1:
+        return int(jnp.iinfo(jnp.int32).max)  # of `count`: never
     return int(switch_fraction * length.num_epochs) * length.steps_per_epoch
 
 
@@ -253,6 +260,8 @@ def adamw_then_sgd(
 ) -> optax.GradientTransformation:
     """AdamW, then SGD with momentum from `switch_fraction` of the epochs on (CANet).
 
+    With a fraction of 1 there is no switch, nor after the last epoch.
+
     One transformation whose state never changes shape, so that a checkpoint of either
     phase restores in both. The learning rate is the schedule's throughout; weight decay
     is decoupled before the switch and L2 after it.
@@ -260,8 +269,9 @@ def adamw_then_sgd(
     switch_step = _switch_step(length, switch_fraction)
 
     def init(params: optax.Params) -> AdamwThenSgdState:
-        zeros = optax.tree.zeros_like(params)
-        return AdamwThenSgdState(jnp.zeros((), jnp.int32), zeros, zeros)
+        # Apart: a donated state can hold no buffer twice.
+        mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        return AdamwThenSgdState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(
         updates: optax.Updates, state: Any, params: Any = None

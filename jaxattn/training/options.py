@@ -36,7 +36,7 @@ class Options:
             `jaxattn.training.steps.make_train_step`.
         init_from: The workdir of another run, a PyTorch file, or the name of weights
             that come with the package, from which this run starts; the head too if it
-            has as many classes.
+            is for the same classes (of a PyTorch file: for as many).
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
         keep_checkpoints: The newest ones that are kept beside the best: of the ends of
@@ -45,6 +45,8 @@ class Options:
             not a number; they change nothing. One more ends the run.
         stall_timeout_s: Seconds after which a run ends in which no step and no
             evaluation batch is finished; compilation counts.
+        accept_changed_data: Resumes a run though its data are not those that it was
+            begun with: images may have moved between training and validation.
     """
 
     seed: int
@@ -60,6 +62,7 @@ class Options:
     keep_checkpoints: int = NUM_LATEST
     max_skipped_steps: int = 0
     stall_timeout_s: float = 1800.0
+    accept_changed_data: bool = False
 
     def __post_init__(self) -> None:
         for key in _FROM_1:

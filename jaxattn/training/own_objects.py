@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.data.source import ArraySource, Data, Source
+from jaxattn.data.source import ArraySource, Data, Source, digest
 from jaxattn.errors import UserError
 from jaxattn.tasks.task import Task
 from jaxattn.training.devices.mesh import Parallel
@@ -130,13 +129,5 @@ def _describe(value: Any) -> Any:
 
 def _describe_source(source: Source) -> str:
     if isinstance(source, ArraySource):
-        return _digest(source.images, *source.targets.values())
+        return digest(source.images, *source.targets.values())
     return f"{len(source)} examples of {type(source).__name__}"
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return f"sha256 {digest.hexdigest()[:16]}"

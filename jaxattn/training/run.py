@@ -14,7 +14,7 @@ from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import Augment
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, check_loader, make_loader
-from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.data.preprocess import Frame, Preprocess, check_normalization
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.classes import TreePath, head_paths
@@ -78,6 +78,7 @@ class Run:
             "class_names": list(self.data.class_names),
             "image_shape": list(self.data.image_shape),
             "resize_px": self.data.resize_px,
+            "files": dict(self.data.files),
         }
         return {**self.config, "dataset": dataset, **self.own}
 
@@ -126,13 +127,16 @@ class Run:
         # megabytes; a loop keeps it from step to step.
         return 4 if is_fast_in_loops(DTYPES[self.options.dtype]) else 1
 
-    def init_state(self) -> TrainState:
+    def init_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState:
         """Returns the state at step 0, where the steps want it.
+
+        Args:
+            say: Told what the state starts from, if that is not chance.
 
         Raises:
             UserError: If the weights to start from cannot be had or do not fit.
         """
-        weights = self.pretrained.read() if self.pretrained else {}
+        weights = self.pretrained.read(say) if self.pretrained else {}
         create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
         return self.parallel.replicate(create(weights))
 
@@ -163,6 +167,8 @@ def build(
     model: nn.Module | None = None,
     task: Task | None = None,
     devices: Devices | None = None,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Checks a config and builds the run it describes; nothing is compiled.
 
@@ -182,6 +188,7 @@ def build(
         task: What is learnt. By default the config's key `task`, with its section
             `loss`.
         devices: To train on; all of them by default.
+        tell: Called with what goes on, where it may take long.
 
     Raises:
         UserError: If a key or value is wrong, or the data cannot be had.
@@ -205,8 +212,10 @@ def build(
     if model is None:
         _make_model(task, ("",), sections, options, parallel)
     _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
+    check_normalization(sections["normalize"])
 
     if data is None:
+        tell(f"reading the data set {sections['data'].get('name')}")
         data = bind(load_data, sections["data"], "data")()
     elif not isinstance(data, Data):
         data = given["data"] = own_objects.make_data(data, task)
@@ -218,7 +227,10 @@ def build(
         model = own_objects.for_devices(model, parallel)
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
-    loaders = {split: as_loader(source) for split, source in data.splits.items()}
+    loaders = {}
+    for split, source in data.splits.items():
+        tell(f"reading {len(source):,} {split} images")
+        loaders[split] = as_loader(source)
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizer = _make_optimizer(sections, length)
@@ -240,7 +252,7 @@ def build(
         create_state=functools.partial(
             create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
-        pretrained=Pretrained(origin, model, shape) if origin else None,
+        pretrained=Pretrained(origin, model, data) if origin else None,
         trainable=head_paths(model, shape) if is_head else None,
         **parts,
     )

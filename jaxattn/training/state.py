@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxattn.errors import choose, require
@@ -98,8 +99,7 @@ class Ema:
     def start(self, tree: Any, kind: str) -> Any:
         """Returns the average at step 0 of "params" or "batch_stats", or None."""
         wanted = kind == "params" or self.batch_stats == "average"
-        # A copy: the state is donated, and a buffer can be donated once.
-        return jax.tree.map(jnp.copy, tree) if self.decay and wanted else None
+        return tree if self.decay and wanted else None
 
     def update(self, average: Any, new: Any) -> Any:
         """Returns the average after one more step; None stays None."""
@@ -135,7 +135,7 @@ def create_state(
     drawn = traverse_util.flatten_dict(variables)
     variables = traverse_util.unflatten_dict({**drawn, **(weights or {})})
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
@@ -144,3 +144,28 @@ def create_state(
         ema_batch_stats=ema.start(batch_stats, "batch_stats"),
         key=jax.random.key_data(root),
     )
+    return _with_own_buffers(state, taken=weights)
+
+
+def _with_own_buffers(state: TrainState, taken: Any) -> TrainState:
+    """Copies what shares its memory with another array of the state, or with `taken`.
+
+    A state is donated, and a buffer can be donated once. An optimizer may begin with
+    two moments in one buffer, or with the parameters themselves.
+    """
+    seen = {_buffer(leaf) for leaf in jax.tree.leaves(taken)}
+
+    def own(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.copy(leaf) if _buffer(leaf) in seen else leaf
+        seen.add(_buffer(leaf))
+        return leaf
+
+    return jax.tree.map(own, state)
+
+
+def _buffer(leaf: jax.Array) -> int:
+    """What tells an array's memory from that of others."""
+    is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    if is_array and len(leaf.devices()) == 1:
+        return leaf.unsafe_buffer_pointer()
+    return id(leaf)

@@ -13,6 +13,7 @@ from jaxattn.viz.figure import (
     BLUE,
     INK,
     PALE,
+    PALE_BLUE,
     RED,
     new_figure,
     shorten,
@@ -23,6 +24,7 @@ from jaxattn.viz.figure import (
 _MAX_LABELS = 25  # tick labels along one side that remain legible
 _MAX_CELLS = 20  # classes up to which every cell carries its count
 _MAX_BARS = 30  # classes
+_FEW_EXAMPLES = 10  # of which an accuracy says little
 
 
 @default_look
@@ -101,7 +103,9 @@ def plot_class_accuracy(
     axes.axvline(mean, color=RED, linewidth=1, dashes=(4, 3))
     axes.set_xlabel("accuracy (%), examples in brackets")
     least = f", lowest {len(shown)} of {len(order)}" if len(shown) < len(order) else ""
-    title_axes(axes, f"Accuracy by class (mean {mean:.1f} %{least})")
+    # Over the whole figure: beside long names the axes are narrow.
+    text = f"Accuracy by class (mean {mean:.1f} %{least})"
+    figure.suptitle(text, x=0.02, ha="left", fontsize=11, color=INK)
     return figure
 
 
@@ -117,7 +121,8 @@ def plot_reliability(
         bin_count: int [B], examples in each; the values of empty bins are not read.
 
     Returns:
-        A figure of two panels; the title gives the expected calibration error.
+        A figure of two panels; the title gives the expected calibration error. The
+        bars of bins with fewer than 10 examples, whose accuracy says little, are pale.
     """
     B = len(bin_count)
     count = np.asarray(bin_count)
@@ -131,20 +136,34 @@ def plot_reliability(
     figure = new_figure(4.4, 5.0)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bar = {"width": 1 / B, "align": "edge", "edgecolor": "white", "linewidth": 0.8}
-    top.bar(left, accuracy, color=BLUE, label="accuracy", **bar)
+    is_few = count[filled] < _FEW_EXAMPLES
+    for chosen, style, label in (
+        (~is_few, {"color": BLUE}, "accuracy"),
+        (is_few, {"color": PALE_BLUE}, f"accuracy of under {_FEW_EXAMPLES}"),
+    ):
+        if chosen.any():
+            top.bar(left[chosen], accuracy[chosen], label=label, **style, **bar)
     top.plot([0, 1], [0, 1], color=PALE, linewidth=1, dashes=(4, 3), zorder=2)
     # A segment from each bin's accuracy to where its confidence says it should be.
     top.vlines(confidence, accuracy, confidence, color=RED, linewidth=1.2, zorder=3)
     dots = {"color": RED, "markersize": 4, "linestyle": "", "zorder": 4}
     top.plot(confidence, confidence, marker="o", label="confidence", **dots)
     top.set_ylim(0, 1)
-    top.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
-    bottom.bar(left, count[filled], color=PALE, **bar)
+    # Above the panel, where no bar can be.
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 3}
+    small = {"handlelength": 1.2, "columnspacing": 1.0, "handletextpad": 0.5}
+    top.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place, **small)
+    drawn = bottom.bar(left, count[filled], color=PALE, **bar)
+    if count.max(initial=0) < 1000:  # more digits have no room
+        bottom.bar_label(drawn, fontsize=6.5, color=INK, padding=1)
+        bottom.margins(y=0.15)
     bottom.set_xlim(0, 1)
     bottom.set_xlabel("confidence")
     bottom.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     bottom.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    title_axes(top, f"Reliability   (ECE {error:.1%})")
+    figure.suptitle(
+        f"Reliability   (ECE {error:.1%})", x=0.02, ha="left", fontsize=11, color=INK
+    )
     title_axes(bottom, f"Examples   ({count.sum():,})", size=9)
     style_axes(top)
     style_axes(bottom)

@@ -13,8 +13,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     INK,
+    PALE,
     draw_grid,
     integer_ticks,
+    log_scale,
+    marked,
     new_figure,
     style_axes,
     title_axes,
@@ -63,13 +66,18 @@ def plot_comparison(
         epochs.plot([], [], color=colour, linestyle=dashes, label=label)
     cost.set_xlabel("multiply-accumulates an image")
     if max(costs) > 4 * min(costs):
-        cost.set_xscale("log")
+        log_scale(cost, "x", costs)
     else:
-        cost.margins(x=0.12)
         cost.xaxis.set_major_locator(MaxNLocator(5))
+    cost.margins(x=0.12)
     cost.xaxis.set_major_formatter(EngFormatter(sep=" "))
     epochs.set_xlabel("epoch")
-    integer_ticks(epochs)
+    if any(len(line.get_xdata()) for line in epochs.lines):  # pyright: ignore
+        integer_ticks(epochs)
+    else:
+        epochs.set(xticks=[], yticks=[])
+        middle = {"ha": "center", "va": "center", "transform": epochs.transAxes}
+        epochs.text(0.5, 0.5, "no validation", color=PALE, **middle)
     for axes in (cost, epochs):
         style_axes(axes)
         draw_grid(axes)
@@ -97,10 +105,21 @@ def _draw_band(
     if not common:
         return
     percent = 100 * np.array([[curve[e] for e in common] for curve in curves])
+    style |= marked(len(common))
     axes.plot(common, percent.mean(axis=0), linewidth=1.5, **style)
     if len(curves) > 1:
-        band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
-        axes.fill_between(common, percent.min(axis=0), percent.max(axis=0), **band)
+        low, high = percent.min(axis=0), percent.max(axis=0)
+        _fill(axes, np.array(common), low, high, color=style["color"], alpha=0.18)
+
+
+def _fill(
+    axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, **style: Any
+) -> None:
+    """Fills what is between two curves; between two points it is a bar."""
+    if len(x) == 1:
+        axes.vlines(x, low, high, linewidth=5, **style)
+    else:
+        axes.fill_between(x, low, high, linewidth=0, **style)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,14 +186,14 @@ def plot_bands(
     for axes, panel in zip(grid.flat, flat, strict=True):
         for band in panel.bands:
             style = {"color": band.colour, "linestyle": band.line, "linewidth": 1}
+            style |= marked(len(band.x), 3)
             axes.plot(band.x, band.high, label=band.label, alpha=band.alpha, **style)
             if band.low is not band.high:
                 axes.plot(band.x, band.low, alpha=band.alpha, **style)
-                axes.fill_between(
-                    band.x, band.low, band.high, color=band.colour, alpha=0.3, lw=0
-                )
+                _fill(axes, band.x, band.low, band.high, color=band.colour, alpha=0.3)
         if panel.log:
-            axes.set_yscale("log")
+            drawn = [np.ravel([band.low, band.high]) for band in panel.bands]
+            log_scale(axes, "y", np.concatenate(drawn))
         integer_ticks(axes)
         if panel.x_limits is not None:
             axes.set_xlim(*panel.x_limits)

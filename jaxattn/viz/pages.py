@@ -1,11 +1,13 @@
 """Pages of what a network attends to: arrays of `attention_maps` to figures."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from jaxattn.viz.attention_maps import Attention, Panel, panels, select_blocks
@@ -14,10 +16,12 @@ from jaxattn.viz.figure import (
     BLUE,
     INK,
     hide_frame,
+    legible,
     new_figure,
     shorten,
     show_image,
     style_axes,
+    wrap,
 )
 
 _COLUMNS = 4
@@ -26,6 +30,21 @@ _LETTERS = 23  # of a title above a panel
 _LABEL_SIZE = 7.5
 _AXIS_LABEL: Mapping[str, Any] = {"fontsize": 6.5, "labelpad": 1, "color": INK}
 _HEAT = "inferno"
+_DIVERGING = "RdBu_r"
+_MATRICES = {"rows", "columns"}
+_TEXT_SIZE = 7
+_MOST_NAMED = 3  # classes in the title
+# How to read the panels of each kind; where there is no gate, Grad-CAM alone.
+_READING = {
+    "cam": "Grad-CAM: the brighter a place, the more it speaks for the class predicted,"
+    " the first one in the title.",
+    "map": "Maps: what a layer multiplies each place with, or where a branch wins;"
+    " bright passes, dark is held back. Above each are its least and its largest value:"
+    " colours are those of its own range.",
+    "bars": "Bars: what a layer multiplies each channel with, the same at every place.",
+    "rows": "Rows and columns: what SCSA multiplies them with in each channel, less the"
+    " channel's mean.",
+}
 
 
 def plot_pages(
@@ -76,14 +95,19 @@ def plot_page(
         rows: Panels, each sequence on a row of its own, continued on the next beyond
             four.
         title: Lines, broken where the page is too narrow for them.
+
+    Returns:
+        A figure; below the panels are the colours, and how to read them.
     """
     lines = [
         row[i : i + _COLUMNS] for row in rows for i in range(0, len(row), _COLUMNS)
     ]
     count, columns = 1 + len(lines), max([2, *map(len, lines)])
-    figure = new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 0.4, pad=0.04)
+    figure = new_figure(_SIDE * columns, (_SIDE + 0.5) * count + 1.3, pad=0.04)
     width = _LETTERS * columns
-    title = "\n".join(textwrap.fill(line, width) for line in title.splitlines())
+    title = "\n".join(
+        textwrap.fill(line, width) for line in legible(title).splitlines()
+    )
     figure.suptitle(title, fontsize=10, color=INK, parse_math=False)
     grid = figure.subplots(count, columns, squeeze=False)
     for axes in grid.flat:
@@ -96,7 +120,41 @@ def plot_page(
             axes.set_axis_on()
             _DRAW[panel.kind](axes, image, panel)
             _label(axes, panel.label)
+    kinds = {panel.kind for row in rows for panel in row}
+    _explain(figure, grid, kinds)
     return figure
+
+
+def _explain(figure: Figure, grid: np.ndarray, kinds: Collection[str]) -> None:
+    """Draws the colours below the panels, and says how to read these."""
+    width, height = figure.get_size_inches()
+    share, thickness = (0.45 if grid.shape[1] > 2 else 0.9), 0.09  # inch
+    bars = [(_HEAT, "least of the panel", "most")]
+    if _MATRICES & set(kinds):
+        bars.append((_DIVERGING, "below the channel's mean", "above it"))
+    for colours, low, high in bars:
+        bar = figure.colorbar(
+            ScalarMappable(Normalize(0, 1), colours),
+            ax=grid,
+            location="bottom",
+            fraction=thickness / height,
+            shrink=share,
+            aspect=share * width / thickness,
+            pad=0.01,
+        )
+        bar.set_ticks([0, 1], labels=[low, high])
+        bar.ax.tick_params(length=0, labelsize=6.5, colors=INK)
+        for label, side in zip(
+            bar.ax.get_xticklabels(), ("left", "right"), strict=True
+        ):
+            label.set_horizontalalignment(side)
+        bar.outline.set_visible(False)
+    shown = [_READING["cam"], *(_READING[kind] for kind in _READING if kind in kinds)]
+    width_pt = 72 * width - 24
+    lines = (wrap(line, width_pt, _TEXT_SIZE, most_lines=6) for line in shown)
+    figure.supxlabel(
+        "\n".join(lines), x=0.01, ha="left", fontsize=_TEXT_SIZE, color=INK
+    )
 
 
 def _title(
@@ -105,13 +163,14 @@ def _title(
     label: int | None,
     class_names: Sequence[str],
 ) -> str:
-    predicted = int(np.argmax(probabilities))
-    text = f"{class_names[predicted]}, {probabilities[predicted]:.1%}"
-    name = shorten(name, 40)
+    order = np.argsort(-probabilities, kind="stable")[:_MOST_NAMED]
+    shares = (f"{shorten(class_names[int(i)])} {probabilities[i]:.1%}" for i in order)
+    text = f"{shorten(name, 40)}\npredicted {', '.join(shares)}"
     if label is None:
-        return f"{name}\npredicted {text}"
-    verdict = "right" if predicted == label else f"wrong, true: {class_names[label]}"
-    return f"{name}\npredicted {text}: {verdict}"
+        return text
+    is_right = order[0] == label
+    verdict = "right" if is_right else f"wrong, true: {shorten(class_names[label])}"
+    return f"{text}: {verdict}"
 
 
 def _overlay(
@@ -162,7 +221,7 @@ def _matrix(axes: Axes, image: np.ndarray, panel: Panel) -> None:
     most = float(np.abs(panel.values).max()) or 1.0
     axes.imshow(
         panel.values,
-        cmap="RdBu_r",
+        cmap=_DIVERGING,
         vmin=-most,
         vmax=most,
         aspect="auto",

@@ -1,13 +1,11 @@
 """Figures that a run of any task draws: curves, filters and images."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
@@ -18,10 +16,13 @@ from jaxattn.viz.figure import (
     RED,
     draw_grid,
     integer_ticks,
+    log_scale,
+    marked,
     new_figure,
     show_image,
     style_axes,
     title_axes,
+    wrap,
 )
 
 # Of a history: label, suffix of the key, colour. EMA shares the validation's data.
@@ -31,6 +32,8 @@ _CURVES = (
     ("validation, EMA", "val_{}_ema", GREEN),
 )
 _MAX_FILTERS = 256
+_COLUMN = 1.2  # inches of an image in a grid
+_LABEL_SIZE = 7
 
 
 @default_look
@@ -52,16 +55,12 @@ def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         for label, key, colour in _CURVES:
             epochs, values = epoch_series(history, key.format(name))
             if len(epochs):
-                # A line of few points is not visible without its points.
-                marker = "o" if len(epochs) <= 15 else ""
-                style = {"color": colour, "marker": marker, "markersize": 3.5}
+                style = {"color": colour, **marked(len(epochs))}
                 axes.plot(epochs, scale * values, label=label, linewidth=1.5, **style)
         style_axes(axes)
         draw_grid(axes)
         axes.set_xlabel("epoch")
         integer_ticks(axes)
-        if len({row["epoch"] for row in history}) == 1:
-            axes.set_xticks([history[0]["epoch"]])
     title_axes(left, "Loss")
     title_axes(right, f"{metric.capitalize()} (%)")
     _log_scale_if_spiked(left)
@@ -86,18 +85,15 @@ def plot_learning_rate(steps: np.ndarray, rates: np.ndarray) -> Figure:
     axes = figure.subplots()
     steps, rates = np.asarray(steps), np.asarray(rates, float)
     finite = np.isfinite(rates)
-    marker = "o" if finite.sum() <= 15 else ""
-    axes.plot(
-        steps[finite], rates[finite], color=BLUE, marker=marker, markersize=3.5, lw=1.5
-    )
+    style = {"color": BLUE, "linewidth": 1.5, **marked(int(finite.sum()))}
+    axes.plot(steps[finite], rates[finite], **style)
     positive = rates[finite & (rates > 0)]
     if len(positive) and positive.max() > 100 * positive.min():
-        axes.set_yscale("log")
+        log_scale(axes, "y", positive)
     style_axes(axes)
     draw_grid(axes)
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    integer_ticks(axes)
     title_axes(axes, "Learning rate")
     return figure
 
@@ -142,7 +138,8 @@ def plot_images(
 
     Args:
         images: uint8 [N, H, W, C], C = 1 (grey) or 3; N at least 1.
-        titles: N labels; each is wrapped to at most four short lines.
+        titles: N labels; a line that is too long for its image is wrapped once, and
+            loses its middle if that is not enough.
         columns: Images per row.
 
     Returns:
@@ -156,17 +153,23 @@ def plot_images(
         raise ValueError(f"{N} images with {len(titles)} titles; need N >= 1 of each")
     columns = min(columns, N)
     rows = -(-N // columns)
-    labels = [_wrap(title) for title in titles]
+    width_pt = 72 * _COLUMN - 8  # less what keeps neighbours apart
+    labels = [
+        "\n".join(wrap(line, width_pt, _LABEL_SIZE) for line in title.splitlines())
+        for title in titles
+    ]
     lines = max(label.count("\n") + 1 for label in labels)
     figure = new_figure(
-        1.2 * columns, rows * (1.2 * H / W + 0.13 * lines + 0.14), pad=0.04
+        _COLUMN * columns, rows * (_COLUMN * H / W + 0.13 * lines + 0.14), pad=0.04
     )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, label in zip(grid.flat, images, labels, strict=False):
         show_image(axes, image)
-        axes.set_xlabel(label, fontsize=7, color=INK, labelpad=3, parse_math=False)
+        axes.set_xlabel(
+            label, fontsize=_LABEL_SIZE, color=INK, labelpad=3, parse_math=False
+        )
     return figure
 
 
@@ -185,7 +188,7 @@ def _log_scale_if_spiked(axes: Axes) -> None:
     curves = [np.asarray(line.get_ydata()) for line in axes.lines]
     values = np.concatenate(curves) if curves else np.zeros(0)
     if values.size and values.min() > 0 and values.max() > 20 * np.median(values):
-        axes.set_yscale("log")
+        log_scale(axes, "y", values)
 
 
 def _mark_best(
@@ -214,8 +217,3 @@ def _mark_best(
         fontsize=9,
         color=RED,
     )
-
-
-def _wrap(title: str) -> str:
-    lines = [w for line in title.splitlines() for w in textwrap.wrap(line, 19)]
-    return "\n".join(lines[:4])

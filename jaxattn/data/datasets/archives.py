@@ -6,6 +6,7 @@ is read by an unpickler that can only build the plain values a CIFAR batch holds
 """
 
 import io
+import os
 import pathlib
 import pickle
 import pickletools
@@ -104,14 +105,20 @@ def _check_opcodes(data: bytes) -> None:
             raise pickle.UnpicklingError(f"remembers a value as number {argument}")
 
 
-def find_folder(name: str, path: pathlib.Path) -> pathlib.Path | None:
-    """The unpacked folder of the data set: `path` itself, or one inside it."""
+def find_files(name: str, path: pathlib.Path) -> pathlib.Path | None:
+    """What a folder holds of the data set: its unpacked folder, or its archive.
+
+    Args:
+        name: `cifar10` or `cifar100`.
+        path: The unpacked folder, or one that holds it or the archive.
+    """
     layout = LAYOUTS[name]
     files = (*layout.train_files, *layout.test_files)
     for folder in (path, path / layout.folder):
         if any((folder / file).is_file() for file in files):
             return folder
-    return None
+    archive = path / layout.archive
+    return archive if archive.is_file() else None
 
 
 def read_cifar(name: str, path: pathlib.Path) -> Cifar:
@@ -131,6 +138,7 @@ def read_cifar(name: str, path: pathlib.Path) -> Cifar:
     layout = LAYOUTS[name]
     if path.suffix == ".npz":
         return _read_npz(path, layout)
+    _refuse_others(name, path)
     files = _read_folder(path, layout) if path.is_dir() else _read_tar(path, layout)
 
     def split(names: tuple[str, ...]) -> Arrays:
@@ -143,6 +151,40 @@ def read_cifar(name: str, path: pathlib.Path) -> Cifar:
         test=split(layout.test_files),
         class_names=_read_class_names(files, path, layout),
     )
+
+
+def _refuse_others(name: str, path: pathlib.Path) -> None:
+    """Names what people take for a data set, where a file is not what is read."""
+    layout, others = LAYOUTS[name], LAYOUTS.keys() - {name}
+    for other in others:
+        if path.name in (LAYOUTS[other].archive, LAYOUTS[other].folder):
+            raise UserError(f"data.path={path}: is data.name={other}, not {name}")
+    if path.is_dir():
+        return
+    batches = {name for other in LAYOUTS.values() for name in _wanted(other)}
+    head = _head(path)
+    ways = f"the official {layout.archive}, the folder {layout.folder}, or an npz"
+    if path.name in batches or head[:1] == b"\x80":
+        what = f"one file of the data set; give its folder, {path.parent}"
+    elif not path.is_file():
+        what = f"neither a file nor a folder; give {ways}"
+    elif head.startswith(b"PK\3\4"):
+        what = f"a ZIP archive; unpack it and give the folder, or give {ways}"
+    elif head.startswith(b"\x93NUMPY"):
+        what = "one array; give an npz with x_train, y_train, x_test and y_test"
+    elif path.suffix in (".bin", ".mat"):
+        what = f"of another version of the data set; give the Python version, {ways}"
+    else:
+        return
+    raise UserError(f"data.path={path}: is {what}")
+
+
+def _head(path: pathlib.Path) -> bytes:
+    """The first bytes of a file; none of what is no file or cannot be opened."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return b""
+    with path.open("rb") as file:
+        return file.read(16)
 
 
 def _wanted(layout: Layout) -> tuple[str, ...]:
@@ -262,7 +304,9 @@ def _checked(images: np.ndarray, labels: Any, num_classes: int, origin: str) -> 
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    return str(value)
 
 
 # What a pickle may name, and what we build instead. NumPy's own constructors are

@@ -3,7 +3,7 @@
 from jaxattn.data.datasets import archives
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.datasets.tfds import load_tfds
-from jaxattn.data.source import Data, labelled
+from jaxattn.data.source import Data, digest, labelled
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -24,8 +24,9 @@ def load_cifar(name: str, *, path: str | None = None) -> Data:
 
     Args:
         name: "cifar10" or "cifar100".
-        path: The official Python archive, its unpacked folder, an npz with `x_train`,
-            `y_train`, `x_test` and `y_test`, or a prepared TFDS directory. Without it
+        path: The official Python archive, its unpacked folder, a folder that holds one
+            of these, an npz with `x_train`, `y_train`, `x_test` and `y_test`, or a
+            prepared TFDS directory. Without it
             TFDS reads its own directory and downloads what is not there.
 
     Raises:
@@ -35,10 +36,10 @@ def load_cifar(name: str, *, path: str | None = None) -> Data:
         return load_tfds(name)
     where = existing(path)
     if where.is_dir():
-        folder = archives.find_folder(name, where)
-        if folder is None:
+        files = archives.find_files(name, where)
+        if files is None:
             return load_tfds(name, path=path)
-        where = folder
+        where = files
     cifar = archives.read_cifar(name, where)
     num_classes = archives.LAYOUTS[name].num_classes
     numbers = tuple(str(i) for i in range(num_classes))
@@ -50,4 +51,5 @@ def load_cifar(name: str, *, path: str | None = None) -> Data:
         test=labelled(*cifar.test),
         class_names=cifar.class_names or known,
         image_shape=archives.IMAGE_SHAPE,
+        files={"train": digest(*cifar.train), "test": digest(*cifar.test)},
     )

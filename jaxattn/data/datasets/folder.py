@@ -1,9 +1,11 @@
 """Image files in a folder with one folder per split and class."""
 
-import itertools
+import collections
+import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +13,8 @@ import numpy as np
 
 from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_sources
 from jaxattn.data.datasets.paths import existing
-from jaxattn.data.images import find_images
-from jaxattn.data.source import Data
+from jaxattn.data.files import Found, describe_left_out, require_images, scan
+from jaxattn.data.source import Data, describe_numbering
 from jaxattn.errors import UserError, reraise_machine_fault
 
 _LAYOUT = "a folder with train/<class>/ and val/<class>/"
@@ -66,6 +68,8 @@ def load_imagefolder(
         class_names=found.class_names,
         image_shape=crops.frame.image_shape,
         resize_px=crops.frame.resize_px,
+        files=found.fingerprint,
+        notes=found.notes,
     )
 
 
@@ -92,18 +96,29 @@ class FolderFiles:
 
 
 class Folder(NamedTuple):
-    """The files of a folder with one folder per split and class."""
+    """The files of a folder with one folder per split and class.
+
+    Attributes:
+        train: Training images.
+        test: Test images, those of `val`.
+        class_names: The folders of `train`.
+        fingerprint: By split and class, such as "train/cat": how many files of how many
+            bytes there are, and a digest of their names and sizes.
+        notes: What a person should know of how they were found, a line each.
+    """
 
     train: FolderFiles
     test: FolderFiles
     class_names: tuple[str, ...]
+    fingerprint: Mapping[str, str]
+    notes: tuple[str, ...]
 
 
 def read_folder(path: pathlib.Path) -> Folder:
     """Finds the images of `train/<class>/` and `val/<class>/`; decodes none.
 
-    Classes are the folders of `train`, sorted by name. Images may lie in folders inside
-    those; hidden files and folders are skipped.
+    Classes are the folders of `train`, sorted by name. Which files inside them are
+    images, `jaxattn.data.files.scan` says.
 
     Args:
         path: The folder that holds `train` and `val`.
@@ -115,27 +130,47 @@ def read_folder(path: pathlib.Path) -> Folder:
         UserError: A folder is missing, a class is empty or the only one, or the splits
             have other classes.
     """
-    names = {split: _class_names(path, split) for split in ("train", "val")}
-    classes = names["train"]
-    if len(classes) == 1:
+    if not path.is_dir():
         raise UserError(
-            f"data.path={path}: train holds one class, {classes[0]}; must hold at "
-            "least two"
+            f"data.path={path}: is a file, which must be unpacked if it is an archive;"
+            f" must be {_LAYOUT}"
+        )
+    folders = {split: _class_folders(path, split) for split in ("train", "val")}
+    classes = folders["train"]
+    if len(classes) == 1:
+        (name,) = classes.values()
+        raise UserError(
+            f"data.path={path}: train holds one class, {name}; must hold at least two"
         )
     for split, other in (("val", "train"), ("train", "val")):
-        if lacking := [name for name in names[split] if name not in set(names[other])]:
+        if lacking := [v for k, v in folders[split].items() if k not in folders[other]]:
             raise UserError(
                 f"data.path={path}: {other} lacks classes of {split}: {_list(lacking)}"
             )
+    found = {
+        split: [_scan(path / split / folders[split][name]) for name in classes]
+        for split in folders
+    }
+    names = tuple(classes.values())
+    numbering = describe_numbering(names)
     return Folder(
-        train=_find_files(path / "train", classes),
-        test=_find_files(path / "val", classes),
-        class_names=classes,
+        train=_files(path / "train", classes.values(), found["train"]),
+        test=_files(path / "val", [folders["val"][k] for k in classes], found["val"]),
+        class_names=names,
+        fingerprint={
+            f"{split}/{name}": _fingerprint(own)
+            for split in found
+            for name, own in zip(names, found[split], strict=True)
+        },
+        notes=(*_left_out(found), *([numbering] if numbering else [])),
     )
 
 
-def _class_names(path: pathlib.Path, split: str) -> tuple[str, ...]:
-    """The folders of a split, sorted."""
+def _class_folders(path: pathlib.Path, split: str) -> dict[str, str]:
+    """The folders of a split, sorted; by how they read, whatever way accents are put.
+
+    A Mac writes an accent as a letter of its own (Unicode's NFD), others do not (NFC).
+    """
     if not (path / split).is_dir():
         raise UserError(f"data.path={path}: holds no folder {split}; must be {_LAYOUT}")
     try:
@@ -148,18 +183,63 @@ def _class_names(path: pathlib.Path, split: str) -> tuple[str, ...]:
         ) from error
     if not names:
         raise UserError(f"data.path={path}: {split} holds no folder; must be {_LAYOUT}")
-    return tuple(sorted(names))
+    folders: dict[str, str] = {}
+    for name in sorted(names):
+        if (other := folders.setdefault(_composed(name), name)) != name:
+            raise UserError(
+                f"data.path={path}: {split} holds two folders that read alike, {name}:"
+                f" {other!a} and {name!a}; put their images into one"
+            )
+    return folders
 
 
-def _find_files(folder: pathlib.Path, class_names: tuple[str, ...]) -> FolderFiles:
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _scan(folder: pathlib.Path) -> Found:
     try:
-        # As strings: a million paths as objects are slow to pickle, and large.
-        found = [[str(p) for p in find_images(folder / name)] for name in class_names]
-    except UserError as error:  # an empty class
+        found = scan(folder)
+        require_images(folder, found)
+    except UserError as error:
         raise UserError(f"data.path: {error}") from error
-    counts = [len(files) for files in found]
+    return found
+
+
+def _files(
+    root: pathlib.Path, folders: Iterable[str], found: Sequence[Found]
+) -> FolderFiles:
+    # As strings: a million paths as objects are slow to pickle, and large.
+    heads = [f"{root / folder}/" for folder in folders]
+    paths = [
+        head + path
+        for head, own in zip(heads, found, strict=True)
+        for path in own.paths
+    ]
+    counts = [len(own.paths) for own in found]
     labels = np.repeat(np.arange(len(found), dtype=np.int32), counts)
-    return FolderFiles(tuple(itertools.chain(*found)), labels)
+    return FolderFiles(tuple(paths), labels)
+
+
+def _fingerprint(found: Found) -> str:
+    digest = hashlib.sha256()
+    for path, size in zip(found.paths, found.sizes, strict=True):
+        digest.update(f"{path}\0{size}\n".encode(errors="surrogateescape"))
+    count, size = len(found.paths), sum(found.sizes)
+    files = "1 file" if count == 1 else f"{count} files"
+    return f"{files} of {size} bytes, sha256 {digest.hexdigest()[:16]}"
+
+
+def _left_out(found: Mapping[str, Sequence[Found]]) -> list[str]:
+    """What was left out of each split, a line each."""
+    lines = []
+    for split, classes in found.items():
+        total: collections.Counter[str] = collections.Counter()
+        for own in classes:
+            total.update(own.left_out)
+        if total:
+            lines.append(f"{split}: {describe_left_out(total)}")
+    return lines
 
 
 def _list(names: Sequence[str], limit: int = 5) -> str:

@@ -34,6 +34,7 @@ def load_data(
     val_fraction: float = 0.1,
     split_seed: int = 0,
     max_train_examples: int | None = None,
+    max_eval_examples: int | None = None,
     **kwargs: Any,
 ) -> Data:
     """Loads a data set by name.
@@ -50,6 +51,9 @@ def load_data(
         split_seed: The seed of that choice.
         max_train_examples: The most training examples that are kept, beside those held
             out; a larger split is thinned by class, for every seed to the same ones.
+        max_eval_examples: The most validation examples, and the most test examples,
+            that are kept; larger splits are thinned by class, always to the same ones.
+            What is said of the run, its test accuracy too, is then of these.
         **kwargs: The keywords of the data set's own loader: `load_digits` and
             `load_synthetic` in `toy`, `load_cifar`, `load_imagefolder`, `load_tfds`.
             None is the default of each.
@@ -64,8 +68,11 @@ def load_data(
     holds = 0 <= val_fraction < 1
     require("data.val_fraction", val_fraction, holds, "in [0, 1)")
     require_seed("data.split_seed", split_seed)
-    holds = max_train_examples is None or max_train_examples >= 1
-    require("data.max_train_examples", max_train_examples, holds, "at least 1")
+    for key, most in (
+        ("data.max_train_examples", max_train_examples),
+        ("data.max_eval_examples", max_eval_examples),
+    ):
+        require(key, most, most is None or most >= 1, "at least 1")
     given = {key: value for key, value in kwargs.items() if value is not None}
     accepted = [key for key in inspect.signature(loader).parameters if key != "name"]
     for key, value in given.items():
@@ -75,7 +82,8 @@ def load_data(
                 f"out, or None ({suggest(key, accepted)})"
             )
     data = bind(loader, {"name": name, **given}, "data")()
-    return thin(hold_out(data, val_fraction, split_seed), max_train_examples)
+    data = hold_out(data, val_fraction, split_seed)
+    return thin(data, max_train_examples, max_eval_examples)
 
 
 def _find_loader(name: str) -> Callable[..., Data]:

@@ -91,6 +91,10 @@ def load_tfds(
         class_names=tuple(label.names),
         image_shape=shape,
         resize_px=resize_px,
+        files={
+            split: f"{len(source)} examples of {builder.info.full_name}"
+            for split, source in (("train", train), (test_split, test))
+        },
     )
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import torch_bias, torch_kernel
+from jaxattn.ops.inputs import at_least_float32
 from jaxattn.ops.linear import Linear
 
 
@@ -41,4 +42,4 @@ def classify(
     if small_init:
         kernel_init, bias_init = nn.initializers.normal(0.01), nn.initializers.zeros
     linear = Linear(num_classes, kernel_init, bias_init, name=name)
-    return linear(x).astype(jnp.float32)
+    return at_least_float32(linear(x))

@@ -110,7 +110,7 @@ def make_attention_maps(
         attention = attend(jax.device_get(variables), normalize(images))
         pages = viz.plot_pages(attention, images, names, labels, class_names)
         return {
-            f"attention_maps/{i}": viz.figure_to_array(page)
+            f"view/attention_maps/{i}": viz.figure_to_array(page)
             for i, page in zip(indices, pages, strict=True)
         }
 

@@ -19,7 +19,7 @@ FilePath = str | os.PathLike[str]
 
 # As Python writes them, so that reading and writing changes none: "007" is a name.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
-_LABEL = re.compile(r"[0-9]{1,9}")
+_LABEL = re.compile(r"0|[1-9][0-9]{0,8}")
 _NUM_SHOWN = 3
 
 
@@ -31,6 +31,7 @@ def write_predictions(
     class_names: Sequence[str] | None = None,
     probabilities: np.ndarray | None = None,
     probability_columns: Sequence[str] | None = None,
+    is_known: np.ndarray | None = None,
 ) -> None:
     """Writes a CSV file `ID,Labels`, sorted by ID, whole or not at all.
 
@@ -41,7 +42,9 @@ def write_predictions(
         class_names: What to write in place of the numbers of the classes.
         probabilities: `[N, C]` in [0, 1], written with 6 decimals, a column per class.
         probability_columns: The headers of these C columns; by default the names of
-            the classes, or else their numbers.
+            the classes, or else their numbers. A name of `HEADER` is written `p(name)`.
+        is_known: bool `[N]`: False of images that could not be read, whose label and
+            probabilities are left empty. By default all are known.
 
     Raises:
         UserError: The arrays do not fit each other, or the file cannot be written.
@@ -55,6 +58,7 @@ def write_predictions(
     if (repeated := first_repeated(ids)) is not None:
         raise UserError(f"ids: {repeated!r} is there twice, must be unique")
     named = _named(labels, class_names)
+    known = np.ones(len(ids), bool) if is_known is None else is_known
     headers: list[str] = []
     if probabilities is not None:
         headers = _headers(probabilities, len(ids), probability_columns or class_names)
@@ -63,9 +67,8 @@ def write_predictions(
         writer.writerow([*HEADER, *headers])
         for i in _order(ids):
             chances = [] if probabilities is None else probabilities[i]
-            writer.writerow(
-                [ids[i], named[i], *(f"{chance:.6f}" for chance in chances)]
-            )
+            row = [named[i], *(f"{chance:.6f}" for chance in chances)]
+            writer.writerow([ids[i], *(row if known[i] else [""] * len(row))])
 
 
 def read_predictions(path: FilePath) -> tuple[list[int] | list[str], np.ndarray]:
@@ -76,52 +79,65 @@ def read_predictions(path: FilePath) -> tuple[list[int] | list[str], np.ndarray]
             are ignored.
 
     Returns:
-        The IDs, as numbers if all are, and the classes, int64 `[N]` from 0 on, in the
-        order of the file.
+        The IDs, as numbers if all are, and the classes in the order of the file:
+        int64 `[N]` from 0 on if all are numbers, else their names, as text `[N]`.
 
     Raises:
         UserError: The file cannot be read, or a line is wrong; with its number.
     """
-    labels: dict[str, int] = {}
+    labels: dict[str, str] = {}
     for line, row in _rows(path):
         name, label = row[:2]
-        if not _LABEL.fullmatch(label):
+        if not label:
             raise UserError(
-                f"{path}: line {line}: label {label!r} must be an integer from 0 on; "
-                "ensembles need class numbers, not a file written with class names"
+                f"{path}: line {line}: no label, as of an image that could not be read;"
+                " ensembles need one of every image"
             )
         if name in labels:
             raise UserError(f"{path}: line {line}: the ID {name!r} is there before")
-        labels[name] = int(label)
+        labels[name] = label
     if not labels:
         raise UserError(f"{path}: line 2: no predictions, must be at least one")
-    names, numbers = list(labels), np.array(list(labels.values()), np.int64)
+    names, classes = list(labels), np.array(list(labels.values()))
+    if all(_LABEL.fullmatch(label) for label in labels.values()):
+        classes = classes.astype(np.int64)
     if all(_INTEGER.fullmatch(name) for name in names):
-        return [int(name) for name in names], numbers
-    return names, numbers
+        return [int(name) for name in names], classes
+    return names, classes
 
 
-def align_predictions(paths: Sequence[FilePath]) -> tuple[list[Any], np.ndarray]:
+def align_predictions(
+    paths: Sequence[FilePath],
+) -> tuple[list[Any], np.ndarray, list[str] | None]:
     """Reads several files of predictions for the same images.
 
     Args:
         paths: At least two files, with the same IDs in any order.
 
     Returns:
-        The IDs, sorted, and the classes, int64 `[K, N]` with a row per file.
+        The IDs, sorted; the classes, int64 `[K, N]` with a row per file; and if the
+        files hold names, those that they hold, sorted, to which the classes point.
 
     Raises:
-        UserError: A file is wrong, or the IDs differ.
+        UserError: A file is wrong, or the IDs differ, or some hold names of classes and
+            others numbers.
     """
     if len(paths) < 2:
         raise UserError(
             f"predictions: {len(paths)} file(s), must be at least 2 to combine"
         )
     read = [read_predictions(path) for path in paths]
-    for path, (ids, _) in zip(paths[1:], read[1:], strict=True):
+    for path, (ids, labels) in zip(paths[1:], read[1:], strict=True):
         _check_same(paths[0], read[0][0], path, ids)
-    labels = [label[_order(ids)] for ids, label in read]
-    return sorted(read[0][0]), np.stack(labels)
+        if labels.dtype.kind != read[0][1].dtype.kind:
+            raise UserError(
+                f"{path}: must hold names of classes, or numbers, as {paths[0]} does"
+            )
+    labels = np.stack([label[_order(ids)] for ids, label in read])
+    if labels.dtype.kind == "i":
+        return sorted(read[0][0]), labels, None
+    names, codes = np.unique(labels, return_inverse=True)
+    return sorted(read[0][0]), codes.reshape(labels.shape), names.tolist()
 
 
 def _named(labels: np.ndarray, class_names: Sequence[str] | None) -> list[Any]:
@@ -145,6 +161,8 @@ def _headers(
         )
     num_classes = probabilities.shape[1]
     headers = [str(i) for i in range(num_classes)] if columns is None else list(columns)
+    # A table has no two columns of one name.
+    headers = [f"p({name})" if name in HEADER else name for name in headers]
     if len(headers) != num_classes:
         raise UserError(
             f"probability_columns: {len(headers)} names, must be {num_classes}"

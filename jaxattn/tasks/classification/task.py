@@ -186,6 +186,12 @@ class Classification:
         """Writes report, figures and `results.json`; returns the report's text."""
         return write_assessment(folder, assessed, class_names, about)
 
+    def tell_predictions(
+        self, predicted: Decision, class_names: Sequence[str]
+    ) -> list[str]:
+        """Returns the classes that are likeliest, and how likely they are."""
+        return [report.likeliest(row, class_names) for row in predicted.probabilities]
+
     def write_predictions(
         self,
         path: pathlib.Path,
@@ -196,7 +202,7 @@ class Classification:
         names: bool = False,
         probabilities: bool = False,
     ) -> None:
-        """Writes a CSV file with the columns `ID,Labels`."""
+        """Writes a CSV file with the columns `ID,Labels`; skipped images have none."""
         write_predictions(
             path,
             ids,
@@ -204,4 +210,5 @@ class Classification:
             class_names=class_names if names else None,
             probabilities=predicted.probabilities if probabilities else None,
             probability_columns=class_names,
+            is_known=np.isfinite(predicted.probabilities[:, 0]),
         )

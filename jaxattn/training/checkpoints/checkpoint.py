@@ -34,6 +34,7 @@ from jax.experimental import multihost_utils
 from jaxattn.errors import MachineError, UserError, reraise_machine_fault
 from jaxattn.host import quiet_absl
 from jaxattn.paths import local_path
+from jaxattn.text import printable
 
 PyTree = Any
 Path = tuple[str, ...]
@@ -71,6 +72,11 @@ class Checkpoints:
         num_latest: int = NUM_LATEST,
         read_only: bool = False,
     ) -> None:
+        if printable(path := str(pathlib.Path(workdir).resolve())) != path:
+            raise UserError(
+                f"workdir {path}: its path must be UTF-8 without line breaks and other"
+                " control characters"
+            )
         # Imported here: jaxattn works without Orbax until something is saved.
         import orbax.checkpoint as ocp
 

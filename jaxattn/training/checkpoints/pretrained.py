@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn.data.source import Data
 from jaxattn.errors import UserError, suggest
 from jaxattn.models.classes import (
     TreePath,
@@ -21,7 +22,12 @@ from jaxattn.models.classes import (
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, read_state_dict
 from jaxattn.paths import local_path
-from jaxattn.training.checkpoints.trained import load_trained, load_variables
+from jaxattn.training.checkpoints.trained import (
+    Trained,
+    Weights,
+    load_trained,
+    load_weights,
+)
 from jaxattn.weights import list_weights
 
 
@@ -33,36 +39,34 @@ class Pretrained:
         origin: The workdir of a run, whose best weights are taken, a PyTorch file, or
             one of `jaxattn.weights.list_weights()`.
         model: The network.
-        image_shape: `(H, W, C)` of the run's images.
+        data: Of the run.
     """
 
     origin: str
     model: nn.Module
-    image_shape: tuple[int, int, int]
+    data: Data
 
-    def read(self) -> dict[TreePath, np.ndarray]:
-        """Returns values of the network's variables by path.
+    def read(self, say: Callable[[str], None]) -> dict[TreePath, np.ndarray]:
+        """Returns values of the network's variables by path, without a new head's.
 
-        The head's are missing if it was for another number of classes.
+        The head starts anew if it was for other classes, by number or by name. A
+        PyTorch file does not name its classes: their number decides.
+
+        Args:
+            say: Told what becomes of the head.
 
         Raises:
             UserError: If they cannot be read, or are another network's.
         """
         has_head = hasattr(self.model, "num_classes")
-        head = head_paths(self.model, self.image_shape) if has_head else frozenset()
-        if self.origin in list_weights():
-            given = flat(load_trained(weights=self.origin).variables)
-        elif self._path.is_dir():
-            given = self._read_run()
-        elif self._path.exists():
-            given = self._read_torch(head)
-        else:
-            raise UserError(
-                f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
-                f" of the package; {suggest(self.origin, list_weights())}"
-            )
-        wanted = flat(abstract_variables(self.model, self.image_shape))
-        if any(_shape(given, path) != wanted[path].shape for path in head):
+        head = (
+            head_paths(self.model, self.data.image_shape) if has_head else frozenset()
+        )
+        trained = self._load()
+        given = self._read_torch(head) if trained is None else flat(trained.variables)
+        wanted = flat(abstract_variables(self.model, self.data.image_shape))
+        is_other = trained is not None and not self._has_classes_of(trained)
+        if is_other or any(_shape(given, p) != wanted[p].shape for p in head):
             given = {k: leaf for k, leaf in given.items() if k not in head}
             wanted = {k: leaf for k, leaf in wanted.items() if k not in head}
         paths = sorted(given.keys() | wanted.keys())
@@ -73,17 +77,47 @@ class Pretrained:
                 f" differ, such as {'/'.join(path)}, which is {_shape(given, path)}"
                 f" there and {_shape(wanted, path)} here"
             )
+        say(self._note(bool(head - given.keys()), trained))
         return given
 
     @property
     def _path(self) -> pathlib.Path:
         return local_path(self.origin, "init_from")
 
-    def _read_run(self) -> dict[TreePath, np.ndarray]:
+    def _load(self) -> Trained | Weights | None:
+        """Loads the network of a run or of the package; None is a PyTorch file."""
+        if self.origin in list_weights():
+            return load_trained(weights=self.origin)
+        if not self._path.exists():
+            raise UserError(
+                f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
+                f" of the package; {suggest(self.origin, list_weights())}"
+            )
+        if not self._path.is_dir():
+            return None
         try:
-            return flat(load_variables(self._path))
+            return load_weights(self._path)
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
+
+    def _has_classes_of(self, trained: Trained | Weights) -> bool:
+        names, own = trained.class_names, self.data.class_names
+        name = trained.config.get("data", {}).get("name")
+        numbers = tuple(map(str, range(len(names))))
+        # Numbers stand for names that a file of the same data, or one of weights, does
+        # not hold.
+        is_nameless = numbers in (names, own) and name == self.data.name
+        return names == own or is_nameless or (names == numbers and name is None)
+
+    def _note(self, is_new: bool, trained: Trained | Weights | None) -> str:
+        if not is_new:
+            return f"starting from {self.origin}, its head too"
+        names = () if trained is None else trained.class_names
+        of = f"; it told apart {_some(names)}" if names else ""
+        return (
+            f"starting from {self.origin}; the head starts anew, for the classes here"
+            f" are {_some(self.data.class_names)}{of}"
+        )
 
     def _read_torch(self, head: Collection[TreePath]) -> dict[TreePath, np.ndarray]:
         try:
@@ -91,7 +125,7 @@ class Pretrained:
             names = torchvision_names(state)
             state = {names[name]: array for name, array in state.items()}
             model = with_classes_of(self.model, state, head)
-            example = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+            example = jax.ShapeDtypeStruct((1, *self.data.image_shape), jnp.float32)
             return flat(from_torch(model, state, example))
         except ValueError as error:
             raise UserError(f"init_from={self.origin}: {error}") from error
@@ -99,3 +133,7 @@ class Pretrained:
 
 def _shape(leaves: Mapping[TreePath, Any], path: TreePath) -> tuple[int, ...] | None:
     return leaves[path].shape if path in leaves else None
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

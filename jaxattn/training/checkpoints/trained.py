@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from jaxattn.models.classes import abstract_variables
 from jaxattn.paths import local_path
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task
+from jaxattn.text import printable
 from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.own_objects import describe
@@ -151,21 +152,34 @@ def _load_run(
     return untrained(variables=variables, step=step)
 
 
-def load_variables(workdir: str | os.PathLike[str]) -> Any:
+class Weights(NamedTuple):
+    """What a run has learnt, without a network to put it into.
+
+    Attributes:
+        variables: Parameters and batch statistics, NumPy arrays.
+        class_names: The name of each class.
+        config: Of the run, by section.
+    """
+
+    variables: Any
+    class_names: tuple[str, ...]
+    config: dict[str, Any]
+
+
+def load_weights(workdir: str | os.PathLike[str]) -> Weights:
     """Loads the best weights of a run, whose network may be a user's own.
 
     Args:
         workdir: Folder of the run.
 
-    Returns:
-        Its parameters and batch statistics, NumPy arrays.
-
     Raises:
         UserError: As `load_trained`.
     """
     workdir = local_path(workdir, "workdir").resolve()
-    if not _has_own_network(read_config(workdir)):
-        return load_trained(workdir).variables
+    config = read_config(workdir)
+    class_names = tuple(config["dataset"]["class_names"])
+    if not _has_own_network(config):
+        return Weights(load_trained(workdir).variables, class_names, config)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         target = checkpoints.saved_shapes(_sources("raw", {}).values())
@@ -178,7 +192,7 @@ def load_variables(workdir: str | os.PathLike[str]) -> Any:
     restored = _restore(workdir, target, next(metrics, None))
     if restored is None:
         raise UserError(f"workdir {workdir}: holds no checkpoint yet")
-    return jax.device_get(restored[0])
+    return Weights(jax.device_get(restored[0]), class_names, config)
 
 
 def best_metric(task: Task, kind: str) -> str:
@@ -247,7 +261,7 @@ def _make_untrained(
     config: dict[str, Any], model: nn.Module | None = None, task: Task | None = None
 ) -> functools.partial[Trained]:
     """Returns all of a `Trained` but its variables and its step."""
-    class_names = tuple(config["dataset"]["class_names"])
+    class_names = tuple(map(printable, config["dataset"]["class_names"]))
     dtype = config.get("dtype", "float32")
     choose("dtype", dtype, DTYPES)
     if task is None:

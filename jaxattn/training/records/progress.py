@@ -1,12 +1,12 @@
 """How far a run is and how fast it goes, for the person who watches it."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 from jaxattn.tasks.task import Figures, Task
+from jaxattn.training.records.phases import Phases, Show, format_time
 
 _SECONDS_PER_LINE = 10.0
 
@@ -20,7 +20,7 @@ class Progress:
         num_epochs: Epochs of the whole run, for display.
         batch_size: Images per step over all devices and processes.
         task: What is learnt; it says figures in words.
-        stream: Where to write; standard error if None.
+        phases: What tells of the time between steps; it has the stream to write to.
         clock: Seconds, never running backwards.
     """
 
@@ -32,14 +32,14 @@ class Progress:
         num_epochs: int,
         batch_size: int,
         task: Task,
-        stream: TextIO | None = None,
+        phases: Phases,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps = total_steps
         self._num_epochs = num_epochs
         self._batch_size = batch_size
         self._task = task
-        self._stream = sys.stderr if stream is None else stream
+        self._phases = phases
         self._clock = clock
         # Rates count from the first update, which has seen the compilation pass.
         # (step, seconds of training): seconds on the clock less those paused.
@@ -48,9 +48,10 @@ class Progress:
         self._paused_s = 0.0
         self._first_time = 0.0
         self._line_due = clock() + _SECONDS_PER_LINE
+        self._has_evaluated = False
         self._bar: Any = None
-        if self._stream.isatty():
-            self._bar = _make_bar(self._stream, total_steps, start_step)
+        if phases.is_terminal:
+            self._bar = _make_bar(phases.stream, total_steps, start_step)
 
     @property
     def images_per_s(self) -> float | None:
@@ -104,10 +105,41 @@ class Progress:
     def message(self, text: str) -> None:
         """Leaves a permanent line, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(text, file=self._phases.stream)
         else:
-            print(text, file=self._stream, flush=True)
+            self._phases.message(text)
         self._line_due = self._clock() + _SECONDS_PER_LINE
+
+    @contextlib.contextmanager
+    def phase(self, text: str, **options: float) -> Iterator[Show]:
+        """As `Phases.phase`, in the place of the bar if there is one."""
+        if self._bar is not None:
+            self._bar.clear()
+        try:
+            with self._phases.phase(text, **options) as show:
+                yield show
+        finally:
+            if self._bar is not None:
+                self._bar.refresh()
+
+    @contextlib.contextmanager
+    def evaluation(
+        self, doing: str, total: int, **options: float
+    ) -> Iterator[Callable[[int], None]]:
+        """Tells how far an evaluation is; the first one compiles.
+
+        Args:
+            doing: What goes on.
+            total: Examples.
+            **options: Of `Phases.phase`.
+
+        Yields:
+            A function to call with the number of examples that are done.
+        """
+        compiling = "" if self._has_evaluated else ", compiling"
+        self._has_evaluated = True
+        with self.phase(f"{doing} 0/{total:,}{compiling}", **options) as show:
+            yield lambda n: show(f"{doing} {n:,}/{total:,}" + (not n) * compiling)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -125,6 +157,7 @@ class Progress:
         """Removes the bar; the permanent lines stay."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
     def _pace(self) -> str:
         speed = self.images_per_s
@@ -134,7 +167,7 @@ class Progress:
         steps = self._last[0] - self._first[0]
         passed = self._clock() - self._first_time
         eta = passed / steps * (self._total_steps - self._last[0])
-        return f"  {speed:,.0f} images/s  eta {_format_time(eta)}"
+        return f"  {speed:,.0f} images/s  eta {format_time(eta)}"
 
 
 def _make_bar(stream: TextIO, total_steps: int, start_step: int) -> Any:
@@ -151,12 +184,3 @@ def _make_bar(stream: TextIO, total_steps: int, start_step: int) -> Any:
         dynamic_ncols=True,
         leave=False,
     )
-
-
-def _format_time(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minute:02}:{second:02}"
-    return f"{minute}:{second:02}"

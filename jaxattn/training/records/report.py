@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -14,18 +14,27 @@ from flax import traverse_util
 import jaxattn
 from jaxattn import host
 from jaxattn.atomic import write_atomically, write_json
-from jaxattn.config.changes import flatten
+from jaxattn.config.changes import flatten, is_harmless
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import onednn
-from jaxattn.tasks.task import Summary, Tested
+from jaxattn.tasks.task import Summary
 from jaxattn.training.records import figures
-from jaxattn.training.records.writer import RunWriter, read_metrics
+from jaxattn.training.records.writer import RESULTS, RunWriter, read_metrics
 from jaxattn.training.run import Run
-from jaxattn.training.state import stream
+from jaxattn.training.state import TrainState, stream
+from jaxattn.training.testing import Chosen
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NUM_EXAMPLES = 32
+# What a table of runs shows first, and what it calls some keys of the config.
+_MAIN = ("model", "data", "learning_rate", "batch_size", "num_epochs")
+_SHORT = {
+    "model.name": "model",
+    "data.name": "data",
+    "schedule.learning_rate": "learning_rate",
+    "optimizer.name": "optimizer",
+}
 # Names of submodules that hold attention, for the histograms' tags.
 _ATTENTION = {
     *("sa", "se", "unit_transform", "SAlayer", "SELayer"),  # CANet
@@ -53,12 +62,30 @@ def write_description(
         f"{summarize_model(run.model, run.data.image_shape)}"
     )
     writer.write_texts(0, {"config": _as_code(text), "model": _as_code(summary)})
-    writer.write_hparams(flatten(run.config))
+    hparams = _hyperparameters(run)
+    writer.write_hparams(hparams, main=_MAIN, metrics=_metrics(run))
     shows = run.log.images and writer.shows_images
     if shows and (plots := figures.load_plots()):
         images, titles = augmented_examples(run, key)
         figure = plots.plot_images(images, titles)
-        writer.write_images(0, {"augmented_inputs": plots.figure_to_array(figure)})
+        writer.write_images(0, {"view/augmented_inputs": plots.figure_to_array(figure)})
+
+
+def _hyperparameters(run: Run) -> dict[str, Any]:
+    """Returns what decides a run's weights, by names that a person knows."""
+    kept = {k: v for k, v in flatten(run.config).items() if not is_harmless(k)}
+    kept = {_SHORT.get(key, key): value for key, value in kept.items()}
+    return {**kept, "model": name_of_model(run), "data": run.data.name}
+
+
+def _metrics(run: Run) -> dict[str, str]:
+    """Returns the names of what a table of runs compares, by their tags."""
+    metric = run.task.metric
+    names = [f"test_{metric}", f"best_val_{metric}", f"test_{metric}_ema"]
+    names = names if run.ema.decay else names[:2]
+    return {f"{RESULTS}/{name}": name for name in names} | {
+        f"epoch/val_{metric}": f"val_{metric}"
+    }
 
 
 def write_config(run: Run, workdir: pathlib.Path) -> None:
@@ -99,28 +126,50 @@ def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]
 
 
 def histograms(params: Any) -> dict[str, np.ndarray]:
-    """Returns all parameters by their tag: `attention/...` or `params/...`."""
+    """Returns all parameters by their tag, those of attention apart."""
     tagged = {}
     for path, leaf in traverse_util.flatten_dict(jax.device_get(params)).items():
         is_attention = _ATTENTION & set(path) or path[-1] in _SCC_AFFINE
-        group = "attention" if is_attention else "params"
-        tagged[f"{group}/{'.'.join(path)}"] = np.asarray(leaf)
+        group = "attention/" if is_attention else ""
+        tagged[f"weights/{group}{'.'.join(path)}"] = np.asarray(leaf)
     return tagged
+
+
+def write_epoch(
+    run: Run,
+    writer: RunWriter,
+    state: TrainState,
+    step: int,
+    row: Mapping[str, float],
+    draw_attention: Callable[[Any], dict[str, np.ndarray]] | None,
+) -> None:
+    """Writes what an epoch came to.
+
+    Args:
+        run: The run.
+        writer: Its writer.
+        state: At the end of the epoch.
+        step: Its step.
+        row: The epoch's figures.
+        draw_attention: As `make_attention_maps` returns it.
+    """
+    writer.write_scalars(step, {f"epoch/{key}": value for key, value in row.items()})
+    if run.log.histograms:
+        writer.write_histograms(step, histograms(run.parallel.collect(state.params)))
+    if draw_attention:
+        writer.write_images(step, draw_attention(run.parallel.collect(state.variables)))
 
 
 def write_results(
     run: Run,
     workdir: pathlib.Path,
     writer: RunWriter | None,
+    chosen: Chosen,
     *,
-    tested: Tested,
     last_step: int,
-    best_params: Any,
-    best_step: int | None,
     wall_time_s: float,
     images_per_s: float | None,
     has_trained: bool,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes `results.json`, `report.txt` and the figures of a finished run.
 
@@ -128,18 +177,16 @@ def write_results(
         run: The run.
         workdir: Its folder.
         writer: Its writer; None writes nothing (not the first process).
-        tested: What the tests came to.
+        chosen: What the tests came to.
         last_step: That of the weights "last"; an early one of a run that stopped early.
-        best_params: Of the weights "best".
-        best_step: Theirs; None without a validation split.
         wall_time_s: Of the run.
         images_per_s: Training speed; None if the run was too short to tell.
         has_trained: Whether this attempt trained, or reports a finished run again.
-        say: Shows a line.
 
     Returns:
         The content of `results.json`.
     """
+    tested, best_params, best_step = chosen
     best = tested.summaries["best"]
     devices = jax.devices()
     results = {
@@ -166,6 +213,8 @@ def write_results(
     if writer is None:
         return results
     write_json(workdir / "results.json", results)
+    if has_trained:
+        writer.write_results(last_step, run.task.results(tested))
     write_atomically(workdir / "report.txt", format_report(results, best, run))
     if plots := figures.load_plots():
         drawn = figures.draw_results(run, read_metrics(workdir), best_params, best)
@@ -173,12 +222,19 @@ def write_results(
             plots.save_figure(figure, workdir / f"{name}.png")
         # A run that is reported again has shown them.
         if has_trained and writer.shows_images:
-            arrays = {k: plots.figure_to_array(figure) for k, figure in drawn.items()}
+            arrays = {f"view/{k}": plots.figure_to_array(v) for k, v in drawn.items()}
             writer.write_images(last_step, arrays)
-    say(
+    return results
+
+
+def outcome(
+    run: Run, workdir: pathlib.Path, results: dict[str, Any], chosen: Chosen
+) -> str:
+    """Returns the line that ends a run: how well it does, and where the report is."""
+    best = chosen.tested.summaries["best"]
+    return (
         f"test {run.task.headline(best)} ({_chosen(run, results)}); report in {workdir}"
     )
-    return results
 
 
 def format_report(results: dict[str, Any], best: Summary, run: Run) -> str:

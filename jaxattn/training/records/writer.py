@@ -12,15 +12,22 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxattn import host
+from jaxattn.text import printable
 
 _METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
+RESULTS = "results"
+"""The group of the scalars of a finished run.
+
+TensorBoard sorts groups by name: those of scalars come first, then pictures (`view`)
+and histograms (`weights`).
+"""
 
 _logger = logging.getLogger(__name__)
 
@@ -97,18 +104,52 @@ class RunWriter:
         """Writes texts; TensorBoard reads them as Markdown."""
         self._summarize(lambda writer: writer.write_texts(step, texts))
 
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the run's hyperparameters, a flat mapping of names to values.
+    def write_hparams(
+        self,
+        hparams: Mapping[str, Any],
+        *,
+        main: Collection[str] = (),
+        metrics: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes the run's hyperparameters, and what TensorBoard's table shows of it.
 
         A resumed run writes none: those of its first start are still there, and
         TensorBoard has room for one set a run.
+
+        Args:
+            hparams: A flat mapping of names to values; those that are None are left
+                out.
+            main: Names that are shown before the others.
+            metrics: From tags of scalars to the names of their columns.
         """
-        if not self._resumed:
-            kinds = (bool, int, float, str)
-            flat = {
-                k: v if isinstance(v, kinds) else str(v) for k, v in hparams.items()
-            }
-            self._summarize(lambda writer: writer.write_hparams(flat))
+        if self._resumed or self._summary is None:
+            return
+        kinds = (bool, int, float, str)
+        flat = {
+            key: value if isinstance(value, kinds) else str(value)
+            for key, value in hparams.items()
+            if value is not None
+        }
+        # A path of bytes that are not UTF-8 cannot be written as it is.
+        flat = {k: printable(v) if isinstance(v, str) else v for k, v in flat.items()}
+        written = _describe_experiment(flat, main, metrics or {})
+        written |= _describe_session(flat, _run_name(self._path.parent))
+        values = {tag: np.zeros(0, np.float32) for tag in written}
+        self._summarize(lambda writer: writer.write_summaries(0, values, written))
+
+    def write_results(self, step: int, results: Mapping[str, Any]) -> None:
+        """Writes the numbers of a finished run, as `results/...`, to TensorBoard alone.
+
+        Args:
+            step: The last one.
+            results: By name; what is no finite number is left out.
+        """
+        kept = {
+            f"{RESULTS}/{key}": value
+            for key, value in results.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        self._summarize(lambda writer: writer.write_scalars(step, kept))
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
@@ -138,6 +179,48 @@ class RunWriter:
         if self._summary is not None:
             with _naming(self._events):
                 write(self._summary)
+
+
+def _run_name(workdir: pathlib.Path) -> str:
+    """Names a run by its folder; and the one around it, for many are called `seed0`."""
+    return "/".join(workdir.resolve().parts[-2:])
+
+
+def _describe_session(hparams: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns what the plugin reads of a run, by its tag."""
+    from tensorboard.plugins.hparams import api
+
+    summary = api.hparams_pb(dict(hparams), trial_id=name)
+    return {value.tag: value.metadata for value in summary.value}
+
+
+def _describe_experiment(
+    hparams: Mapping[str, Any], main: Collection[str], metrics: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns what the plugin reads of the columns of its table, by its tag."""
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    # Their classes are generated at import, unseen by a type checker.
+    protos: Any = api_pb2
+    plugin: Any = plugin_data_pb2
+
+    kinds = {bool: protos.DATA_TYPE_BOOL, str: protos.DATA_TYPE_STRING}
+    columns = [
+        protos.HParamInfo(
+            name=key,
+            type=kinds.get(type(value), protos.DATA_TYPE_FLOAT64),
+            # Those that differ come first, and before a second run none does.
+            differs=key in main,
+        )
+        for key, value in hparams.items()
+    ]
+    shown = [
+        protos.MetricInfo(name=protos.MetricName(tag=tag), display_name=name)
+        for tag, name in metrics.items()
+    ]
+    experiment = protos.Experiment(hparam_infos=columns, metric_infos=shown)
+    data = plugin.HParamsPluginData(experiment=experiment)
+    return {metadata.EXPERIMENT_TAG: metadata.create_summary_metadata(data)}
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
