@@ -194,12 +194,14 @@ def _read(
         try:
             return _decode(stream, known, convert)
         except Exception as error:  # each format of Pillow raises its own
+            reraise_machine_fault(error)
             problem = error
         # Pixels are not lost with what else a PNG says.
         if (bare := bare_png(stream)) is not None:
             try:
                 return _decode(io.BytesIO(bare), known, convert)
             except Exception as error:
+                reraise_machine_fault(error)
                 problem = error
                 stream = io.BytesIO(bare)
         why = _explain(problem, stream)
