@@ -169,9 +169,9 @@ def plot(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     Args:
         series: Points by series, of `measure`; those that failed are left out.
     """
-    from matplotlib.figure import Figure
+    from jaxattn.viz.figure import new_figure
 
-    figure = Figure(figsize=(3.2 * len(series), 5.2), dpi=150, layout="constrained")
+    figure = new_figure(3.2 * len(series), 5.2)
     grid = figure.subplots(2, len(series), sharex="col", sharey="row", squeeze=False)
     for column, (name, points) in enumerate(series.items()):
         points = [point for point in points if "error" not in point]

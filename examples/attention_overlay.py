@@ -10,7 +10,6 @@ are multiplied. The network sees 32 x 32 pixels, so the maps are coarse.
 
 import argparse
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -39,7 +38,8 @@ def draw(path: str) -> Figure:
     with Image.open(path) as file:
         box = frame.box(file.height, file.width)
         photo = file.convert("RGB").resize((_SIDE_PX, _SIDE_PX), box=box)
-    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.3), layout="constrained")
+    figure = Figure(figsize=(12.6, 4.3), layout="constrained")
+    axes = figure.subplots(1, 3)
     panels = {
         f'predicted: "{name}", {share:.0%}': None,
         f'where it sees "{name}": Grad-CAM': cam / max(cam.max(), 1e-9),

@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reraise_machine_fault
+from jaxattn.paths import local_path
 
 
 @contextlib.contextmanager
@@ -64,13 +65,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 def require_writable(path: str | os.PathLike[str]) -> None:
     """Makes the folder of a file, and raises a `UserError` if none can be written."""
+    path = local_path(path)
     if os.path.exists(path) and not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "not a regular file"
         raise UserError(f"{path}: cannot be written (is {kind})")
-    parent = pathlib.Path(path).resolve().parent
+    parent = path.resolve().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     if not os.access(parent, os.W_OK):
         raise UserError(f"{path}: cannot be written (its folder is read-only)")

@@ -1,9 +1,7 @@
 """Checks of a machine, and of a workdir's checkpoints: a line each, with what to do."""
 
 import contextlib
-import importlib.util
 import os
-import pathlib
 import shutil
 import sys
 import tempfile
@@ -19,8 +17,10 @@ from jaxattn import host
 from jaxattn.data.checking import find_bad_images
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data, Source
-from jaxattn.errors import UserError, describe_fault
+from jaxattn.errors import UserError, describe_fault, find_device_fault
 from jaxattn.ops import onednn
+from jaxattn.packages import TENSORFLOW, is_installed
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
 from jaxattn.training.checkpoints.trained import network_target
 
@@ -29,22 +29,21 @@ OK, WARNING, FAIL = "ok", "warning", "FAIL"
 # A checkpoint of ResNet-101 with momentum and average is 0.5 GB, and a run keeps four.
 _MIN_FREE_BYTES = 2 * 2**30
 _REQUIRED = ("jax", "jaxlib", "flax", "optax", "numpy")
-# The module of each package, and what is off without it.
-_OPTIONAL = {
-    "orbax-checkpoint": ("orbax.checkpoint", "training and trained networks"),
-    "ml-collections": ("ml_collections", "training by main.py"),
-    "matplotlib": (
-        "matplotlib",
-        "figures, and evaluate, compare, attention-maps and bn-landscape",
-    ),
-    "tqdm": ("tqdm", "progress bars"),
-    "scikit-learn": ("sklearn", "the data set digits"),
-    "pillow": ("PIL", "image files, and the data set digits"),
-    "grain": ("grain", "streamed data: image folders, and what is above 1 GiB"),
-    "tensorflow-datasets": ("tensorflow_datasets", "data sets of TFDS"),
-    "clu": ("clu", "TensorBoard"),
-    "tensorflow": ("tensorflow", "TensorBoard, and preparing data sets of TFDS"),
-    "torch": ("torch", "import-torch, export-torch and init_from a PyTorch file"),
+# What is off without a package.
+_USES = {
+    "orbax-checkpoint": "training and trained networks",
+    "ml-collections": "training by main.py",
+    "matplotlib": "figures, and evaluate, compare, attention-maps and bn-landscape",
+    "tqdm": "progress bars, and predict and evaluate",
+    "scikit-learn": "the data set digits",
+    "pillow": "image files, and the data set digits",
+    "grain": "streamed data: image folders, and what is above 1 GiB",
+    "tensorflow-datasets": "data sets of TFDS",
+    "importlib_resources": "data sets of TFDS",
+    "clu": "TensorBoard",
+    TENSORFLOW: "TensorBoard, and preparing data sets of TFDS",
+    "tensorboard": "TensorBoard",
+    "torch": "import-torch, export-torch and init_from a PyTorch file",
 }
 # Of the smoke train: as small as networks are, so that it compiles in seconds.
 _SMOKE_CONFIG: dict[str, Any] = {
@@ -126,35 +125,20 @@ def _versions() -> Iterator[Finding]:
 
 def _optional_packages() -> Iterator[Finding]:
     found = []
-    for name, (module, use) in _OPTIONAL.items():
-        if _is_installed(module):
+    for name, use in _USES.items():
+        if is_installed(name):
             found.append(name)
         else:
-            extra = "torch" if name == "torch" else "train"
-            yield Finding(
-                WARNING,
-                f"{name}: not installed; off without it: {use};"
-                f" pip install 'jaxattn[{extra}]'",
-            )
+            text = f"{name}: not installed; off without it: {use}; pip install {name}"
+            yield Finding(WARNING, text)
     yield Finding(OK, f"optional packages: {', '.join(found) or 'none'}")
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # its parent is missing, or it is a stub
-        return False
-
-
 def _devices() -> Iterator[Finding]:
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:  # an accelerator that does not start
-        line = str(error).strip().splitlines()[0]
-        yield Finding(
-            FAIL, f"no device: {line}; JAX_PLATFORMS=cpu does without the accelerator"
-        )
+    if (fault := find_device_fault()) is not None:
+        yield Finding(FAIL, fault)
         return
+    devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     backend = jax.default_backend()
     yield Finding(OK, f"devices: {len(devices)} x {', '.join(kinds)} ({backend})")
@@ -162,12 +146,12 @@ def _devices() -> Iterator[Finding]:
         yield Finding(
             WARNING,
             "there is an NVIDIA driver, but JAX uses the CPU:"
-            " pip install 'jaxattn[train,cuda12]'",
+            " pip install 'jax[cuda12]'",
         )
 
 
 def _kernels() -> Iterator[Finding]:
-    if jax.default_backend() != "cpu":
+    if not _is_on_cpu():
         return
     if onednn.is_refused():
         yield Finding(OK, "oneDNN's convolutions: not used, as JAXATTN_CPU_KERNELS=0")
@@ -175,7 +159,7 @@ def _kernels() -> Iterator[Finding]:
         yield Finding(
             WARNING,
             "oneDNN's convolutions: not built, training is slower:"
-            " pip install 'jaxattn[cpu-kernels]' && jaxattn build-cpu-kernels",
+            " pip install onednn-devel-cpu-gomp && jaxattn build-cpu-kernels",
         )
     elif onednn.is_enabled():
         yield Finding(OK, "oneDNN's convolutions: built and used")
@@ -187,8 +171,12 @@ def _kernels() -> Iterator[Finding]:
         )
 
 
+def _is_on_cpu() -> bool:
+    return find_device_fault() is None and jax.default_backend() == "cpu"
+
+
 def _huge_pages() -> Iterator[Finding]:
-    if jax.default_backend() != "cpu":
+    if not _is_on_cpu():
         return
     setting = host.huge_pages_setting()
     asked = "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
@@ -204,7 +192,7 @@ def _huge_pages() -> Iterator[Finding]:
 
 
 def _workdir(workdir: str) -> Iterator[Finding]:
-    path = pathlib.Path(workdir).resolve()
+    path = local_path(workdir, "workdir").resolve()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor") as file:
         file.write(b"0" * 4096)  # a full disk says so only now
@@ -246,6 +234,8 @@ def _all_images(split: str, source: Source) -> Iterator[Finding]:
 
 
 def _smoke_train() -> Iterator[Finding]:
+    if find_device_fault() is not None:  # which was told
+        return
     from jaxattn.training.loop import train_and_evaluate
 
     count = jax.device_count()

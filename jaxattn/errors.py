@@ -6,9 +6,12 @@ machine's fault is a bug, and keeps its traceback.
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from jaxattn.packages import how_to_install
 
 
 class UserError(ValueError):
@@ -45,6 +48,22 @@ def require(key: str, value: Any, holds: bool, wanted: str) -> None:
     """Raises a `UserError` that names key, value and what is wanted unless it holds."""
     if not holds:
         raise UserError(f"{key}={value!r}: must be {wanted}")
+
+
+def require_type(key: str, value: Any, kinds: type | tuple[type, ...]) -> None:
+    """Raises a `UserError` that names key and types unless a value is of one of them.
+
+    The value is not shown: it may be a million numbers.
+    """
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{key}: {type(value).__name__}; must be {wanted}")
+
+
+def require_seed(key: str, seed: int) -> None:
+    """Raises a `UserError` unless a seed is one that JAX and NumPy tell from others."""
+    require(key, seed, 0 <= seed < 2**32, "in [0, 2**32)")
 
 
 def choose(key: str, value: Any, choices: Iterable[str]) -> None:
@@ -110,8 +129,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     """
     if isinstance(error, UserError):
         return str(error), 2
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error}: pip install 'jaxattn[train]'", 2
+    if isinstance(error, ModuleNotFoundError) and (advice := how_to_install(error)):
+        return f"{error}: {advice}", 2
     if isinstance(error, InterruptedRun):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -135,6 +154,10 @@ def describe_fault(error: BaseException) -> str | None:
         return f"{where}{what}" + (f"; {advice}" if advice else "")
     import jax  # late, for programs that set up the process before
 
+    # Without a device JAX raises now the one and now the other, wherever it is used.
+    is_vague = isinstance(error, RuntimeError | AssertionError)
+    if is_vague and (fault := find_device_fault()) is not None:
+        return fault
     line = _first_line(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         if line.startswith("RESOURCE_EXHAUSTED"):
@@ -148,6 +171,45 @@ def describe_fault(error: BaseException) -> str | None:
             " may be out of memory; use a smaller pipeline.num_workers"
         )
     return None
+
+
+def find_device_fault() -> str | None:
+    """Returns why JAX has no device to compute on, in one line; None if it has one."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError and AssertionError so far
+        # JAX's own advice at the end is for those who know what a backend is.
+        said = r"Unable to initialize backend \S+: |\.? \(set JAX_PLATFORMS.*"
+        why = re.sub(said, "", str(error))
+        why = f" ({why.splitlines()[0]})" if why else ""  # of a missing plugin
+        wanted = os.environ.get("JAX_PLATFORMS")
+        key = f"JAX_PLATFORMS={wanted}" if wanted else "JAX"
+        return f"{key}: no such device here{why}; JAX_PLATFORMS=cpu does without"
+    return None
+
+
+# A file that is read meets them, and is not the worse for it.
+_NOT_OF_FILES = frozenset(
+    (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
+)
+
+
+def reraise_machine_fault(error: Exception) -> None:
+    """Raises a `MachineError` if an exception is no fault of the file in hand.
+
+    For whoever is about to tell a user that a file is damaged.
+
+    Args:
+        error: What reading, or making something of it, has raised.
+
+    Raises:
+        MachineError: If the machine is out of memory, files, disk, or devices.
+    """
+    is_of_file = isinstance(error, OSError) and error.errno not in _NOT_OF_FILES
+    if not is_of_file and (fault := describe_fault(error)) is not None:
+        raise MachineError(fault) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,12 +1,17 @@
 """What a program does before it uses JAX: its memory and its caches on the host."""
 
+import atexit
 import contextlib
 import importlib.util
+import logging
 import os
 import pathlib
 import platform
 import re
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 
 _TUNABLES = "GLIBC_TUNABLES"
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -25,14 +30,44 @@ def prepare() -> None:
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     keep_compiled_programs()
+    _keep_matplotlib_quiet()
 
 
 def keep_compiled_programs() -> None:
-    """Keeps compiled programs for the next run."""
+    """Keeps compiled programs for the next run, where they can be kept."""
     import jax
 
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    folder = cache_folder() / "xla"
+    is_named = jax.config.values["jax_compilation_cache_dir"] is not None
+    if not is_named and _can_write(folder):  # else JAX would warn at every program
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _keep_matplotlib_quiet() -> None:
+    """Names a folder for Matplotlib's caches where its own cannot be written."""
+    own = (_user_folder("XDG_CONFIG_HOME", ".config"), _caches())
+    if "MPLCONFIGDIR" in os.environ or all(_can_write(p / "matplotlib") for p in own):
+        return
+    os.environ["MPLCONFIGDIR"] = folder = tempfile.mkdtemp(prefix="matplotlib-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def quiet_tensorflow() -> None:
+    """Has TensorFlow keep its opinions to itself; call it before that is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+@contextlib.contextmanager
+def quiet_absl() -> Iterator[None]:
+    """Mutes the logger of Google's libraries, for calls whose errors are raised."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def hardware(platform_name: str) -> str:
@@ -61,8 +96,28 @@ def describe_cpu() -> str:
 
 def cache_folder() -> pathlib.Path:
     """Returns the folder for what can be made again, which may not exist yet."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "jaxattn"
+    return _caches() / "jaxattn"
+
+
+def _caches() -> pathlib.Path:
+    return _user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def _user_folder(variable: str, default: str) -> pathlib.Path:
+    """Returns a folder of the user; one that cannot be where the user has no home."""
+    if given := os.environ.get(variable):
+        return pathlib.Path(given)
+    with contextlib.suppress(RuntimeError):  # a container's user without a name
+        return pathlib.Path.home() / default
+    return pathlib.Path(os.devnull, default)
+
+
+def _can_write(folder: pathlib.Path) -> bool:
+    """Whether files can be written to a folder, which is made if it is missing."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK | os.X_OK)
+    return False
 
 
 def huge_pages_setting() -> str:

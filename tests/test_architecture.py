@@ -16,7 +16,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxattn"
 # A part may import itself and those of lower floors.
 FLOORS = [
-    {"errors", "lazy", "text"},
+    {"lazy", "packages", "text"},
+    {"errors"},
+    {"paths"},
     {"atomic", "host"},
     {"config"},
     {"recipes"},
@@ -152,3 +154,14 @@ def test_import_pulls_in_nothing_slow(modules, absent):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.full
+def test_every_file_is_imported_without_what_windows_lacks():
+    hidden = "fcntl resource pwd grp termios pty tty syslog"
+    code = (
+        "import importlib, sys; sys.modules.update(dict.fromkeys(sys.argv[1].split()));"
+        "[importlib.import_module(name) for name in sys.argv[2:]]"
+    )
+    names = sorted({*FILES} - {"jaxattn.__main__"})
+    subprocess.run([sys.executable, "-c", code, hidden, *names], check=True)

@@ -19,10 +19,12 @@ from flax import struct
 from tiers import full_but
 
 from jaxattn.errors import MachineError, UserError
+from jaxattn.training.checkpoints import checkpoint
 from jaxattn.training.checkpoints.checkpoint import (
     Checkpoints,
     find_damage,
 )
+from jaxattn.training.guards import lock
 from jaxattn.training.guards.lock import workdir_lock
 
 
@@ -554,3 +556,24 @@ def test_lock_vanishes_with_its_process(tmp_path):
     process.communicate()
     with workdir_lock(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_system_without_locks_runs_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "fcntl", None)
+    with workdir_lock(tmp_path), workdir_lock(tmp_path):
+        assert "this system has no such lock" in caplog.text
+
+
+def test_a_system_that_opens_no_folders_saves(tmp_path, monkeypatch):
+    """As Windows does not."""
+    opened = os.open
+
+    def refuse(path, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.os, "open", refuse)
+    checkpoint._sync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint._sync(tmp_path / "missing")

@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import errno
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -16,7 +18,8 @@ import pytest
 from PIL import Image
 from tiers import full_but
 
-from jaxattn.cli import _make_parser, main, predict
+from jaxattn import cli
+from jaxattn.cli import _make_parser, machine, main, predict
 from jaxattn.config.file import list_recipes
 from jaxattn.data import load_data
 from jaxattn.errors import UserError
@@ -434,7 +437,7 @@ def test_base_installation_gets_one_line():
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pip install 'jaxattn[train]'" in done.stderr
+    assert done.stderr.endswith(": pip install orbax-checkpoint matplotlib tqdm\n")
 
 
 def test_models_lists_parameters_and_macs(capsys):
@@ -556,3 +559,64 @@ def test_attention_maps_complains_of_layers_in_one_line(capsys, workdir, tmp_pat
     assert code == 2
     assert err.startswith("jaxattn: --layers='res*': must be of layer1.0, ")
     assert err.count("\n") == 1
+
+
+# Programs
+
+
+def start(*arguments, stdout, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxattn", *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=stdout, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("--help",), 0), (("models", "canet"), 141)],  # argparse itself is quiet
+)
+def test_a_command_ends_quietly_when_no_one_reads(arguments, code):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(*arguments, stdout=writer)
+    os.close(writer)
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (code, "")
+
+
+def test_a_broken_pipe_of_another_kind_is_told(capsys, monkeypatch):
+    def fail(_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_COMMANDS", [machine.Command("verify", "", fail)])
+    assert main(["verify"]) == 1
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "joins"),
+    [
+        ([], False),
+        (["--distributed"], True),
+        (["--distributed=true"], True),
+        (["--distributed=false"], False),
+    ],
+)
+def test_distributed_is_a_flag_with_or_without_a_value(
+    monkeypatch, tmp_path, flags, joins
+):
+    calls = []
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda *_: None)
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: calls.append(1))
+    command = ("train", "--config", "canet:tiny", "--workdir", str(tmp_path))
+    assert main([*command, *flags]) == 0
+    assert bool(calls) == joins
+
+
+def test_a_variable_that_jax_refuses_is_one_line():
+    process = start("models", stdout=subprocess.PIPE, JAX_ENABLE_X64="maybe")
+    text, said = process.communicate(timeout=60)
+    assert (process.returncode, text) == (2, "")
+    assert said.startswith("jaxattn: ")
+    assert said.count("\n") == 1

@@ -282,7 +282,7 @@ def test_every_recipe_has_a_trial_for_every_seed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--configs", "none.py"], "--config=none.py: no such file"),
+        (["--configs", "none.py"], "--configs none.py: no such file"),
         (["--configs", SMOKE, SMOKE], "smoke, seed 0 once more"),
         (["--configs", SMOKE, "--config.sed=1"], "did you mean 'seed'"),
         (["--configs", SMOKE, "--conf.seed=1"], "Unknown command line flag"),
@@ -490,8 +490,8 @@ def test_values_of_a_grid_may_be_tuples(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--grid", "learning_rate=0.1"], "--config.learning_rate: no such key"),
-        (["--grid", "batch_size=a"], "--config.batch_size=a: invalid literal"),
+        (["--grid", "learning_rate=0.1"], "--grid learning_rate: no such key"),
+        (["--grid", "batch_size=a"], "--grid batch_size=a: invalid literal"),
         (["--grid", "batch_size"], "'batch_size' must be KEY=VALUE,VALUE"),
         (["--grid", "batch_size=8,8"], "batch_size=8, seed 0 once more"),
         (["--grid", "batch_size=8", "--grid", "batch_size=16"], "each key once"),

@@ -2,6 +2,7 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 
 import pytest
 import smoke
@@ -32,6 +33,7 @@ ALL_VARIANTS = {
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
     "sccnet": SCCNETS, "scsa": SCSAS,
 }  # fmt: skip
+OPTIMIZER = {"optimizer.clip_norm", "optimizer.decay_mask"}  # which messages name
 COMMON = {
     "seed", "num_epochs", "batch_size", "model.name", "data.name", "data.path",
     "data.val_fraction", "dtype", "data_parallel", "steps_per_dispatch",
@@ -248,6 +250,7 @@ def test_scsa_follows_the_published_recipes():
 def test_config_has_the_keys_that_commands_rely_on(name):
     models = {"model.plain", "model.bn"} if name not in RECIPES else {"model.name"}
     wanted = COMMON - {"model.name"} | models
+    wanted |= OPTIMIZER if name in RECIPES else set()
     assert dict(leaves(load(name).get_config())).keys() >= wanted
 
 
@@ -280,7 +283,7 @@ def test_recipe_has_the_defaults_and_what_it_names():
     assert config.ema.to_dict() == {"decay": 0.5, "batch_stats": "average"}
     assert (config.batch_size, config.num_epochs, config.seed) == (8, None, 0)
     assert config.dtype == "float32"
-    assert config.optimizer.to_dict() == {}
+    assert config.optimizer.to_dict() == {"clip_norm": None, "decay_mask": None}
     assert study(seed=1).to_dict() == {"seed": 1}
     assert recipe(task="counting").loss.to_dict() == {}
     assert recipe(task="classification").loss.to_dict() == {"label_smoothing": 0.0}
@@ -364,7 +367,7 @@ def test_cbam_resnet_follows_the_published_recipe():
     }  # fmt: skip
     assert config.optimizer.to_dict() == {
         "name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
-        "clip_norm": 1.0,
+        "clip_norm": 1.0, "decay_mask": None,
     }  # fmt: skip
     assert config.ema.to_dict() == {"decay": 0.999, "batch_stats": "live"}
 
@@ -382,3 +385,101 @@ def test_recipe_is_values_only(name):
     for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text())):
         assert not isinstance(node, ast.Import)
         assert not isinstance(node, ast.ImportFrom) or node.module in allowed
+
+
+# What stands on a command line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--config.data.path=x", "--config.data.path=None"], None),
+        (["--config.data.path=None", "--config.data.path=x"], "x"),
+        (["--config.data.path=None"], None),
+        (["--config.data.path", "None", "--config.seed", "3"], None),
+    ],
+)
+def test_the_last_value_of_a_key_counts_none_included(overrides, expected):
+    assert load_config("canet", overrides).data.path == expected
+
+
+def test_none_takes_back_what_a_recipe_says():
+    config = load_config("cbam_resnet", ["--config.optimizer.clip_norm=None"])
+    assert config.optimizer.clip_norm is None
+    assert config.optimizer.get_type("clip_norm") is float
+    assert config.is_locked
+    assert config.optimizer.is_locked
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("augment", r"^--config.augment=None: a section, must be one of its keys$"),
+        ("sed", r"^--config.sed: no such key; did you mean 'seed'"),
+        ("seed.x", r"^--config.seed.x: no such key"),
+    ],
+)
+def test_none_of_no_key_is_refused(key, message):
+    with pytest.raises(UserError, match=message):
+        load_config("canet", [f"--config.{key}=None"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import no_such_module", "line 1: ModuleNotFoundError: No module named 'no_"),
+        ("\ndef get_config(:", "line 2: SyntaxError"),
+        ("x = 1", "has no function get_config"),
+        ("def get_config():\n    return {}['a']", "line 2: KeyError: 'a'"),
+        ("def get_config():\n    return 1", "get_config returns int, must be a Config"),
+        ("def get_config():\n    raise ValueError('one\\ntwo')", "one$"),
+        ("import os\nos.remove('/nowhere/x')", "line 2: FileNotFoundError"),
+    ],
+)
+def test_an_error_of_a_users_file_is_one_line_that_says_where(
+    content, message, tmp_path
+):
+    path = tmp_path / "local.py"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"^--config={path}: {message}") as raised:
+        load_config(str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_users_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "beside_it.py").write_text("SEED = 5")
+    (tmp_path / "local.py").write_text(
+        "import beside_it\nfrom jaxattn.config.recipe import recipe\n"
+        "def get_config(): return recipe(seed=beside_it.SEED)"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert load_config("local.py").seed == 5
+    assert sys.path == before
+
+
+def test_a_run_starts_from_the_config_of_another(two_epochs):
+    """The whole config is that of the run, so the losses are."""
+    path = two_epochs / "config.json"
+    config = load_config(str(path), ["--config.data.path=None"])
+    expected = smoke.get_config()
+    expected.num_epochs = 2
+    assert config.to_dict() == expected.to_dict()
+    assert load_config(str(path), ["--config.log.every_steps=7"]).log.every_steps == 7
+    assert load_config(str(path), ["--config.init_from=w"]).init_from == "w"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("[]", "not a run's config"),
+        ("{", "Expecting property name"),
+        ('{"dataset": {}, "own": {"model": "m"}}', "its run was built with objects of"),
+        ('{"dataset": {}, "imported_from": "a"}', "imported weights, which no run"),
+    ],
+)
+def test_a_json_that_is_no_runs_config_is_one_line(record, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(record)
+    with pytest.raises(UserError, match=f"^--config={path}: {message}"):
+        load_config(str(path))

@@ -66,15 +66,40 @@ def test_huge_pages_are_asked_for_where_it_helps(
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"XDG_CACHE_HOME": "/caches"}, "/caches/jaxattn/xla"),
-        ({"XDG_CACHE_HOME": "/c", "JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine"),
+        ({"XDG_CACHE_HOME": "{here}"}, "{here}/jaxattn/xla"),
+        ({"XDG_CACHE_HOME": "c", "JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine"),
+        ({"XDG_CACHE_HOME": "/dev/null/c"}, "None"),
     ],
 )
-def test_programs_are_cached_where_the_user_says(environment, expected, monkeypatch):
+def test_programs_are_cached_where_the_user_says(
+    environment, expected, monkeypatch, tmp_path
+):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    environment = {k: v.format(here=tmp_path) for k, v in environment.items()}
     code = "from jaxattn import host; host.prepare(); import jax;"
     code += "print(jax.config.jax_compilation_cache_dir)"
-    assert run(code, **environment) == expected
+    assert run(code, **environment) == expected.format(here=tmp_path)
+
+
+def test_matplotlib_has_a_folder_where_the_users_cannot_be_written(monkeypatch):
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/c")
+    host._keep_matplotlib_quiet()
+    folder = os.environ.pop("MPLCONFIGDIR")
+    assert pathlib.Path(folder).is_dir()
+    monkeypatch.setenv("MPLCONFIGDIR", "/mine")
+    host._keep_matplotlib_quiet()
+    assert os.environ["MPLCONFIGDIR"] == "/mine"
+
+
+def test_a_user_without_a_home_has_no_caches(monkeypatch):
+    def no_home(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
+    assert not host.cache_folder().exists()
+    assert not host._can_write(host.cache_folder())
 
 
 def test_cache_is_the_users_by_default(monkeypatch):

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -399,7 +401,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     ("change", "message"),
     [
         ({"seed": 1}, r"seed: 0 -> 1"),
-        ({"num_epochs": 3}, r"num_epochs: 4 -> 3"),
         ({"data__val_fraction": 0.2}, r"data.val_fraction: 0.25 -> 0.2"),
     ],
 )
@@ -409,6 +410,41 @@ def test_a_resume_with_another_config_is_refused(change, message, undisturbed):
     with pytest.raises(UserError, match=f"another config .{message}.; use that one"):
         train(config(**change), workdir)
     assert (workdir / "config.json").read_text() == before
+
+
+@pytest.mark.full
+def test_a_finished_run_is_extended_exactly(two_epochs, tmp_path, capsys):
+    """From 2 epochs to 3 the switch of the optimizer stays after the first."""
+    longer, extended = config(num_epochs=3), tmp_path / "extended"
+    shutil.copytree(two_epochs, extended)
+    results = train(longer, extended)
+    assert "config changed: num_epochs: 2 -> 3" in capsys.readouterr().err
+    wanted = train(longer, tmp_path / "whole")
+    states = [last_state(longer, tmp_path / d) for d in ("extended", "whole")]
+    chex.assert_trees_all_equal(*states)
+    for key in ("epochs", "test_accuracy", "test_accuracy_ema", "best_val_accuracy"):
+        assert results[key] == wanted[key]
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "message"),
+    [
+        (1, "num_epochs=1: must be at least the 2 done"),
+        (
+            4,
+            "num_epochs: 2 -> 4: with optimizer.switch_fraction=0.5 the 12 steps done"
+            " would have been others; to train on from these weights, use another"
+            " workdir and --config.init_from={workdir}",
+        ),
+    ],
+)
+def test_a_length_that_does_not_fit_names_the_way_on(num_epochs, message, two_epochs):
+    message = re.escape(message.format(workdir=two_epochs))
+    other = config(num_epochs=num_epochs)
+    with pytest.raises(UserError, match=f"^{message}$"):
+        train(other, two_epochs)
+    other.init_from = str(two_epochs)
+    assert build(other, devices=ONE).pretrained.read()  # which the line names
 
 
 @pytest.mark.full

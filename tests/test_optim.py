@@ -11,8 +11,10 @@ from jaxattn import UserError
 from jaxattn.data.augment import Mix, cutmix_box, mix
 from jaxattn.tasks.classification import losses
 from jaxattn.training.optim import (
+    OPTIMIZERS,
     RunLength,
     clip_by_global_norm,
+    find_length_clash,
     make_optimizer,
     make_schedule,
 )
@@ -299,3 +301,62 @@ def test_ema_is_the_sources(rules):
     for new, expected in zip(weights[1:], rules["ema/shadow"], strict=True):
         shadow = update_ema(shadow, new, decay=0.999)
         np.testing.assert_allclose(shadow, expected, rtol=1e-5, atol=1e-6)
+
+
+# Another length
+
+
+CONSTANT, SGD = {"name": "constant", "learning_rate": 0.1}, {"name": "sgd"}
+COSINE = {"name": "cosine", "learning_rate": 0.1, "update_per": "step"}
+SWITCHED = {"name": "adamw_then_sgd", "switch_fraction": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "optimizer", "step", "clash"),
+    [
+        (CONSTANT, SGD, 40, None),
+        ({**CONSTANT, "warmup_epochs": 2.0}, SGD, 40, None),
+        ({**CONSTANT, "name": "exponential", "decay_rate": 0.9}, SGD, 40, None),
+        (
+            {**CONSTANT, "name": "step", "epochs_per_step": 2, "decay_rate": 0.1},
+            SGD,
+            40,
+            None,
+        ),
+        (
+            {**CONSTANT, "name": "multi_step", "milestones": (1,), "decay_rate": 0.1},
+            SGD,
+            40,
+            None,
+        ),
+        (COSINE, SGD, 40, "schedule.name='cosine'"),
+        ({**COSINE, "warmup_epochs": 2.0}, SGD, 19, None),  # all of it in the warm-up
+        ({**COSINE, "warmup_epochs": 2.0}, SGD, 25, "schedule.name='cosine'"),
+        (CONSTANT, SWITCHED, 40, "optimizer.switch_fraction=0.5"),
+        (CONSTANT, SWITCHED, 20, None),  # the switch is still to come
+        (CONSTANT, {**SWITCHED, "switch_fraction": 0.0}, 40, None),
+        (CONSTANT, {**SWITCHED, "switch_fraction": 1.0}, 40, None),
+        (CONSTANT, {**SWITCHED, "switch_fraction": None}, 40, "optimizer.switch_frac"),
+    ],
+)
+def test_another_length_clashes_with_what_was_shaped_by_it(
+    schedule, optimizer, step, clash
+):
+    lengths = {"before": RunLength(4, 10), "now": RunLength(8, 10)}
+    found = find_length_clash(schedule, optimizer, step, **lengths)
+    assert (found is None) == (clash is None)
+    assert clash is None or found.startswith(clash)
+
+
+@pytest.mark.parametrize("name", sorted({*OPTIMIZERS} - {"adamw_then_sgd"}))
+def test_no_other_optimizer_knows_the_length(name):
+    """Else `find_length_clash` has to know of it."""
+    params, updates = {"a": jnp.ones(3)}, []
+    for length in (RunLength(2, 2), RunLength(9, 2)):
+        schedule = make_schedule(**CONSTANT, length=length)
+        optimizer = make_optimizer(name=name, schedule=schedule, length=length)
+        state = optimizer.init(params)
+        for _ in range(4):
+            update, state = optimizer.update({"a": jnp.arange(3.0)}, state, params)
+        updates.append(update)
+    chex.assert_trees_all_equal(*updates)

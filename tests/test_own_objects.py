@@ -1,5 +1,6 @@
 """A user's own arrays and network in the trainer, and what a run records of them."""
 
+import chex
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +42,17 @@ def arrays(count, seed=0):
     return rng.integers(0, 256, (count, 4, 4, 3), np.uint8), rng.integers(0, 3, count)
 
 
+class Deep(nn.Module):
+    """Two layers."""
+
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return nn.Dense(self.num_classes)(nn.Dense(4)(x.reshape(len(x), -1)))
+
+
 DATA = {"train": arrays(24), "test": arrays(10, 1)}
 
 
@@ -63,10 +75,24 @@ def test_own_arrays_and_network_train_and_load(tmp_path):
     assert results["test_accuracy"] == pytest.approx(right)
 
 
-def test_a_run_of_an_own_network_says_that_it_needs_it(tmp_path):
+def test_a_run_of_an_own_network_says_which_it_needs(tmp_path):
     train_and_evaluate(make_run(), tmp_path)
     with pytest.raises(UserError, match="model=None: must be given, since the run"):
         load_trained(tmp_path)
+    message = r"^model: another object than the run's: .*scale = 2.*, .*scale = 1"
+    with pytest.raises(UserError, match=message):  # of the same weights
+        load_trained(tmp_path, model=Net(scale=2.0))
+
+
+def test_a_run_starts_from_one_of_an_own_network(tmp_path):
+    train_and_evaluate(make_run(), tmp_path)
+    expected = load_trained(tmp_path, model=Net()).variables["params"]
+    state = make_run(init_from=str(tmp_path)).init_state()
+    chex.assert_trees_all_equal(state.params, expected)
+    more = make_run(init_from=str(tmp_path), model=Net(num_classes=5)).init_state()
+    assert more.params["Dense_0"]["kernel"].shape == (48, 5)
+    with pytest.raises(UserError, match="weights of another network"):
+        make_run(init_from=str(tmp_path), model=Deep()).init_state()
 
 
 def test_what_needs_more_than_a_config_says_so(tmp_path):

@@ -1,5 +1,7 @@
 import itertools
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -348,3 +350,32 @@ def test_resident_stand_ins_are_trained_on(damaged):
 def test_mistakes_are_named(source, kwargs, message):
     with pytest.raises(UserError, match=message):
         make_loader(source, **kwargs)
+
+
+def test_a_small_batch_is_read_without_a_word_of_grains(source, caplog):
+    loader = make_loader(source, loader="streamed")
+    assert len(list(loader.evaluation_feeds(1))) == len(source)
+    assert caplog.text == ""
+
+
+@pytest.mark.full
+def test_what_a_stopped_run_leaves_in_shared_memory_is_cleared_without_a_word(tmp_path):
+    """Grain's workers may have batches under way; six times, since they may not."""
+    code = """
+import numpy as np
+from jaxattn.data.pipeline import StreamedLoader, TrainOrder
+from jaxattn.data.source import labelled
+if __name__ == "__main__":
+    source = labelled(np.zeros((64, 64, 64, 3), np.uint8), np.zeros(64, np.int32))
+    for _ in range(6):
+        feeds = StreamedLoader(source, num_workers=2).train_feeds(
+            TrainOrder(64, 16, 0), 0, 40
+        )
+        next(feeds)
+        feeds.close()
+"""
+    script = tmp_path / "main.py"  # Grain's workers need a main module to start from
+    script.write_text(code)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")

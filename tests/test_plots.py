@@ -1,9 +1,15 @@
+import functools
 import itertools
+import os
+import subprocess
+import sys
 
 import chex
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from tiers import full_but
 
 from jaxattn import viz
 from jaxattn.viz.figure import legible
@@ -390,6 +396,41 @@ def test_figures_do_not_reach_pyplot():
 
     viz.plot_history(history(2), "accuracy")
     assert not _pylab_helpers.Gcf.get_all_fig_managers()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"text.usetex": True},
+        {"image.origin": "lower", "figure.facecolor": "black", "font.size": 30},
+    ],
+)
+def test_a_users_settings_change_no_figure(settings):
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    draw = functools.partial(viz.plot_images, image[None], ["a_b"])
+    expected = viz.figure_to_array(draw())
+    with matplotlib.rc_context(settings):
+        np.testing.assert_array_equal(viz.figure_to_array(draw()), expected)
+
+
+# What a notebook's process, a desktop's or a mistyped line leaves in the environment.
+BACKENDS = ("module://matplotlib_inline.backend_inline", "qtagg", "no_such_one")
+
+
+@pytest.mark.parametrize("named", full_but(BACKENDS, BACKENDS[0]))
+def test_figures_need_no_backend_of_the_environment(named, tmp_path):
+    code = (
+        "from jaxattn.training.records.figures import load_plots; viz = load_plots();"
+        "viz.save_figure(viz.plot_history([], 'accuracy'), 'a.png'); import os;"
+        "print(os.environ['MPLBACKEND'])"
+    )
+    environment = {**os.environ, "MPLBACKEND": named}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, named), done.stderr
+    assert (tmp_path / "a.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", viz.__all__)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxattn.data.preprocess import Frame
-from jaxattn.errors import UserError
+from jaxattn.errors import MachineError, UserError
 from jaxattn.inference.inputs import read_inputs
 from jaxattn.tasks.classification.predictions import (
     align_predictions,
@@ -255,7 +255,7 @@ def test_npz_without_a_known_entry_lists_those_it_has(tmp_path):
 
 
 def test_empty_path_is_not_the_current_folder():
-    check_refused(": no such file or folder", read_inputs, [""], FRAME)
+    check_refused("inputs='': must be a path", read_inputs, [""], FRAME)
 
 
 def test_folder_is_read_with_ids_relative_to_it(tmp_path):
@@ -459,8 +459,9 @@ def test_failed_rename_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    message = r"p\.csv: cannot be written \(No space left on device\)"
-    check_refused(message, write_predictions, tmp_path / "p.csv", [0], [1])
+    message = r"p\.csv: No space left on device; free some space there$"
+    with pytest.raises(MachineError, match=message):
+        write_predictions(tmp_path / "p.csv", [0], [1])
     assert os.listdir(tmp_path) == []
 
 

@@ -720,6 +720,13 @@ def test_prepared_tfds_directory_is_read(inside, shades_dir):
 
 
 @pytest.mark.full
+def test_half_of_a_tfds_data_set_is_passed_over_without_a_word(tmp_path, caplog):
+    (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no cifar10"):
+        load_data("cifar10", path=str(tmp_path))
+    assert caplog.text == ""
+
+
 def test_tfds_validation_is_held_out_by_class(shades_dir):
     data = load_data("tfds:shades", path=str(shades_dir), val_fraction=0.2)
     np.testing.assert_array_equal(np.bincount(labels_of(data.val)), [2, 2])

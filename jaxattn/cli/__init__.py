@@ -6,8 +6,10 @@ the command or the data, 130 and 143 stopped by Ctrl-C and SIGTERM.
 
 import argparse
 import io
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from jaxattn.cli import machine, networks, predict, runs, train
 from jaxattn.cli.arguments import Parser
@@ -46,6 +48,9 @@ def main(argv: Sequence[str], program: str = "jaxattn") -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        BrokenPipeError: If no one reads what it prints.
     """
     _print_any_name()
     if not argv:
@@ -59,10 +64,28 @@ def main(argv: Sequence[str], program: str = "jaxattn") -> int:
         _take_overrides(args, rest)
         return args.run(args) or 0
     except (Exception, KeyboardInterrupt) as error:
+        if _has_no_reader(error):
+            raise BrokenPipeError from error
         if (explained := explain(error)) is None:
             raise
         print(f"{program}: {printable(explained[0])}", file=sys.stderr)
         return explained[1]
+
+
+def _has_no_reader(error: BaseException) -> bool:
+    """Whether a command failed since no one reads what it prints."""
+    is_of_pipe = any(isinstance(e, BrokenPipeError) for e in (error, error.__cause__))
+    return is_of_pipe and any(map(_is_unread, (sys.stdout, sys.stderr)))
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose other end is closed; others fail, too."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (AttributeError, OSError):  # Windows has none; and a test's is no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _print_any_name() -> None:

@@ -2,12 +2,16 @@
 
 import argparse
 import ast
+import contextlib
+import math
 import os
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from jaxattn.errors import UserError, require
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.trained import WEIGHTS, Trained, load_trained
 from jaxattn.weights import list_weights
 
@@ -77,31 +81,47 @@ def add_model_arg(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def location(text: str) -> str:
-    """Returns a path with `~` as the user's home, as it is where a shell leaves it."""
-    return os.path.expanduser(text)
+def number(text: str) -> float:
+    """Parses a finite number."""
+    (value,) = _parsed([text], _finite, "a number")
+    return value
 
 
-def path(text: str) -> pathlib.Path:
-    """Returns the same as a `Path`."""
-    return pathlib.Path(location(text))
+def seed(text: str) -> int:
+    """Parses a seed."""
+    (value,) = _parsed([text], int, "an integer in [0, 2**32)")
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} must be in [0, 2**32)")
+    return value
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Parses numbers separated by commas."""
-    return _parsed(text, float, "numbers separated by commas")
+    """Parses finite numbers separated by commas."""
+    return _parsed(text.split(","), _finite, "numbers separated by commas")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def integers(text: str) -> tuple[int, ...]:
     """Parses integers separated by commas; none of an empty text."""
-    return () if not text else _parsed(text, int, "integers separated by commas")
+    if not text:
+        return ()
+    return _parsed(text.split(","), int, "integers separated by commas")
 
 
-def _parsed(text: str, kind: Callable[[str], Any], wanted: str) -> tuple[Any, ...]:
+def _parsed(
+    parts: Sequence[str], kind: Callable[[str], Any], wanted: str
+) -> tuple[Any, ...]:
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in parts)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from None
+        given = ",".join(parts)
+        raise argparse.ArgumentTypeError(f"{given!r} must be {wanted}") from None
 
 
 def count(text: str) -> int:
@@ -109,6 +129,46 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
     return int(text)
+
+
+@contextlib.contextmanager
+def naming_data_options(args: argparse.Namespace) -> Iterator[None]:
+    """Makes errors about data name the options of a command that takes no config.
+
+    Args:
+        args: With `data_path`, and `data_name` if the command has it.
+
+    Raises:
+        UserError: In place of one about `data.name` or `data.path`.
+    """
+    try:
+        yield
+    except UserError as error:
+        is_typed = "data.path=" not in str(error) or args.data_path is not None
+        advice = "" if is_typed else "; --data-path names another place"
+        raise UserError(name_data_options(f"{error}{advice}", args)) from error
+
+
+def name_data_options(text: str, args: argparse.Namespace) -> str:
+    """Returns a message with options in place of the keys that they stand for."""
+    for key in ("name", "path"):
+        if hasattr(args, f"data_{key}"):
+            text = re.sub(rf"\bdata\.{key}\b", f"--data-{key}", text)
+    return text
+
+
+def path(text: str) -> pathlib.Path:
+    """Parses a path of this machine, `~` in it being the user's home."""
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def location(text: str) -> str:
+    """Parses the same as a text, which stays as it was given else."""
+    path(text)
+    return os.path.expanduser(text)
 
 
 def names(text: str) -> tuple[str, ...]:

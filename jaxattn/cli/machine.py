@@ -3,10 +3,7 @@
 import argparse
 from collections.abc import Iterable
 
-from jaxattn.cli.arguments import (
-    Command,
-    location,
-)
+from jaxattn.cli.arguments import Command, location, name_data_options
 from jaxattn.errors import require
 
 
@@ -18,13 +15,14 @@ def _doctor(args: argparse.Namespace) -> int:
     require("--data-path", given, holds, "given with --data-name")
     holds = not args.all_images or args.data_name is not None
     require("--all-images", args.all_images, holds, "given with --data-name")
+    findings = doctor.diagnose(
+        workdir=args.workdir,
+        data_name=args.data_name,
+        data_path=args.data_path,
+        all_images=args.all_images,
+    )
     return _print_findings(
-        doctor.diagnose(
-            workdir=args.workdir,
-            data_name=args.data_name,
-            data_path=args.data_path,
-            all_images=args.all_images,
-        )
+        (status, name_data_options(text, args)) for status, text in findings
     )
 
 

@@ -11,6 +11,7 @@ from jaxattn.cli.arguments import (
     load_network,
     location,
     names,
+    number,
     numbers,
     path,
 )
@@ -141,7 +142,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         default=_CIFAR10_CLASSES,
         help="separated by commas (default CIFAR-10's)",
     )
-    add("--image-size", type=int, default=32, help="pixels (default %(default)s)")
+    add("--image-size", type=count, default=32, help="pixels (default %(default)s)")
     add("--mean", type=numbers, help="of the normalisation (default as published)")
     add("--std", type=numbers, help="of the normalisation (default as published)")
     add_model_arg(parser)
@@ -172,7 +173,7 @@ def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_network(parser)
     add("--batch-sizes", type=count, nargs="+", default=(1, 256), help="default 1 256")
-    add("--seconds", type=float, default=5.0, help="for each (default %(default)s)")
+    add("--seconds", type=number, default=5.0, help="for each (default %(default)s)")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,11 @@ from jaxattn.cli.arguments import (
     integers,
     load_network,
     location,
+    naming_data_options,
+    number,
     numbers,
     path,
+    seed,
 )
 from jaxattn.data.source import Source, describe_numbering
 from jaxattn.errors import UserError, require
@@ -115,7 +118,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     from jaxattn.inference import evaluation
     from jaxattn.inference.predict import Predictor
 
-    with _phase("loading the network and the data"):
+    with (
+        _phase("loading the network and the data"),
+        naming_data_options(args),
+    ):
         trained = load_network(args)
         method = _make_method(args, trained)
         overrides = {
@@ -303,8 +309,8 @@ def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None
     add = parser.add_argument
     add_network(parser)
     add("--method", default="plain", choices=choices, help="default %(default)s")
-    add("--seed", type=int, default=0, help="of random views (default %(default)s)")
-    add("--batch-size", type=int, default=256, help="default %(default)s")
+    add("--seed", type=seed, default=0, help="of random views (default %(default)s)")
+    add("--batch-size", type=count, default=256, help="default %(default)s")
     add(
         "--num-views",
         type=int,
@@ -315,10 +321,10 @@ def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None
         type=numbers,
         help="of tta and adaptive: one per view (default 2 for the first, else 1)",
     )
-    add("--tta-temperature", type=float, help=f"default {tta.temperature}")
+    add("--tta-temperature", type=number, help=f"default {tta.temperature}")
     add(
         "--specialized-temperature",
-        type=float,
+        type=number,
         help=f"default {specialized.temperature}",
     )
     add(
@@ -332,7 +338,7 @@ def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None
         help="of adaptive: class numbers (default "
         f"{','.join(map(str, adaptive.hard_classes))})",
     )
-    add("--bonus", type=float, help=f"of adaptive (default {adaptive.bonus})")
+    add("--bonus", type=number, help=f"of adaptive (default {adaptive.bonus})")
 
 
 COMMANDS = (

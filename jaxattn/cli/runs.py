@@ -12,7 +12,9 @@ from jaxattn.cli.arguments import (
     Command,
     count,
     location,
+    naming_data_options,
     path,
+    seed,
 )
 from jaxattn.errors import UserError, require
 
@@ -128,14 +130,15 @@ def _train_all(
 def _average(args: argparse.Namespace) -> None:
     from jaxattn.studies.average import average_checkpoints
 
-    averaged = average_checkpoints(
-        args.workdir,
-        args.out,
-        steps=args.steps,
-        last=args.last,
-        kind=args.weights,
-        data_path=args.data_path,
-    )
+    with naming_data_options(args):
+        averaged = average_checkpoints(
+            args.workdir,
+            args.out,
+            steps=args.steps,
+            last=args.last,
+            kind=args.weights,
+            data_path=args.data_path,
+        )
     rows = {
         f"step {averaged.steps[-1]}": averaged.before,
         f"mean of {len(averaged.steps)}": averaged.after,
@@ -166,7 +169,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="recipes, as canet:tiny or configs/canet.py:tiny, to train first what is"
         " not finished; --config.key=value overrides a value of all of them",
     )
-    add("--seeds", type=int, nargs="+", help="of each recipe (default its own)")
+    add("--seeds", type=seed, nargs="+", help="of each recipe (default its own)")
     add("--root", type=path, help="folder of the workdirs: recipe/seed")
     add(
         "--out",
@@ -200,7 +203,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         help="a key of the config, such as schedule.learning_rate=0.1,0.01; of several"
         " every combination is trained",
     )
-    add("--seeds", type=int, nargs="+", help="of each (default the recipe's)")
+    add("--seeds", type=seed, nargs="+", help="of each (default the recipe's)")
     parser.set_defaults(overrides=[])
 
 

@@ -4,10 +4,7 @@ import argparse
 import functools
 import sys
 
-from jaxattn.cli.arguments import (
-    Command,
-    location,
-)
+from jaxattn.cli.arguments import Command, location
 from jaxattn.errors import UserError
 
 _INTRODUCTION = """\
@@ -63,6 +60,12 @@ def _join(args: argparse.Namespace) -> None:
         raise UserError(f"--distributed: {error}") from error
 
 
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    return text.lower() == "true"
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -75,7 +78,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--workdir", type=location, required=True, help="folder of the outputs")
     add(
         "--distributed",
-        action="store_true",
+        type=_yes_or_no,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="true",
         help="joins several processes, which a cluster's launcher names",
     )
     launcher = "without a launcher: "

@@ -35,7 +35,11 @@ _IMPLIED = {"task": "classification"}
 
 
 def changed_since(
-    saved: Mapping[str, Any], record: Mapping[str, Any], where: str = "the workdir"
+    saved: Mapping[str, Any],
+    record: Mapping[str, Any],
+    where: str = "the workdir",
+    *,
+    may_differ: tuple[str, ...] = (),
 ) -> list[str]:
     """Compares a run with the config that its workdir was begun with.
 
@@ -43,6 +47,7 @@ def changed_since(
         saved: Content of the workdir's `config.json`.
         record: What the run as it is now would write there.
         where: What the message calls the workdir.
+        may_differ: Further keys that may change.
 
     Returns:
         The changes that do no harm, as "key: before -> now".
@@ -63,8 +68,8 @@ def changed_since(
             " images may be for validation; put the data back, use another workdir, or"
             " go on with them by --config.accept_changed_data=true"
         )
-    harmless = (*_RESUMABLE, *_DATA)
-    refused = [line for key, line in lines.items() if not key.startswith(harmless)]
+    allowed = (*_RESUMABLE, *_DATA, *may_differ)
+    refused = [line for key, line in lines.items() if not key.startswith(allowed)]
     if refused:
         raise UserError(
             f"{where} was begun with another config ({'; '.join(refused)}); use that"

@@ -53,7 +53,10 @@ _DEFAULTS: dict[str, Any] = {
         "label_smoothing": 0.0,  # share of the uniform distribution
     },
     "schedule": {},
-    "optimizer": {},
+    "optimizer": {
+        "clip_norm": float,  # largest gradient norm; None: any
+        "decay_mask": str,  # what decays: all, or kernels (rank 2 or more); None: all
+    },
     "ema": {
         "decay": 0.0,  # share that the average keeps per step; 0: no average
         "batch_stats": "average",  # average, or live (those of the raw weights)
@@ -135,7 +138,6 @@ _CHOSEN: dict[str, Any] = {
         "momentum": float,  # of SGD: share of the velocity that a step keeps
         "nesterov": bool,  # looks ahead along the velocity
         "weight_decay": float,  # L2 in SGD and Adam, after clipping; AdamW: decoupled
-        "clip_norm": float,  # largest gradient norm; None: any
     },
     "landscape": {  # of a study
         "every_steps": int,  # training steps per look along a step; 0: none
@@ -166,6 +168,21 @@ def study(**values: Any) -> ConfigDict:
         **values: As those of `recipe`.
     """
     return ConfigDict(_fill(values, _update(_DEFAULTS, _CHOSEN)))
+
+
+def of_record(config: Mapping[str, Any]) -> ConfigDict:
+    """Returns a config of the values that a run has recorded.
+
+    Args:
+        config: Content of its `config.json`, without what the run added.
+    """
+    return study(**{key: _from_json(value) for key, value in config.items()})
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _from_json(inner) for key, inner in value.items()}
+    return tuple(map(_from_json, value)) if isinstance(value, list) else value
 
 
 def choose_variant(variant: str, choices: Collection[str]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxattn.data import formats
 from jaxattn.data.source import BadImageError
-from jaxattn.errors import UserError, reason
+from jaxattn.errors import UserError, reason, reraise_machine_fault
 from jaxattn.text import printable
 
 if TYPE_CHECKING:
@@ -265,6 +265,7 @@ def _open_stream(file: str | os.PathLike[str] | bytes, origin: object) -> Binary
             raise UserError(f"{origin}: not a readable image (is {kind})")
         return open(file, "rb")
     except OSError as error:
+        reraise_machine_fault(error)
         why = error.strerror
         raise UserError(f"{origin}: not a readable image ({why})") from error
 

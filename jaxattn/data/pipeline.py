@@ -19,6 +19,7 @@ process that consumes the feeds.
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
@@ -38,6 +39,7 @@ from jaxattn.errors import UserError, choose, require
 Feed = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
+_MAX_READERS = 1024  # of each kind; many more end the machine
 # Above this a data set is streamed unless the config says "resident". CIFAR is 0.15 GB.
 _MAX_RESIDENT_BYTES = 2**30
 
@@ -232,8 +234,10 @@ class StreamedLoader:
             # Grain deals out what is in the map, so it must be whole batches.
             data = data.batch(local).to_iter_dataset(options).mp_prefetch(workers)
         else:
+            # Of fewer than it has threads Grain warns.
+            ahead = max(4 * local, self.num_threads)
             options = grain.ReadOptions(
-                num_threads=self.num_threads, prefetch_buffer_size=4 * local
+                num_threads=self.num_threads, prefetch_buffer_size=ahead
             )
             data = data.to_iter_dataset(options).batch(local)
         iterator = iter(data)
@@ -247,12 +251,34 @@ class StreamedLoader:
             iterator.close()
 
 
+# Of a run that is stopped, batches of Grain's are under way in shared memory, which
+# Python's tracker clears up; it starts with these options.
+_QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
+
+
 def _allow_workers() -> None:
     """Lets Grain start workers in a program that parses no absl flags."""
     from absl import flags
 
+    if _QUIET_TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(_QUIET_TRACKER)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def check_loader(
+    *, loader: str = "auto", num_workers: int = 0, num_threads: int = 1
+) -> None:
+    """Checks those arguments of `make_loader` that need no data.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    choose("pipeline.loader", loader, ("auto", "resident", "streamed"))
+    for key, value, least in (("workers", num_workers, 0), ("threads", num_threads, 1)):
+        holds = least <= value <= _MAX_READERS
+        wanted = f"in [{least}, {_MAX_READERS}]"
+        require(f"pipeline.num_{key}", value, holds, wanted)
 
 
 def make_loader(
@@ -277,9 +303,7 @@ def make_loader(
     Raises:
         UserError: If a value is out of its range, or does not fit the source.
     """
-    choose("pipeline.loader", loader, ("auto", "resident", "streamed"))
-    require("pipeline.num_workers", num_workers, num_workers >= 0, "at least 0")
-    require("pipeline.num_threads", num_threads, num_threads >= 1, "at least 1")
+    check_loader(loader=loader, num_workers=num_workers, num_threads=num_threads)
     if isinstance(source, DrawingSource):
         if loader == "resident":
             raise UserError(

@@ -15,6 +15,7 @@ from jaxattn.data.splits import read_labels
 from jaxattn.errors import UserError
 from jaxattn.inference.evaluation import load_data_of
 from jaxattn.inference.inputs import FilePath, read_inputs
+from jaxattn.paths import local_path
 from jaxattn.tasks.classification.figures import spread
 from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import Trained
@@ -109,7 +110,7 @@ def write_pages(
     Raises:
         UserError: If the pattern fits no layer, or too many.
     """
-    folder = pathlib.Path(folder)
+    folder = local_path(folder, "out")
     attend, written, has_gates = make_attend(trained.model), [], False
     for start in range(0, len(examples.names), _BATCH_SIZE):
         part = slice(start, start + _BATCH_SIZE)

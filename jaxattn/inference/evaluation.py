@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, choose
 from jaxattn.inference.predict import Predictor
+from jaxattn.paths import local_path
 from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import SPLITS, Trained
 
@@ -117,7 +117,7 @@ def write_evaluation(
     Returns:
         The text of the report.
     """
-    folder = pathlib.Path(folder)
+    folder = local_path(folder, "out")
     folder.mkdir(parents=True, exist_ok=True)
     write = trained.task.write_assessment
     return write(folder, evaluation, trained.class_names, about)

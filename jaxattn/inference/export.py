@@ -6,7 +6,6 @@ the same release it can always be read. Export anew after that, from the workdir
 """
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -18,6 +17,7 @@ from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require
 from jaxattn.inference.predict import make_answer
 from jaxattn.ops import onednn
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.records.report import versions
 
@@ -57,7 +57,7 @@ def export_model(
     choose("dtype", dtype, DTYPES)
     for platform in platforms:
         choose("platforms", platform, PLATFORMS)
-    path = pathlib.Path(path)
+    path = local_path(path, "out")
     description = path.with_suffix(".json")
     wanted = "of another suffix than .json, which is the description's"
     require("out", str(path), path != description, wanted)

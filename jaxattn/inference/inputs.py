@@ -13,7 +13,8 @@ from jaxattn.data.datasets.archives import read_pickle
 from jaxattn.data.files import describe_left_out, is_image_file, require_images, scan
 from jaxattn.data.preprocess import Frame, ImageFiles
 from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import UserError, first_repeated, reason
+from jaxattn.errors import UserError, first_repeated, reason, reraise_machine_fault
+from jaxattn.paths import local_path
 
 FilePath = str | os.PathLike[str]
 Ids = tuple[int, ...] | tuple[str, ...]
@@ -61,11 +62,11 @@ def read_inputs(
         UserError: A path is not there, or does not hold what it should.
     """
     check_on_bad_image(on_bad_image)
-    files = [pathlib.Path(path) for path in paths]
+    files = [local_path(path, "inputs") for path in paths]
     if not files:
         raise UserError(f"inputs: no path; must be {_KINDS}")
-    for path in paths:
-        if not os.path.exists(path):
+    for path in files:
+        if not path.exists():
             raise UserError(f"{path}: no such file or folder; must be {_KINDS}")
         if not (os.path.isfile(path) or os.path.isdir(path)):
             raise UserError(f"{path}: is a pipe, socket or device; must be {_KINDS}")
@@ -139,6 +140,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, Any]:
                 entries[key] = archive[key]
             return entries
     except Exception as error:  # zipfile, zlib and NumPy each raise their own
+        reraise_machine_fault(error)
         raise UserError(f"{path}: not a readable npz ({reason(error)})") from error
 
 
@@ -146,6 +148,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
     try:
         return read_pickle(path.read_bytes(), str(path))
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(f"{path}: not readable ({error.strerror})") from error
     except UserError as error:
         with open(path, "rb") as file:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import require
+from jaxattn.errors import require, require_seed, require_type
 from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.devices.mesh import Devices, MeshParallel
@@ -63,6 +63,8 @@ class Predictor:
         devices: Devices | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        require_type("trained", trained, Trained)
+        require_type("batch_size", batch_size, int)
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         self.trained = trained
         self._batch_size = batch_size
@@ -156,7 +158,7 @@ def _draw(
     views: Sequence[Augment], N: int, image_shape: tuple[int, int, int], seed: int
 ) -> list[Any]:
     """What each view draws for all N images, on the host."""
-    require("seed", seed, 0 <= seed < 2**63, "in [0, 2**63)")
+    require_seed("seed", seed)
     root, (H, W, _) = jax.random.key(seed), image_shape
     drawn = [
         view.draw(jax.random.fold_in(root, i), N, H, W).images

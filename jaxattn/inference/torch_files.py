@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxattn.atomic import replacing
 from jaxattn.data.preprocess import check_normalization
-from jaxattn.errors import UserError, reason, require
+from jaxattn.errors import UserError, reason, require, reraise_machine_fault
 from jaxattn.models.registry import create_model
 from jaxattn.models.torch_weights import (
     from_torch,
@@ -116,6 +116,7 @@ def export_torch(trained: Trained, path: str | os.PathLike[str]) -> None:
         with replacing(path) as temporary:
             torch.save(state, temporary)
     except (OSError, RuntimeError) as error:  # torch raises the latter too
+        reraise_machine_fault(error)
         raise UserError(f"{path}: cannot be written ({reason(error)})") from error
 
 

@@ -1,6 +1,7 @@
 """Networks by name."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -80,15 +81,45 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
         UserError: If the name or a keyword is unknown, or `num_classes` below 1.
     """
     choose("model.name", name, list_models())
-    require("num_classes", num_classes, num_classes >= 1, "at least 1")
+    _require_range("num_classes", num_classes)
     entry = _MODELS[name]
     allowed = model_keywords(name)
     for key in kwargs:
         if key not in allowed:
             choices = suggest(key, allowed)
             raise UserError(f"model.{key}: {name} takes no such key; {choices}")
+        _require_range(f"model.{key}", kwargs[key])
     kwargs = _merged(entry.defaults, kwargs)
     return entry.network(num_classes=num_classes, **entry.fixed, **kwargs)
+
+
+# By the last part of a key, whatever the network.
+_FROM_1 = ("num_classes", "width", "base_width", "reduction", "window_size", "head_num")
+_BELOW_1 = ("dropout_rate", "attn_drop_ratio")
+
+
+def _require_range(key: str, value: Any) -> None:
+    """Checks a keyword of a network that is a number, and those inside a mapping."""
+    name = key.rsplit(".", 1)[-1]
+    if isinstance(value, Mapping):
+        for inner, number in value.items():
+            _require_range(f"{key}.{inner}", number)
+    elif name in _FROM_1:
+        require(key, value, _is_count(value), "an integer from 1 on")
+    elif name == "widths":
+        holds = isinstance(value, tuple | list) and len(value) > 0
+        require(key, value, holds and all(map(_is_count, value)), "integers from 1 on")
+    elif name in (*_BELOW_1, "mask_prob"):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        holds = is_number and 0 <= float(value) <= 1
+        holds = holds and (value != 1 or name == "mask_prob")
+        wanted = "in [0, 1]" if name == "mask_prob" else "in [0, 1)"
+        require(key, value, holds, wanted)
+
+
+def _is_count(value: Any) -> bool:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_integer and int(value) >= 1
 
 
 def model_keywords(name: str) -> list[str]:

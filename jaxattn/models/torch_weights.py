@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from jaxattn.errors import UserError, reason
+from jaxattn.errors import UserError, reason, reraise_machine_fault
 from jaxattn.models.torch_layouts import torchvision_names
 
 _TORCH_LEAF = {
@@ -131,8 +131,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # unpickling, zip and torch each raise their own
+        reraise_machine_fault(error)
         raise UserError(
             f"{path}: not a PyTorch file of plain weights ({reason(error)})"
         ) from error
@@ -162,9 +164,7 @@ def import_pytorch() -> ModuleType:
     try:
         return importlib.import_module("torch")
     except ImportError as error:
-        raise UserError(
-            "PyTorch is needed for its files: pip install 'jaxattn[torch]'"
-        ) from error
+        raise UserError("PyTorch is needed for its files: pip install torch") from error
 
 
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:

@@ -93,8 +93,8 @@ def build() -> pathlib.Path:
 def _reason(stderr: str) -> str:
     if "dnnl" in stderr and ("No such file" in stderr or "cannot find" in stderr):
         return (
-            "no oneDNN: install it with pip install 'jaxattn[cpu-kernels]', or your"
-            " system's development package of it (libdnnl-dev)"
+            "no oneDNN: pip install onednn-devel-cpu-gomp, or install your system's"
+            " development package of it (libdnnl-dev)"
         )
     lines = [line for line in stderr.splitlines() if "error" in line] or ["failed"]
     return f"the C++ compiler: {lines[0]}"

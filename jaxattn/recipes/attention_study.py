@@ -53,7 +53,6 @@ def get_config(variant: str = "none") -> ConfigDict:
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 5e-4,
-            "clip_norm": None,
         },
         log={"tensorboard": False, "histograms": False, "images": False},
     )

@@ -55,7 +55,6 @@ def get_config(variant: str = "gpu") -> ConfigDict:
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 5e-4,
-            "clip_norm": None,
         },
         ema={"decay": 0.999 if on_gpu else 0.99},
         log={"histograms": False, "images": False},

@@ -58,6 +58,5 @@ def get_config(variant: str = "base") -> ConfigDict:
             "switch_fraction": 0.8,
             "weight_decay": 1e-3,
             "momentum": 0.9,
-            "clip_norm": None,
         },
     )

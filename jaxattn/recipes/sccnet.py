@@ -69,6 +69,5 @@ def get_config(variant: str = "18") -> ConfigDict:
             "momentum": 0.9,
             "nesterov": False,
             "weight_decay": 5e-4 if is_cifar else 5e-5,
-            "clip_norm": None,
         },
     )

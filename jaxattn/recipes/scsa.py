@@ -83,6 +83,5 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
             "momentum": 0.9,
             "nesterov": False,
             "weight_decay": weight_decay,
-            "clip_norm": None,
         },
     )

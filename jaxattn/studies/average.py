@@ -7,7 +7,6 @@ belong to none of them, are measured anew in one pass over the training batches.
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from jaxattn.config.changes import config_of
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Batch
 from jaxattn.errors import UserError, choose, require
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import (
     read_config,
@@ -83,7 +83,7 @@ def average_checkpoints(
     """
     choose("weights", kind, KINDS)
     require_no_run(out)
-    config = read_config(pathlib.Path(workdir).resolve())
+    config = read_config(local_path(workdir, "workdir").resolve())
     if own := config.get("own"):
         raise UserError(
             f"workdir {workdir}: its run was built with objects of its own"

@@ -39,8 +39,16 @@ import numpy as np
 from jaxattn.atomic import write_json
 from jaxattn.config.bind import bind
 from jaxattn.config.changes import changed_since
-from jaxattn.errors import DivergedError, InterruptedRun, UserError, choose, require
+from jaxattn.errors import (
+    DivergedError,
+    InterruptedRun,
+    UserError,
+    choose,
+    require,
+    require_type,
+)
 from jaxattn.models.registry import list_models
+from jaxattn.paths import local_path
 from jaxattn.studies.bn_curves import NETWORKS, Member, read_curves, tag
 from jaxattn.studies.bn_network import Landscape, Network
 from jaxattn.studies.bn_report import write_report
@@ -81,7 +89,9 @@ def run_study(
         InterruptedRun: If SIGTERM or SIGINT asked it to stop; it saved first.
         DivergedError: If a loss became infinite or not a number.
     """
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    workdir = local_path(workdir, "workdir").resolve()
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    require_type("config", values, Mapping)
     landscape = bind(Landscape, values.get("landscape", {}), "landscape")()
     rates, models = _check(values)
     phases = Phases()
@@ -93,7 +103,6 @@ def run_study(
             for network, model in models.items()
         }
     members = [Member(n, models[n], rate) for rate in rates for n in NETWORKS]
-    workdir = pathlib.Path(workdir).resolve()
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lock(workdir))
         interrupt = stack.enter_context(Interrupt())
@@ -115,7 +124,10 @@ def run_study(
 def _check(values: Mapping[str, Any]) -> tuple[tuple[float, ...], dict[str, str]]:
     """Returns the learning rates, and the names of the networks."""
     rates = values.get("learning_rates", ())
-    holds = isinstance(rates, tuple) and bool(rates) and all(r > 0 for r in rates)
+    holds = isinstance(rates, tuple) and bool(rates)
+    holds = holds and all(
+        isinstance(r, float | int) and 0 < r < math.inf for r in rates
+    )
     require("learning_rates", rates, holds, "numbers above 0, as (0.001, 0.002)")
     require("learning_rates", rates, len({*rates}) == len(rates), "all different")
     models = {}

@@ -8,11 +8,10 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.studies.bn_curves import Curves, Member, by_epoch, compare_widths
@@ -21,6 +20,9 @@ from jaxattn.training.records.writer import RunWriter
 from jaxattn.training.run import Run
 from jaxattn.viz.comparison import Band, Panel, plot_bands
 from jaxattn.viz.figure import figure_to_array, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Colour and opacity of the lines.
 _STYLES = {"plain": ("#00F0F0", 0.6), "bn": ("#F00000", 0.9)}
@@ -221,7 +223,7 @@ def _number(value: float | None) -> str:
 
 def make_figures(
     curves: Mapping[str, Curves], factors: Sequence[float]
-) -> dict[str, Figure]:
+) -> dict[str, "Figure"]:
     """Returns the figures by the names of their files.
 
     Args:
@@ -243,7 +245,7 @@ def _band(network: str, label: str, x: Any, low: Any, high: Any) -> Band:
     return Band(label, x, low, high, colour, alpha)
 
 
-def _loss_range(curves: Mapping[str, Curves]) -> Figure:
+def _loss_range(curves: Mapping[str, Curves]) -> "Figure":
     T = curves["plain"].loss.shape[1]
     bands = [
         _band(n, c.model, np.arange(1, T + 1), c.loss.min(0), c.loss.max(0))
@@ -255,7 +257,7 @@ def _loss_range(curves: Mapping[str, Curves]) -> Figure:
     return plot_bands([[panel]], width=10, height=5)
 
 
-def _gradient_range(curves: Mapping[str, Curves]) -> Figure:
+def _gradient_range(curves: Mapping[str, Curves]) -> "Figure":
     """Of the last learning rate."""
     bands = []
     for network, c in curves.items():
@@ -269,7 +271,7 @@ def _gradient_range(curves: Mapping[str, Curves]) -> Figure:
     return plot_bands([[panel]], width=8, height=4)
 
 
-def _accuracy(curves: Mapping[str, Curves]) -> Figure:
+def _accuracy(curves: Mapping[str, Curves]) -> "Figure":
     """Training loss and test accuracy of every run."""
 
     def bands(values: Callable[[Curves], np.ndarray]) -> list[Band]:
@@ -291,7 +293,7 @@ def _accuracy(curves: Mapping[str, Curves]) -> Figure:
     return plot_bands([row], width=10, height=4)
 
 
-def _landscape(curves: Mapping[str, Curves], factors: Sequence[float]) -> Figure:
+def _landscape(curves: Mapping[str, Curves], factors: Sequence[float]) -> "Figure":
     """Loss, gradient and smoothness along the steps, a row for each learning rate."""
     quantities = (
         ("loss along the step", lambda c: c.look_loss, False),

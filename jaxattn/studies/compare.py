@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxattn.atomic import write_atomically
 from jaxattn.config.changes import config_of, flatten, is_harmless
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reraise_machine_fault
 from jaxattn.studies.trials import progress_of
 from jaxattn.training.records.writer import history, read_metrics
 
@@ -96,7 +96,11 @@ def read_run(workdir: pathlib.Path) -> FinishedRun:
             )
         results = json.loads((workdir / "results.json").read_text())
         return as_run(config, results, history(read_metrics(workdir)))
-    except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        reraise_machine_fault(error)
+        why = error.strerror
+        raise UserError(f"{error.filename}: cannot be read ({why})") from error
+    except (LookupError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"workdir {workdir}: not a run's ({error!r})") from error
 
 

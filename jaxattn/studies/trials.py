@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from jaxattn import host
 from jaxattn.config.changes import config_of, differences, is_harmless
 from jaxattn.errors import UserError, explain
+from jaxattn.paths import local_path
 from jaxattn.training.records.writer import read_metrics
 
 # For a run to save once it was asked to stop. One that does not goes on from the
@@ -113,7 +114,9 @@ def make_trials(
     """
     trials = []
     for recipe in recipes:
-        for trial in _of_seeds(recipe_name(recipe), recipe, seeds, root, overrides):
+        with _naming({"--config=": "--configs "}):
+            found = list(_of_seeds(recipe_name(recipe), recipe, seeds, root, overrides))
+        for trial in found:
             if any(trial.workdir == other.workdir for other in trials):
                 raise UserError(f"--configs: {recipe} is {trial.name} once more")
             trials.append(trial)
@@ -144,12 +147,26 @@ def make_grid(
     for values in itertools.product(*grid.values()):
         pairs = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
         flags = [*overrides, *(f"--config.{pair}" for pair in pairs)]
-        for trial in _of_seeds(",".join(pairs), recipe, seeds, root, flags):
+        with _naming({f"--config.{key}": f"--grid {key}" for key in grid}):
+            found = list(_of_seeds(",".join(pairs), recipe, seeds, root, flags))
+        for trial in found:
             for other in trials:
                 if trial.workdir == other.workdir or trial.config == other.config:
                     raise UserError(f"--grid: {trial.name} is {other.name} once more")
             trials.append(trial)
     return trials
+
+
+@contextlib.contextmanager
+def _naming(options: Mapping[str, str]) -> Iterator[None]:
+    """Makes errors name options as they were typed."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for flag, typed in options.items():
+            message = message.replace(flag, typed)
+        raise UserError(message) from error
 
 
 def _of_seeds(
@@ -162,7 +179,7 @@ def _of_seeds(
     """Yields the runs of one config, each in a folder of its own."""
     from jaxattn.training.recipes import load_recipe
 
-    folder = root.resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
+    folder = local_path(root, "root").resolve() / re.sub(r"[^\w.,=+-]+", "_", name)
     for seed in seeds or (None,):
         own = [] if seed is None else [f"--config.seed={seed}"]
         config = load_recipe(recipe, [*overrides, *own]).to_dict()

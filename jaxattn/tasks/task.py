@@ -11,7 +11,7 @@ and average, and a sum over examples, so that an evaluation counts each once.
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -55,6 +55,7 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a network learns, and how that is judged.
 

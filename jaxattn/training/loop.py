@@ -18,7 +18,8 @@ import optax
 from jax.experimental import multihost_utils
 
 from jaxattn.config.changes import changed_since
-from jaxattn.errors import DivergedError, InterruptedRun, UserError
+from jaxattn.errors import DivergedError, InterruptedRun, UserError, require
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
 from jaxattn.training.devices.mesh import Devices
@@ -30,6 +31,7 @@ from jaxattn.training.guards.interrupt import Interrupt
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
+from jaxattn.training.optim import RunLength, find_length_clash
 from jaxattn.training.records import figures, report
 from jaxattn.training.records.closing import next_commands
 from jaxattn.training.records.phases import COMPILING, Phases
@@ -65,8 +67,8 @@ def train_and_evaluate(
         DivergedError: If the loss became infinite or not a number.
         MachineError: If the machine failed; the message says what was saved.
     """
+    workdir = local_path(workdir, "workdir").resolve()  # before data are read
     primary = jax.process_index() == 0  # every process trains, the first one writes
-    workdir = pathlib.Path(os.path.expanduser(workdir)).resolve()
     with contextlib.ExitStack() as stack:
         phases = Phases(None if primary else stack.enter_context(open(os.devnull, "w")))
         with phases.phase("reading the config") as show:
@@ -82,7 +84,7 @@ def train_and_evaluate(
         if restored is None:
             _refuse_finished(workdir)
         start_step = 0 if restored is None else restored[1]
-        changes = _check_config(run, workdir) if start_step else []
+        changes = _check_config(run, workdir, start_step) if start_step else []
         writer = None
         if primary:
             log = run.log
@@ -112,12 +114,37 @@ def _refuse_finished(workdir: pathlib.Path) -> None:
         )
 
 
-def _check_config(run: Run, workdir: pathlib.Path) -> list[str]:
+def _check_config(run: Run, workdir: pathlib.Path, step: int) -> list[str]:
     """Returns harmless changes of a resumed run's config; refuses others."""
     path = workdir / "config.json"
     if not path.exists():
         return ["config.json was missing"]
-    return changed_since(json.loads(path.read_text()), run.record)
+    saved = json.loads(path.read_text())
+    changes = changed_since(saved, run.record, may_differ=("num_epochs",))
+    before, now = saved.get("num_epochs"), run.options.num_epochs
+    if before != now:
+        _check_length(run, workdir, step, before)
+    return changes
+
+
+def _check_length(run: Run, workdir: pathlib.Path, step: int, before: int) -> None:
+    """Refuses another `num_epochs` if the steps done would have been others with it."""
+    now, per_epoch = run.options.num_epochs, run.steps_per_epoch
+    done = math.ceil(step / per_epoch)
+    require("num_epochs", now, step <= run.total_steps, f"at least the {done} done")
+    clash = find_length_clash(
+        run.config["schedule"],
+        run.config["optimizer"],
+        step,
+        before=RunLength(before, per_epoch),
+        now=RunLength(now, per_epoch),
+    )
+    if clash is not None:
+        raise UserError(
+            f"num_epochs: {before} -> {now}: with {clash} the {step} steps done would"
+            " have been others; to train on from these weights, use another workdir and"
+            f" --config.init_from={workdir}"
+        )
 
 
 class _Attempt:
@@ -200,7 +227,7 @@ class _Attempt:
             refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
         most, say = run.options.max_skipped_steps, self.progress.message
-        self._divergence = Divergence(most, logged, step, say)
+        self._divergence = Divergence(most, _advise(run), logged, step, say)
         meter = Meter(run.log.every_steps, step)
         # A signal may have come between an epoch's last step and its evaluation.
         is_due = step > 0 and "epoch" not in self._saved
@@ -320,7 +347,7 @@ class _Attempt:
         if not math.isfinite(optax.tree.norm(state.params)):
             raise DivergedError(
                 f"the weights are not finite at step {step}; the checkpoint before is"
-                " kept; try a lower schedule.learning_rate"
+                f" kept; {_advise(self.run)}"
             )
         self.checkpoints.save(step, state, metrics)
 
@@ -367,3 +394,13 @@ class _Attempt:
         if summary is None:
             self._stop(step)
         return summary
+
+
+def _advise(run: Run) -> str:
+    """Returns what may keep a loss finite, of the keys that the config has."""
+    optimizer, advice = run.config["optimizer"], "try a lower schedule.learning_rate"
+    if "clip_norm" not in optimizer:
+        return advice
+    norm = optimizer["clip_norm"]
+    below = "" if norm is None else f" below {norm:g}"
+    return f"{advice}, or optimizer.clip_norm{below}"

@@ -1,10 +1,11 @@
 """Optimizers and learning-rate schedules, as PyTorch steps them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxattn.config.bind import bind
@@ -34,6 +35,8 @@ def require_in_range(key: str, value: Any) -> None:
         UserError: If it is out of the range of its name.
     """
     name = key.rsplit(".", 1)[-1]
+    if name == "milestones":
+        require(key, tuple(value), min(value, default=0) >= 0, "at least 0")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if name in _ABOVE_0:
@@ -125,11 +128,12 @@ def make_schedule(
     choose("schedule.update_per", update_per, ("epoch", "step"))
     require("schedule.learning_rate", learning_rate, learning_rate > 0, "above 0")
     valid = 0 <= warmup_epochs < num_epochs
-    require("schedule.warmup_epochs", warmup_epochs, valid, "in [0, num_epochs)")
+    wanted = f"at least 0 and below num_epochs={num_epochs}; 0 is no warm-up"
+    require("schedule.warmup_epochs", warmup_epochs, valid, wanted)
+    factor = bind(SCHEDULES[name], kwargs, "schedule")
     for key, value in kwargs.items():
         require_in_range(f"schedule.{key}", value)
     remaining = num_epochs - warmup_epochs
-    factor = bind(SCHEDULES[name], kwargs, "schedule")
     warmup_steps = warmup_epochs * steps_per_epoch
 
     def schedule(count: Any) -> jax.Array:
@@ -232,13 +236,22 @@ class AdamwThenSgdState(NamedTuple):
     nu: Any
 
 
+_SWITCH_FRACTION = 0.8
+
+
+def _switch_step(length: RunLength, switch_fraction: float) -> int:
+    if switch_fraction == 1:
+        return int(jnp.iinfo(jnp.int32).max)  # of `count`: never
+    return int(switch_fraction * length.num_epochs) * length.steps_per_epoch
+
+
 def adamw_then_sgd(
     schedule: Schedule,
     length: RunLength,
     mask: Mask,
     /,
     *,
-    switch_fraction: float = 0.8,
+    switch_fraction: float = _SWITCH_FRACTION,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -253,9 +266,7 @@ def adamw_then_sgd(
     phase restores in both. The learning rate is the schedule's throughout; weight decay
     is decoupled before the switch and L2 after it.
     """
-    switch_step = int(switch_fraction * length.num_epochs) * length.steps_per_epoch
-    if switch_fraction == 1:
-        switch_step = jnp.iinfo(jnp.int32).max  # of `count`
+    switch_step = _switch_step(length, switch_fraction)
 
     def init(params: optax.Params) -> AdamwThenSgdState:
         # Apart: a donated state can hold no buffer twice.
@@ -334,3 +345,41 @@ def make_optimizer(
     )
     clip = optax.identity() if clip_norm is None else clip_by_global_norm(clip_norm)
     return optax.chain(clip, optimizer)
+
+
+# Another length --------------------------------------------------------------------
+
+
+def find_length_clash(
+    schedule: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    step: int,
+    *,
+    before: RunLength,
+    now: RunLength,
+) -> str | None:
+    """Returns what another length would have made otherwise of the steps done.
+
+    Args:
+        schedule: The section of a config.
+        optimizer: The section.
+        step: Steps done.
+        before: Length that the run had until then.
+        now: Length that it is to have.
+
+    Returns:
+        The key and its value; None if a run that goes on with the new length is the one
+        that had it from the start.
+    """
+    lengths = (before, now)
+    makers = [bind(make_schedule, schedule, "schedule", length=n) for n in lengths]
+    rates = [jax.jit(jax.vmap(make()))(jnp.arange(step)) for make in makers]
+    if not np.array_equal(*rates):
+        return f"schedule.name={schedule['name']!r}"
+    if optimizer["name"] == adamw_then_sgd.__name__:
+        fraction = optimizer.get("switch_fraction")
+        fraction = _SWITCH_FRACTION if fraction is None else fraction
+        first, second = (min(step, _switch_step(n, fraction)) for n in lengths)
+        if first != second:
+            return f"optimizer.switch_fraction={fraction}"
+    return None

@@ -3,7 +3,8 @@
 import dataclasses
 
 from jaxattn.config.bind import DTYPES
-from jaxattn.errors import choose, require
+from jaxattn.errors import choose, require, require_seed
+from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import NUM_LATEST
 
 _TRAINABLE = ("all", "head")
@@ -67,11 +68,13 @@ class Options:
         for key in _FROM_1:
             value = getattr(self, key)
             require(key, value, value is None or value >= 1, "at least 1")
-        for key in ("seed", "max_skipped_steps"):
-            value = getattr(self, key)
-            require(key, value, value >= 0, "at least 0")
+        require_seed("seed", self.seed)
+        skipped = self.max_skipped_steps
+        require("max_skipped_steps", skipped, skipped >= 0, "at least 0")
         timeout_s = self.stall_timeout_s
         require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
+        if self.init_from is not None:
+            local_path(self.init_from, "init_from")
         choose("dtype", self.dtype, DTYPES)
         choose("trainable", self.trainable, _TRAINABLE)
 

@@ -13,10 +13,10 @@ import optax
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import Augment
 from jaxattn.data.datasets.registry import load_data
-from jaxattn.data.pipeline import Loader, TrainOrder, make_loader
+from jaxattn.data.pipeline import Loader, TrainOrder, check_loader, make_loader
 from jaxattn.data.preprocess import Frame, Preprocess, check_normalization
 from jaxattn.data.source import Data
-from jaxattn.errors import UserError, require
+from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.ops.conv import is_fast_in_loops
@@ -194,10 +194,16 @@ def build(
         UserError: If a key or value is wrong, or the data cannot be had.
     """
     values, sections = _split(config)
+    if model is not None:
+        require_type("model", model, nn.Module)
+    if task is not None:
+        require_type("task", task, Task)
     options = bind(Options, values, "config")()
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
     parts = _bind_parts(sections)
+    as_loader = bind(make_loader, sections["pipeline"], "pipeline")
+    check_loader(**as_loader.keywords)
     given = {"data": data, "model": model, "task": task}
     given = {name: value for name, value in given.items() if value is not None}
     stands_for = {"data": "data", "model": "model", "task": "loss"}
@@ -221,7 +227,6 @@ def build(
         model = own_objects.for_devices(model, parallel)
     frame = Frame(data.image_shape, data.resize_px)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
-    as_loader = bind(make_loader, sections["pipeline"], "pipeline")
     loaders = {}
     for split, source in data.splits.items():
         tell(f"reading {len(source):,} {split} images")
@@ -268,8 +273,12 @@ def _bind_parts(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 def _split(config: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Separates a config into its own values and its sections, as plain dicts."""
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    require_type("config", values, Mapping)
+    plain = dict(values)
     sections = {key: plain.pop(key, {}) for key in _SECTIONS}
+    for key, section in sections.items():
+        require_type(f"config.{key}", section, Mapping)
     return plain, sections
 
 
@@ -309,6 +318,8 @@ def _check_run(run: Run) -> None:
     holds = patience == 0 or run.data.val is not None
     require("early_stopping.patience", patience, holds, wanted)
     steps, total = run.log.profile_steps, run.total_steps
+    holds = total < 2**31
+    require("num_epochs", run.options.num_epochs, holds, "below 2**31 steps in all")
     wanted = f"within the {total} steps of the run"
     require("log.profile_steps", steps, max(steps, default=0) <= total, wanted)
     refuse_transforms(run.task, run.augment)

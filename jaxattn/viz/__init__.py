@@ -1,8 +1,10 @@
 """Figures from arrays; Matplotlib and Pillow are imported at the first use."""
 
+import os
 from typing import TYPE_CHECKING
 
 from jaxattn import lazy
+from jaxattn.viz import backend
 
 if TYPE_CHECKING:
     from jaxattn.viz.attention_maps import Attention as Attention
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from jaxattn.viz.runs import plot_history as plot_history
     from jaxattn.viz.runs import plot_images as plot_images
     from jaxattn.viz.runs import plot_learning_rate as plot_learning_rate
+
+if os.environ.get("MPLBACKEND"):
+    backend.import_matplotlib()  # before a file here does
 
 __getattr__, __dir__, __all__ = lazy.face(
     __name__,

@@ -8,6 +8,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     BLUE,
     INK,
@@ -26,6 +27,7 @@ _MAX_BARS = 30  # classes
 _FEW_EXAMPLES = 10  # of which an accuracy says little
 
 
+@default_look
 def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draws a confusion matrix, coloured by the share of each true class.
 
@@ -66,6 +68,7 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> 
     return figure
 
 
+@default_look
 def plot_class_accuracy(
     accuracy: np.ndarray, support: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
@@ -106,6 +109,7 @@ def plot_class_accuracy(
     return figure
 
 
+@default_look
 def plot_reliability(
     bin_confidence: np.ndarray, bin_accuracy: np.ndarray, bin_count: np.ndarray
 ) -> Figure:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     INK,
     PALE,
@@ -27,6 +28,7 @@ from jaxattn.viz.runs import epoch_series
 _SERIES = ("#4477aa", "#cc5544", "#228866", "#ccaa33", "#66bbdd", "#aa3377", "#777777")
 
 
+@default_look
 def plot_comparison(
     labels: Sequence[str],
     costs: Sequence[float],
@@ -164,6 +166,7 @@ class Panel:
     log: bool = False
 
 
+@default_look
 def plot_bands(
     panels: Sequence[Sequence[Panel]], *, width: float, height: float
 ) -> Figure:

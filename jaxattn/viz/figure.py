@@ -39,6 +39,7 @@ from PIL import Image
 
 from jaxattn.atomic import write_atomically
 from jaxattn.text import escaped
+from jaxattn.viz.backend import default_look
 
 INK = "#333333"
 PALE = "#9a9a9a"
@@ -211,6 +212,7 @@ def legible(text: str) -> str:
     return "".join(escaped(c) if c in lacking else c for c in text)
 
 
+@default_look
 def figure_to_array(figure: Figure) -> np.ndarray:
     """Renders a figure to uint8 [H, W, 3], at the figure's own resolution.
 

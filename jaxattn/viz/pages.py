@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from jaxattn.viz.attention_maps import Attention, Panel, panels, select_blocks
+from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     BLUE,
     INK,
@@ -82,6 +83,7 @@ def plot_pages(
     return figures
 
 
+@default_look
 def plot_page(
     image: np.ndarray, cam: np.ndarray, rows: Sequence[Sequence[Panel]], title: str
 ) -> Figure:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     BLUE,
     GREEN,
@@ -35,6 +36,7 @@ _COLUMN = 1.2  # inches of an image in a grid
 _LABEL_SIZE = 7
 
 
+@default_look
 def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     """Draws the loss and a metric of training and validation over the epochs.
 
@@ -68,6 +70,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     return figure
 
 
+@default_look
 def plot_learning_rate(steps: np.ndarray, rates: np.ndarray) -> Figure:
     """Draws the learning rate over the training steps.
 
@@ -95,6 +98,7 @@ def plot_learning_rate(steps: np.ndarray, rates: np.ndarray) -> Figure:
     return figure
 
 
+@default_look
 def plot_filters(kernel: np.ndarray, name: str) -> Figure:
     """Draws the filters of a convolution as a grid of small images.
 
@@ -126,6 +130,7 @@ def plot_filters(kernel: np.ndarray, name: str) -> Figure:
     return figure
 
 
+@default_look
 def plot_images(
     images: np.ndarray, titles: Sequence[str], *, columns: int = 8
 ) -> Figure:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxattn.errors import UserError, reason
+from jaxattn.errors import UserError, reason, reraise_machine_fault
 
 IMAGE_SHAPE = (32, 32, 3)
 
@@ -90,6 +90,7 @@ def read_pickle(data: bytes, origin: str) -> dict[str, Any]:
             raise pickle.UnpicklingError(f"holds a {type(value).__name__}, not a dict")
         return {_text(key): _plain(entry) for key, entry in value.items()}
     except Exception as error:  # a damaged pickle can raise anything
+        reraise_machine_fault(error)
         raise UserError(f"{origin}: not a readable pickle ({reason(error)})") from error
 
 
@@ -207,6 +208,7 @@ def _read_tar(path: pathlib.Path, layout: Layout) -> dict[str, bytes]:
             while archive.fileobj and archive.fileobj.read(1 << 20):
                 pass
     except Exception as error:  # gzip, zlib, lzma and tarfile each raise their own
+        reraise_machine_fault(error)
         raise UserError(
             f"data.path={path}: not a complete tar archive ({reason(error)})"
         ) from error
@@ -259,6 +261,7 @@ def _read_npz(path: pathlib.Path, layout: Layout) -> Cifar:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in keys if key in archive}
     except Exception as error:  # zipfile, zlib and NumPy each raise their own
+        reraise_machine_fault(error)
         raise UserError(
             f"data.path={path}: not a readable npz ({reason(error)})"
         ) from error

@@ -15,7 +15,7 @@ from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_source
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.files import Found, describe_left_out, require_images, scan
 from jaxattn.data.source import Data, describe_numbering
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, reraise_machine_fault
 
 _LAYOUT = "a folder with train/<class>/ and val/<class>/"
 
@@ -177,6 +177,7 @@ def _class_folders(path: pathlib.Path, split: str) -> dict[str, str]:
         with os.scandir(path / split) as entries:
             names = [e.name for e in entries if e.is_dir() and e.name[0] != "."]
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(
             f"data.path={path}: {split} is not readable ({error.strerror})"
         ) from error

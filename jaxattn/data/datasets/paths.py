@@ -1,9 +1,9 @@
 """Where a data set lies on this machine."""
 
-import os
 import pathlib
 
 from jaxattn.errors import UserError
+from jaxattn.paths import local_path
 
 
 def existing(path: str) -> pathlib.Path:
@@ -12,7 +12,7 @@ def existing(path: str) -> pathlib.Path:
     Raises:
         UserError: There is none.
     """
-    where = pathlib.Path(os.path.expanduser(path))
+    where = local_path(path, "data.path")
     if not where.exists():
         raise UserError(f"data.path={path}: no such file or folder")
     return where

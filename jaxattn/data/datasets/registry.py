@@ -15,7 +15,7 @@ from jaxattn.data.datasets.tfds import load_tfds
 from jaxattn.data.datasets.toy import load_digits, load_synthetic
 from jaxattn.data.source import Data
 from jaxattn.data.splits import hold_out, thin
-from jaxattn.errors import UserError, require, suggest
+from jaxattn.errors import UserError, require, require_seed, require_type, suggest
 
 LOADERS: dict[str, Callable[..., Data]] = {
     "cifar10": load_cifar,
@@ -67,6 +67,7 @@ def load_data(
     loader = _find_loader(name)
     holds = 0 <= val_fraction < 1
     require("data.val_fraction", val_fraction, holds, "in [0, 1)")
+    require_seed("data.split_seed", split_seed)
     for key, most in (
         ("data.max_train_examples", max_train_examples),
         ("data.max_eval_examples", max_eval_examples),
@@ -78,7 +79,7 @@ def load_data(
         if key not in accepted:
             raise UserError(
                 f"data.{key}={value!r}: not accepted with data.name={name}; leave it "
-                f"out ({suggest(key, accepted)})"
+                f"out, or None ({suggest(key, accepted)})"
             )
     data = bind(loader, {"name": name, **given}, "data")()
     data = hold_out(data, val_fraction, split_seed)
@@ -86,6 +87,7 @@ def load_data(
 
 
 def _find_loader(name: str) -> Callable[..., Data]:
+    require_type("data.name", name, str)
     if name.startswith("tfds:") and name != "tfds:":
         return load_tfds
     if name not in LOADERS:

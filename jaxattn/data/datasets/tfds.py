@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxattn import host
 from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_sources
 from jaxattn.data.datasets import archives
 from jaxattn.data.datasets.paths import existing
 from jaxattn.data.source import Data, Example
-from jaxattn.errors import UserError, reason
+from jaxattn.errors import UserError, reason, reraise_machine_fault
+from jaxattn.packages import how_to_install
 
 # TFDS takes more than three minutes to give up on a dead connection.
 _ANSWER_TIMEOUT_S = 6.0
@@ -63,7 +65,9 @@ def load_tfds(
     is_fixed = None not in image.shape
     if is_fixed:
         _refuse_views(name, {**views, "on_bad_image": on_bad_image})
-    if not builder.is_prepared():
+    with host.quiet_absl():  # of every folder that holds half of a data set
+        is_prepared = builder.is_prepared()
+    if not is_prepared:
         _prepare(builder, name, path)
     test_split = _test_split(name, builder)
     train, test = (
@@ -205,18 +209,22 @@ def _find_builder(name: str, path: str | None) -> Any:
     where = None if path is None else existing(path)
     key = f"data.name={name}" if path is None else f"data.path={path}"
     try:
+        host.quiet_tensorflow()
         import tensorflow_datasets as tfds
 
         # Without the format TFDS prepares records that have no random access.
-        if where is None or not (where / "features.json").is_file():
-            return tfds.builder(dataset, data_dir=where, file_format="array_record")
-        builder = tfds.builder_from_directory(where, file_format="array_record")
+        with host.quiet_absl():
+            if where is None or not (where / "features.json").is_file():
+                return tfds.builder(dataset, data_dir=where, file_format="array_record")
+            builder = tfds.builder_from_directory(where, file_format="array_record")
     except ImportError as error:
+        advice = how_to_install(error)
         raise UserError(
             f"data.name={name}: needs a package that is not installed "
-            f"({reason(error)}): pip install 'jaxattn[train]'"
+            f"({reason(error)})" + (f": {advice}" if advice else "")
         ) from error
     except Exception as error:  # TFDS raises its own, ValueError, AssertionError, ...
+        reraise_machine_fault(error)
         raise UserError(f"{key}: {reason(error)}") from error
     if builder.name != dataset.partition(":")[0].partition("/")[0]:
         raise UserError(f"{key}: holds {builder.name}, not {dataset}")
@@ -232,7 +240,7 @@ def _prepare(builder: Any, name: str, path: str | None) -> None:
         ways += "with x_train, y_train, x_test, y_test, or a prepared TFDS directory"
     if path is not None:
         raise UserError(f"data.path={path}: holds no {name}; must be {ways}")
-    advice = f"set --config.data.path= to {ways}"
+    advice = f"set data.path to {ways}"
     for url in list(builder.url_infos or {})[:1]:
         if failure := _unreachable(url):
             raise UserError(
@@ -241,6 +249,7 @@ def _prepare(builder: Any, name: str, path: str | None) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:  # those of TFDS, of the network and of the disk
+        reraise_machine_fault(error)
         raise UserError(
             f"data.name={name}: TFDS could not prepare it ({reason(error)}); {advice}"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from jaxattn.atomic import replacing, require_writable
-from jaxattn.errors import UserError, first_repeated, reason
+from jaxattn.errors import UserError, first_repeated, reason, reraise_machine_fault
 
 HEADER = ("ID", "Labels")
 """The first columns of a file of predictions."""
@@ -183,6 +183,7 @@ def _replacing_text(path: FilePath) -> Iterator[TextIO]:
         ):
             yield file
     except OSError as error:
+        reraise_machine_fault(error)
         why = error.strerror or reason(error)
         raise UserError(f"{path}: cannot be written ({why})") from error
 
@@ -206,6 +207,7 @@ def _rows(path: FilePath) -> Iterator[tuple[int, list[str]]]:
                     )
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reraise_machine_fault(error)
         why = error.strerror if isinstance(error, OSError) else reason(error)
         raise UserError(f"{path}: not a readable CSV file ({why})") from error
 

@@ -31,7 +31,9 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from jaxattn.errors import MachineError, UserError
+from jaxattn.errors import MachineError, UserError, reraise_machine_fault
+from jaxattn.host import quiet_absl
+from jaxattn.paths import local_path
 from jaxattn.text import printable
 
 PyTree = Any
@@ -78,7 +80,7 @@ class Checkpoints:
         # Imported here: jaxattn works without Orbax until something is saved.
         import orbax.checkpoint as ocp
 
-        self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        self.directory = local_path(workdir, "workdir").resolve() / "checkpoints"
         self._tmp = self.directory / ".tmp"
         self._num_latest = num_latest
         self._read_only = read_only
@@ -207,6 +209,23 @@ class Checkpoints:
         except (OSError, ValueError):
             return {}
 
+    def saved_shapes(self, names: Iterable[str]) -> PyTree | None:
+        """Returns shapes of parts of the state, of the newest intact checkpoint.
+
+        Args:
+            names: Of the parts, such as "params".
+
+        Returns:
+            A target for `restore_latest`; None without an intact checkpoint.
+        """
+        parts = list(names)
+        for step in self.all_steps()[::-1]:
+            if find_damage(self._path(step)) is None:
+                saved = self._saved(step)
+                kept = {k: _to_abstract(v) for k, v in saved.items() if k[0] in parts}
+                return {k: {} for k in parts} | traverse_util.unflatten_dict(kept)
+        return None
+
     def find_fault(self, step: int, target: PyTree | None) -> str | None:
         """Returns what is wrong with a checkpoint in one line, or None.
 
@@ -257,6 +276,7 @@ class Checkpoints:
                 shutil.rmtree(self._tmp)
             self._tmp.mkdir()
         except OSError as error:
+            reraise_machine_fault(error)
             raise UserError(
                 f"checkpoints cannot be written to {self.directory}: {error.strerror}"
             ) from error
@@ -347,12 +367,16 @@ class Checkpoints:
         flat = traverse_util.flatten_dict(restored)
         return jax.tree.unflatten(treedef, [flat[path] for path in wanted])
 
+    def _saved(self, step: int) -> dict[Path, Any]:
+        """Returns shape and dtype of each array in a checkpoint that is intact."""
+        metadata = self._checkpointer.metadata(self._path(step)).item_metadata
+        assert metadata is not None  # its file is in the verified manifest
+        return traverse_util.flatten_dict(metadata["default"].tree)
+
     def _check_fit(
         self, step: int, wanted: Mapping[Path, jax.ShapeDtypeStruct], partial: bool
     ) -> None:
-        metadata = self._checkpointer.metadata(self._path(step)).item_metadata
-        assert metadata is not None  # its file is in the verified manifest
-        saved = traverse_util.flatten_dict(metadata["default"].tree)
+        saved = self._saved(step)
         unwanted = [] if partial else [path for path in saved if path not in wanted]
         differences = [
             f"{'/'.join(path)} ({_describe(saved.get(path))} saved, "
@@ -396,7 +420,7 @@ def _to_dict(tree: PyTree) -> dict[str, Any]:
 
 def _to_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
+    if not isinstance(sharding, jax.sharding.Sharding):  # Orbax has a kind of its own
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -452,14 +476,15 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:
-        if not path.is_dir():  # some network file systems do not sync folders
+        if not path.is_dir():  # some network file systems, and Windows, sync none
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _os_reason(error: Exception) -> str | None:
@@ -474,9 +499,7 @@ def _os_reason(error: Exception) -> str | None:
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Mutes Orbax, which repeats in hundreds of lines the error that it then raises."""
-    absl = logging.getLogger("absl")
-    level, hook = absl.level, sys.unraisablehook
-    absl.setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
 
     def drop_late(unraisable: Any) -> None:
         # A save fails with its first array. The others tell an event loop that is
@@ -485,8 +508,6 @@ def _quiet_orbax() -> Iterator[None]:
             hook(unraisable)
 
     sys.unraisablehook = drop_late
-    try:
+    with quiet_absl():
         yield
-    finally:
-        absl.setLevel(level)
     sys.unraisablehook = hook  # not after an error: the late ones are still to come

@@ -1,7 +1,6 @@
 """Weights that a run starts from: another run's, a PyTorch file's, the package's."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,13 @@ from jaxattn.models.classes import (
 )
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, read_state_dict
-from jaxattn.training.checkpoints.trained import Trained, load_trained
+from jaxattn.paths import local_path
+from jaxattn.training.checkpoints.trained import (
+    Trained,
+    Weights,
+    load_trained,
+    load_weights,
+)
 from jaxattn.weights import list_weights
 
 
@@ -77,9 +82,9 @@ class Pretrained:
 
     @property
     def _path(self) -> pathlib.Path:
-        return pathlib.Path(os.path.expanduser(self.origin))
+        return local_path(self.origin, "init_from")
 
-    def _load(self) -> Trained | None:
+    def _load(self) -> Trained | Weights | None:
         """Loads the network of a run or of the package; None is a PyTorch file."""
         if self.origin in list_weights():
             return load_trained(weights=self.origin)
@@ -91,11 +96,11 @@ class Pretrained:
         if not self._path.is_dir():
             return None
         try:
-            return load_trained(self._path)
+            return load_weights(self._path)
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
 
-    def _has_classes_of(self, trained: Trained) -> bool:
+    def _has_classes_of(self, trained: Trained | Weights) -> bool:
         names, own = trained.class_names, self.data.class_names
         name = trained.config.get("data", {}).get("name")
         numbers = tuple(map(str, range(len(names))))
@@ -104,7 +109,7 @@ class Pretrained:
         is_nameless = numbers in (names, own) and name == self.data.name
         return names == own or is_nameless or (names == numbers and name is None)
 
-    def _note(self, is_new: bool, trained: Trained | None) -> str:
+    def _note(self, is_new: bool, trained: Trained | Weights | None) -> str:
         if not is_new:
             return f"starting from {self.origin}, its head too"
         names = () if trained is None else trained.class_names

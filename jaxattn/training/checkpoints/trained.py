@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,13 +17,15 @@ from jaxattn.atomic import write_json
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.crops import Crops
 from jaxattn.data.preprocess import Frame, Preprocess
-from jaxattn.errors import UserError, choose, reason, require
+from jaxattn.errors import UserError, choose, reason, require, reraise_machine_fault
 from jaxattn.models.classes import abstract_variables
+from jaxattn.paths import local_path
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task
 from jaxattn.text import printable
-from jaxattn.training.checkpoints.checkpoint import Checkpoints
+from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
 from jaxattn.training.guards.lock import workdir_lock
+from jaxattn.training.own_objects import describe
 from jaxattn.weights import list_weights, read_weights
 
 SPLITS = ("test", "val", "train")
@@ -97,8 +99,24 @@ def load_trained(
         raise UserError(
             f"workdir=None: must be given, or weights one of {', '.join(own)}"
         )
-    workdir = pathlib.Path(os.path.expanduser(workdir)).resolve()
-    return _load_run(workdir, weights, model, task)
+    return _load_run(local_path(workdir, "workdir").resolve(), weights, model, task)
+
+
+def _check_own(key: str, given: str, recorded: str) -> None:
+    """Checks that an object is the one that a run was built with, by how it prints."""
+    if given == recorded:
+        return
+    pairs = enumerate(zip(given, recorded, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(given), len(recorded)))
+    here, there = (t[max(first - 20, 0) : first + 40] for t in (given, recorded))
+    raise UserError(
+        f"{key}: another object than the run's: it prints as ...{here}..., the run's as"
+        f" ...{there}..."
+    )
+
+
+def _has_own_network(config: dict[str, Any]) -> bool:
+    return bool({"model", "task"} & set(config.get("own", {})))
 
 
 def _load_own(name: str) -> Trained:
@@ -114,10 +132,12 @@ def _load_run(
     kind, is_best = WEIGHTS[weights]
     if kind == "ema" and not config.get("ema", {}).get("decay"):
         raise UserError(f"weights={weights!r}: the run in {workdir} kept no average")
+    own = config.get("own", {})
     for key, value in (("model", model), ("task", task)):
-        is_own = key in config.get("own", {})
         wanted = "given, since the run was built with an object of its own"
-        require(key, value, value is not None or not is_own, wanted)
+        require(key, value, value is not None or key not in own, wanted)
+        if key in own:
+            _check_own(key, describe({key: value})["own"][key], own[key])
     with _naming(workdir):
         untrained = _make_untrained(config, model, task)
         given = untrained.keywords
@@ -130,6 +150,49 @@ def _load_run(
     state, step = jax.device_get(restored)
     variables = {name: state[source] for name, source in sources.items()}
     return untrained(variables=variables, step=step)
+
+
+class Weights(NamedTuple):
+    """What a run has learnt, without a network to put it into.
+
+    Attributes:
+        variables: Parameters and batch statistics, NumPy arrays.
+        class_names: The name of each class.
+        config: Of the run, by section.
+    """
+
+    variables: Any
+    class_names: tuple[str, ...]
+    config: dict[str, Any]
+
+
+def load_weights(workdir: str | os.PathLike[str]) -> Weights:
+    """Loads the best weights of a run, whose network may be a user's own.
+
+    Args:
+        workdir: Folder of the run.
+
+    Raises:
+        UserError: As `load_trained`.
+    """
+    workdir = local_path(workdir, "workdir").resolve()
+    config = read_config(workdir)
+    class_names = tuple(config["dataset"]["class_names"])
+    if not _has_own_network(config):
+        return Weights(load_trained(workdir).variables, class_names, config)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        target = checkpoints.saved_shapes(_sources("raw", {}).values())
+        steps = checkpoints.all_steps()
+        # What an own task calls its figure, only the checkpoints know.
+        known = checkpoints.metrics(steps[-1]) if steps else {}
+    finally:
+        checkpoints.close()
+    metrics = (k for k in known if k.startswith(BEST_PREFIX) and not k.endswith("_ema"))
+    restored = _restore(workdir, target, next(metrics, None))
+    if restored is None:
+        raise UserError(f"workdir {workdir}: holds no checkpoint yet")
+    return Weights(jax.device_get(restored[0]), class_names, config)
 
 
 def best_metric(task: Task, kind: str) -> str:
@@ -148,7 +211,7 @@ def require_no_run(workdir: str | os.PathLike[str]) -> None:
     Raises:
         UserError: If it does.
     """
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = local_path(workdir, "workdir").resolve()
     if (workdir / "config.json").exists():
         raise UserError(f"workdir {workdir}: holds a run already; name another one")
 
@@ -168,7 +231,7 @@ def write_trained(
         UserError: If the folder holds a run, or cannot be written.
     """
     require_no_run(workdir)
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = local_path(workdir, "workdir").resolve()
     with workdir_lock(workdir):
         checkpoints = Checkpoints(workdir)
         state = {"batch_stats": {}, **jax.tree.map(jnp.asarray, variables)}
@@ -185,9 +248,9 @@ def network_target(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises:
         UserError: If the folder's `config.json` does not say.
     """
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = local_path(workdir, "workdir").resolve()
     config = read_config(workdir)
-    if {"model", "task"} & set(config.get("own", {})):
+    if _has_own_network(config):
         return None
     with _naming(workdir):
         given = _make_untrained(config).keywords
@@ -248,7 +311,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
         config.get("ema", {}).get("decay")
     except FileNotFoundError:
         raise UserError(f"workdir {workdir}: holds no run (no config.json)") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        reraise_machine_fault(error)
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a run's config ({error!r})") from error
     if "dataset" not in config:
         raise UserError(f"{path}: of an earlier version; resume the run once")
@@ -261,6 +327,7 @@ def _naming(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Flax, JAX and our own, on values of any type
+        reraise_machine_fault(error)
         raise UserError(
             f"{workdir / 'config.json'}: not a run's config ({reason(error)})"
         ) from error

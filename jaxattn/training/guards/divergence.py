@@ -12,6 +12,7 @@ class Divergence:
 
     Args:
         most: How many of them are skipped.
+        advice: What the user may try.
         logged: Rows of the run's `metrics.jsonl`; each such step has a row of its own.
         step: The step that the run goes on from.
         say: Shows a line.
@@ -20,11 +21,12 @@ class Divergence:
     def __init__(
         self,
         most: int,
+        advice: str,
         logged: Iterable[Mapping[str, Any]],
         step: int,
         say: Callable[[str], None],
     ) -> None:
-        self._most, self._say = most, say
+        self._most, self._advice, self._say = most, advice, say
         keys = ("step/loss", "step/gradient_norm")
         rows = [row for row in logged if row["step"] <= step and keys[0] in row]
         self._count = sum(any(row.get(key) is None for key in keys) for row in rows)
@@ -45,9 +47,7 @@ class Divergence:
         )
         if self._count > self._most:
             raise DivergedError(
-                f"{what}; the checkpoint before is kept; try a lower"
-                " schedule.learning_rate, or optimizer.clip_norm"
-                + f"; max_skipped_steps={self._most} are used up"
-                * (self._most > 0)
+                f"{what}; the checkpoint before is kept; {self._advice}"
+                + f"; max_skipped_steps={self._most} are used up" * (self._most > 0)
             )
         self._say(f"{what}: skipped, {self._count} of at most {self._most}")

@@ -1,13 +1,18 @@
 """One run at a time in a workdir."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import pathlib
 from collections.abc import Iterator
 
-from jaxattn.errors import UserError
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
+from jaxattn.errors import UserError, reraise_machine_fault
+from jaxattn.paths import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +31,12 @@ def workdir_lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         UserError: Another run holds the lock, or the folder cannot be written.
     """
-    path = pathlib.Path(workdir).resolve() / ".lock"
+    path = local_path(workdir, "workdir").resolve() / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
+        reraise_machine_fault(error)
         raise UserError(
             f"workdir {path.parent} cannot be written: {error.strerror}"
         ) from error
@@ -43,6 +49,9 @@ def workdir_lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _lock(descriptor: int, path: pathlib.Path) -> None:
+    if fcntl is None:
+        logger.warning("%s: this system has no such lock; start one run only", path)
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

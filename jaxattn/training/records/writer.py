@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxattn import host
 from jaxattn.text import printable
 
 _METRICS = "metrics.jsonl"
@@ -344,8 +345,7 @@ def _summary_writer(directory: pathlib.Path) -> Any:
     """CLU's writer into `directory`, or None without TensorFlow."""
     # TensorFlow reads both when it is loaded; the second, off, spares a notice that
     # the first does not silence. Nothing here computes with TensorFlow.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    host.quiet_tensorflow()
     try:
         import tensorflow as tf
 
