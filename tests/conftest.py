@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items):
 
 # What a worker may keep from one test to the next, in bytes: a training of the tests
 # takes 0.4 GB while it compiles.
-KEPT = 1_000_000_000
+KEPT = 900_000_000
 
 
 @pytest.fixture(autouse=True)

@@ -221,7 +221,10 @@ def test_loop_takes_the_memory_of_one_micro_batch():
     sizes = [c.memory_analysis().temp_size_in_bytes for c in (whole, loop)]
     assert sizes[1] < sizes[0] / 2
     copies = compiled(4, unroll=True)
-    chex.assert_trees_all_close(loop(state, feed), copies(state, feed), rtol=1e-5)
+    # Adam squares gradients of 1e-6, which are sums of larger terms: hence the 1e-12.
+    chex.assert_trees_all_close(
+        loop(state, feed), copies(state, feed), rtol=1e-5, atol=1e-12
+    )
     convolutions = [str(c.as_text()).count("convolution(") for c in (loop, copies)]
     assert convolutions[1] == 4 * convolutions[0]
 

