@@ -444,7 +444,7 @@ def test_a_length_that_does_not_fit_names_the_way_on(num_epochs, message, two_ep
     with pytest.raises(UserError, match=f"^{message}$"):
         train(other, two_epochs)
     other.init_from = str(two_epochs)
-    assert build(other, devices=ONE).pretrained.read()  # which the line names
+    assert build(other, devices=ONE).pretrained.read(print)  # which the line names
 
 
 @pytest.mark.full

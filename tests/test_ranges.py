@@ -260,7 +260,10 @@ def test_a_network_of_wrong_values_is_refused_by_name(name, keywords):
         (lambda: build({"model": "canet"}), r"^config.model: str; must be Mapping$"),
         (lambda: build({}), r"^config.seed: required by Options$"),
         (lambda: build(smoke.get_config(), model=5), r"^model: int; must be Module$"),
-        (lambda: build(smoke.get_config(), task=5), r"^task: int; must be Task$"),
+        (
+            lambda: build(smoke.get_config(), task=5),
+            r"^task: int has no metric, .*; must be a Task$",
+        ),
         (lambda: build(smoke.get_config(), data=5), r"^data: int; must be a mapping"),
         (lambda: train_and_evaluate(5, 5), r"^workdir=5: must be a path$"),
         (lambda: load_trained(5), r"^workdir=5: must be a path$"),

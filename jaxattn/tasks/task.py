@@ -11,7 +11,7 @@ and average, and a sum over examples, so that an evaluation counts each once.
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -55,7 +55,6 @@ class Method(Protocol):
         ...
 
 
-@runtime_checkable
 class Task(Protocol):
     """What a network learns, and how that is judged.
 
@@ -269,6 +268,19 @@ class Task(Protocol):
             UserError: If the file cannot be written.
         """
         ...
+
+
+def require_task(task: Any) -> None:
+    """Refuses an object that has not what a training asks of a task.
+
+    Raises:
+        UserError: If it lacks something.
+    """
+    wanted = ("metric", "shown", "measure", "evaluate", "summarize")
+    if lacking := [name for name in wanted if not hasattr(task, name)]:
+        raise UserError(
+            f"task: {type(task).__name__} has no {', '.join(lacking)}; must be a Task"
+        )
 
 
 def refuse_transforms(task: Task, augment: Augment) -> None:

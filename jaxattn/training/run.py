@@ -21,7 +21,7 @@ from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.tasks.registry import make_task
-from jaxattn.tasks.task import Task, refuse_transforms
+from jaxattn.tasks.task import Task, refuse_transforms, require_task
 from jaxattn.training import optim, own_objects
 from jaxattn.training.checkpoints.pretrained import Pretrained
 from jaxattn.training.devices.mesh import Devices, Parallel
@@ -197,7 +197,7 @@ def build(
     if model is not None:
         require_type("model", model, nn.Module)
     if task is not None:
-        require_type("task", task, Task)
+        require_task(task)
     options = bind(Options, values, "config")()
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
