@@ -209,14 +209,11 @@ def build(
     stands_for = {"data": "data", "model": "model", "task": "loss"}
     sections |= {stands_for[name]: {} for name in given}
     task = task or make_task(options.task, sections["loss"])
-    make_model = functools.partial(
-        task.make_model,
-        sections["model"],
-        dtype=DTYPES[options.dtype],
-        axis_name=parallel.axis_name,
+    how: dict[str, Any] = dict(
+        dtype=DTYPES[options.dtype], axis_name=parallel.axis_name
     )
     if model is None:
-        make_model(("",))
+        task.make_model(sections["model"], ("",), **how)
     _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
     check_normalization(sections["normalize"])
 
@@ -227,7 +224,7 @@ def build(
         data = given["data"] = own_objects.make_data(data, task)
     own = own_objects.describe(given)
     if model is None:
-        model = make_model(data.class_names)
+        model = task.make_model(sections["model"], data.class_names, **how)
     else:
         data = own_objects.name_outputs(data, model, task)
         model = own_objects.for_devices(model, parallel)
