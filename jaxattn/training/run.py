@@ -209,9 +209,10 @@ def build(
     stands_for = {"data": "data", "model": "model", "task": "loss"}
     sections |= {stands_for[name]: {} for name in given}
     task = task or make_task(options.task, sections["loss"])
-    how: dict[str, Any] = dict(
-        dtype=DTYPES[options.dtype], axis_name=parallel.axis_name
-    )
+    how: dict[str, Any] = {
+        "dtype": DTYPES[options.dtype],
+        "axis_name": parallel.axis_name,
+    }
     if model is None:
         task.make_model(sections["model"], ("",), **how)
     _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
