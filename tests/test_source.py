@@ -910,9 +910,8 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("offline")
 def test_no_network_says_what_to_give():
-    with pytest.raises(
-        UserError, match=r"cannot download .*no route.*--config\.data\.path="
-    ):
+    message = r"cannot download .*no route.*; set data\.path to the official cifar"
+    with pytest.raises(UserError, match=message):
         load_data("cifar10")
 
 
