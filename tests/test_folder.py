@@ -135,8 +135,11 @@ def test_images_are_scaled_by_eight_sevenths_of_the_size(size, resized):
         ({"crop_scale": (0.0, 1.0)}, r"data\.crop_scale.*above 0 and at most 1"),
         ({"crop_scale": (0.5, 1.1)}, r"data\.crop_scale.*at most 1"),
         ({"crop_scale": (0.9, 0.5)}, r"data\.crop_scale.*the smallest first"),
-        ({"crop_scale": ("a", "b")}, r"data\.crop_scale.*two numbers"),
-        ({"crop_scale": 0.5}, r"data\.crop_scale=0\.5.*two numbers"),
+        (
+            {"crop_scale": ("a", "b")},
+            r"data\.crop_scale=\('a', 'b'\): must be of float",
+        ),
+        ({"crop_scale": 0.5}, r"data\.crop_scale=0\.5: must be a tuple"),
         ({"crop_ratio": (-1.0, 1.0)}, r"data\.crop_ratio.*above 0"),
         ({"crop_ratio": (1.0, math.inf)}, r"data\.crop_ratio.*finite"),
         ({"image_size": 0}, r"data\.image_size=0: must be at least 1"),

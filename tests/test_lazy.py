@@ -20,7 +20,8 @@ def read_table(package):
     """What a face says to type checkers, and its table: from names to modules."""
     module = importlib.import_module(package)
     tree = ast.parse(pathlib.Path(module.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    (block,) = (b for b in blocks if ast.unparse(b.test) == "TYPE_CHECKING")
     shown = {
         alias.asname: node.module
         for node in block.body
