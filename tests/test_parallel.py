@@ -46,9 +46,7 @@ def one_device():
     return three_steps("jit", 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("data_parallel", "devices", "per_dispatch"), full_but(WAYS, WAYS[0])
-)
+@pytest.mark.parametrize(("data_parallel", "devices", "per_dispatch"), full_but(WAYS))
 def test_every_way_trains_as_one_device(
     one_device, data_parallel, devices, per_dispatch
 ):

@@ -8,16 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from jaxattn import UserError, create_model
+from jaxattn import UserError
 from jaxattn.ops import BatchNorm
 from jaxattn.training.optim import OPTIMIZERS, RunLength, make_optimizer
 from jaxattn.training.state import Ema, create_state
 
-MODEL = create_model("efficient_resnet", num_classes=3, base_width=2)
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(2, name="fc")(BatchNorm(name="bn")(x, train=train))
 
 
 def state_at_0(**ema):
-    return create_state(MODEL, optax.sgd(0.1), Ema(**ema), 7, (8, 8, 3))
+    return create_state(Plain(), optax.sgd(0.1), Ema(**ema), 7, (8, 8, 3))
 
 
 def test_streams_differ_by_step_and_name_and_follow_from_the_seed():
@@ -42,19 +46,13 @@ def test_streams_differ_by_step_and_name_and_follow_from_the_seed():
 def test_weights_follow_from_the_seed():
     a, b = state_at_0(), state_at_0()
     chex.assert_trees_all_equal(a, b)
-    c = create_state(MODEL, optax.sgd(0.1), Ema(), 8, (8, 8, 3))
+    c = create_state(Plain(), optax.sgd(0.1), Ema(), 8, (8, 8, 3))
     assert not np.array_equal(a.params["fc"]["kernel"], c.params["fc"]["kernel"])
 
 
 def test_average_starts_as_the_weights():
     state = state_at_0(decay=0.9)
     chex.assert_trees_all_equal(state.ema_params, state.params)
-
-
-class Plain(nn.Module):
-    @nn.compact
-    def __call__(self, x, *, train):
-        return nn.Dense(2, name="fc")(BatchNorm(name="bn")(x, train=train))
 
 
 LENGTH = RunLength(4, 2)
