@@ -30,8 +30,8 @@ def config(**overrides):
 class Scripted(Evaluator):
     """Gives each validation, of which there is one a step, the accuracy wanted."""
 
-    def evaluate(self, variables, split, key=None):
-        summary = super().evaluate(variables, split, key)
+    def evaluate(self, variables, split, key=None, **kwargs):
+        summary = super().evaluate(variables, split, key, **kwargs)
         if summary is None or split != "val":
             return summary
         step = len(Scripted.seen)

@@ -291,7 +291,8 @@ def test_run_goes_on_when_a_full_disk_has_room_again(tmp_path):
     chex.assert_trees_all_equal(*states)
 
 
-def out_of_memory(*_):
+def out_of_memory(*_, **kwargs):
+    del kwargs
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 B")
 
 
@@ -521,11 +522,11 @@ def test_signal_in_an_evaluation_ends_it_midway_and_costs_nothing(
 ):
     real, found = Evaluator.evaluate, []
 
-    def evaluate(self, *args):
+    def evaluate(self, *args, **kwargs):
         if len(found) == 2:  # after the two of the first epoch: weights and averages
             signal.raise_signal(signal.SIGTERM)
             time.sleep(0.5)  # a thread hears it
-        found.append(real(self, *args))
+        found.append(real(self, *args, **kwargs))
         return found[-1]
 
     monkeypatch.setattr(Evaluator, "evaluate", evaluate)

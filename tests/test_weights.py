@@ -80,7 +80,7 @@ def test_commands_take_packaged_weights_without_a_workdir(tmp_path, monkeypatch)
     assert main([*predict, "--weights", "small"]) == 0
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + len(images)
     assert main(["evaluate", "--weights", "small"]) == 0
-    assert list(tmp_path.glob("small/evaluation/*/report.txt"))
+    assert list(tmp_path.glob("evaluation/*/report.txt"))
 
 
 def test_a_run_may_begin_with_packaged_weights(packaged):
