@@ -5,6 +5,7 @@ surrogates, which can be written nowhere, and a line break tears tables and mess
 """
 
 import unicodedata
+from collections.abc import Sequence
 
 # Control characters, lone surrogates, breaks of lines and paragraphs.
 _NOT_SHOWN = {"Cc", "Cs", "Zl", "Zp"}
@@ -28,6 +29,12 @@ def escaped(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # where Python keeps a byte
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Returns the first of several names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _is_hidden(character: str) -> bool:

@@ -27,7 +27,7 @@ _COMMA = re.compile(r",(?![^(\[]*[)\]])")
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from jaxattn.studies import compare, trials
+    from jaxattn.studies import compare, comparison, trials
 
     for flag, value in (("--root", args.root), ("--seeds", args.seeds)):
         only = "used with --configs alone"
@@ -35,8 +35,8 @@ def _compare(args: argparse.Namespace) -> int:
     if not args.configs:
         if args.overrides:
             raise UserError(f"{args.overrides[0]}: used with --configs alone")
-        out = args.out or compare.free_folder(pathlib.Path("comparison"))
-        compare.require_own(out)
+        out = args.out or comparison.free_folder(pathlib.Path("comparison"))
+        comparison.require_own(out)
         groups = compare.group_runs(_read_finished(args.workdirs))
         return _report(out, groups, failures=[])
     require("--root", args.root, args.root is not None, "given with --configs")
@@ -76,10 +76,10 @@ def _report(
     best: "Group | None" = None,
 ) -> int:
     """Writes the table of what is finished, and returns the exit code."""
-    from jaxattn.studies import compare
+    from jaxattn.studies import comparison
 
     if groups:
-        print(compare.write_comparison(out, groups, best))
+        print(comparison.write_comparison(out, groups, best))
         print(f"table and figure in {out}")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -105,9 +105,9 @@ def _train_all(
     planned: "Sequence[Trial]", out: pathlib.Path, *, ends_at_mistake: bool
 ) -> list[str]:
     """Trains what is not finished, and returns what failed."""
-    from jaxattn.studies import compare, trials
+    from jaxattn.studies import comparison, trials
 
-    compare.require_own(out)
+    comparison.require_own(out)
     finished = [trial.is_finished() for trial in planned]  # all, before the first
     require_writable(out / "comparison.md")
     failures = []

@@ -20,8 +20,7 @@ from jaxattn.data.source import (
     skip_bad_images,
 )
 from jaxattn.errors import UserError
-
-_NUM_SHOWN = 5  # classes
+from jaxattn.text import some_of
 
 
 def hold_out(data: Data, fraction: float, seed: int) -> Data:
@@ -109,10 +108,8 @@ def _thinned(
 
 def _note_classes(data: Data, classes: np.ndarray, text: str) -> list[str]:
     """Says something of classes; nothing where there are none."""
-    names = [data.class_names[int(label)] for label in classes[:_NUM_SHOWN]]
-    more = len(classes) - len(names)
-    shown = ", ".join(names) + (f" and {more} more" if more else "")
-    return [f"{text} {shown}"] if names else []
+    names = [data.class_names[int(label)] for label in classes]
+    return [f"{text} {some_of(names)}"] if names else []
 
 
 def stratified_split(

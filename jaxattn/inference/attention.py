@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.data.files import find_images
-from jaxattn.data.source import Source
+from jaxattn.data.source import Example
 from jaxattn.data.splits import read_labels
 from jaxattn.errors import UserError
 from jaxattn.inference.evaluation import load_data_of
@@ -68,25 +68,27 @@ def read_examples(
         chosen = spread(len(source), max_images)
         names = [f"test_{i}" for i in chosen]
         labels = [int(label) for label in read_labels(source)[chosen]]
+        images = [source[i]["image"] for i in chosen]
     else:
         frame = trained.preprocess.frame
         inputs = read_inputs(_expanded(paths), frame, on_bad_image=on_bad_image)
         source, ids = inputs.source, inputs.ids
-        chosen = spread(len(source), max_images)
-        chosen = [i for i in chosen if not _is_unread(source, i)]
+        examples = {i: source[i] for i in spread(len(source), max_images)}
+        chosen = [i for i, example in examples.items() if _was_read(example)]
         if not chosen:
             raise UserError("--images: none of the images can be read")
         names = [str(ids[i]) for i in chosen]
         files = getattr(source, "paths", None)
         labels = [files and _label(files[i], trained.class_names) for i in chosen]
-    return Examples(_read(source, chosen), names, labels, len(source))
+        images = [examples[i]["image"] for i in chosen]
+    return Examples(np.stack(images), names, labels, len(source))
 
 
-def _is_unread(source: Source, index: int) -> bool:
-    """Whether an image stands in for one that cannot be read, which is then named."""
-    if (error := source[index].get("error")) is not None:
+def _was_read(example: Example) -> bool:
+    """Whether an image is its file's; one that stands in for it is named."""
+    if (error := example.get("error")) is not None:
         _logger.warning("%s; skipped", error)
-    return error is not None
+    return error is None
 
 
 def write_pages(
@@ -155,7 +157,3 @@ def _label(file: pathlib.Path, class_names: Sequence[str]) -> int | None:
 def _short(name: str) -> str:
     """A part of a file's name that leaves room for more; names are bounded in bytes."""
     return printable(os.fsdecode(os.fsencode(name)[:200]))[:200]
-
-
-def _read(source: Source, chosen: Sequence[int]) -> np.ndarray:
-    return np.stack([source[i]["image"] for i in chosen])

@@ -16,6 +16,7 @@ from jaxattn.data.datasets.paths import existing
 from jaxattn.data.files import Found, describe_left_out, require_images, scan
 from jaxattn.data.source import Data, describe_numbering
 from jaxattn.errors import UserError, reraise_machine_fault
+from jaxattn.text import some_of
 
 _LAYOUT = "a folder with train/<class>/ and val/<class>/"
 
@@ -145,7 +146,8 @@ def read_folder(path: pathlib.Path) -> Folder:
     for split, other in (("val", "train"), ("train", "val")):
         if lacking := [v for k, v in folders[split].items() if k not in folders[other]]:
             raise UserError(
-                f"data.path={path}: {other} lacks classes of {split}: {_list(lacking)}"
+                f"data.path={path}: {other} lacks classes of {split}:"
+                f" {some_of(lacking)}"
             )
     found = {
         split: [_scan(path / split / folders[split][name]) for name in classes]
@@ -240,8 +242,3 @@ def _left_out(found: Mapping[str, Sequence[Found]]) -> list[str]:
         if total:
             lines.append(f"{split}: {describe_left_out(total)}")
     return lines
-
-
-def _list(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.ops.features import FEATURE_MAP
+from jaxattn.paths import local_path
 from jaxattn.training.run import Run
 
 # Where data sets keep images that a network was not trained on, below `data.path`.
@@ -64,7 +65,7 @@ def _find_images(run: Run) -> pathlib.Path | None:
     path = run.config["data"].get("path")
     if not path:
         return None
-    places = (pathlib.Path(path).expanduser() / name for name in _IMAGES)
+    places = (local_path(path, "data.path") / name for name in _IMAGES)
     return next((place for place in places if place.exists()), None)
 
 
