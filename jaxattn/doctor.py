@@ -18,7 +18,7 @@ from jaxattn.data.checking import find_bad_images
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data, Source
 from jaxattn.errors import UserError, describe_fault, find_device_fault
-from jaxattn.ops import onednn
+from jaxattn.ops import cpu_kernels
 from jaxattn.packages import TENSORFLOW, is_installed
 from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
@@ -153,15 +153,15 @@ def _devices() -> Iterator[Finding]:
 def _kernels() -> Iterator[Finding]:
     if not _is_on_cpu():
         return
-    if onednn.is_refused():
+    if cpu_kernels.is_refused():
         yield Finding(OK, "oneDNN's convolutions: not used, as JAXATTN_CPU_KERNELS=0")
-    elif not onednn.compiled_path().exists():
+    elif not cpu_kernels.compiled_path().exists():
         yield Finding(
             WARNING,
             "oneDNN's convolutions: not built, training is slower:"
             " pip install onednn-devel-cpu-gomp && jaxattn build-cpu-kernels",
         )
-    elif onednn.is_enabled():
+    elif cpu_kernels.is_enabled():
         yield Finding(OK, "oneDNN's convolutions: built and used")
     else:
         yield Finding(

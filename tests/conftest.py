@@ -196,12 +196,12 @@ def built(tmp_path_factory):
 @pytest.fixture
 def library(built, monkeypatch):
     """The path of the oneDNN calls that a program finds which starts now."""
-    from jaxattn.ops import onednn
+    from jaxattn.ops import cpu_kernels
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(built[0].parent))
-    onednn._registered_suffix.cache_clear()
-    yield onednn.compiled_path()
-    onednn._registered_suffix.cache_clear()
+    cpu_kernels._registered_suffix.cache_clear()
+    yield cpu_kernels.compiled_path()
+    cpu_kernels._registered_suffix.cache_clear()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tiers import full_but
 
 from jaxattn.data.augment import Augment, normalize
 from jaxattn.data.pipeline import StreamedLoader
-from jaxattn.ops import onednn
+from jaxattn.ops import cpu_kernels
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.tasks.classification import Classification
@@ -231,6 +231,6 @@ def test_loop_takes_the_memory_of_one_micro_batch():
 
 @pytest.mark.parametrize("kernels", [False, True])
 def test_cpus_loop_over_convolutions_that_are_fast_in_loops(kernels, monkeypatch):
-    monkeypatch.setattr(onednn, "is_enabled", lambda: kernels)
+    monkeypatch.setattr(cpu_kernels, "is_enabled", lambda: kernels)
     assert is_fast_in_loops(jnp.float32) == kernels
     assert not is_fast_in_loops(jnp.bfloat16)

@@ -19,7 +19,7 @@ from jaxattn.inference.export import export_model
 from jaxattn.inference.predict import Predictor, make_answer
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
-from jaxattn.ops import onednn
+from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.classification import Classification
 from jaxattn.tasks.classification.methods import Plain
 from jaxattn.training.checkpoints.trained import Trained, load_trained
@@ -145,9 +145,9 @@ def test_calls_of_onednn_stay_out(monkeypatch, tmp_path):
     """Other machines have no such library; tracing one would fail here, too."""
     model = create_model("enhanced_efficient_resnet", 3, base_width=8)
     trained, path = untrained(model, 8), tmp_path / "a.jaxattn"
-    monkeypatch.setattr(onednn, "_registered_suffix", lambda: "none")
+    monkeypatch.setattr(cpu_kernels, "_registered_suffix", lambda: "none")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert onednn.is_enabled()
+    assert cpu_kernels.is_enabled()
     export_model(trained, path, weights="best", platforms=["cpu"])
     assert b"jaxattn_conv" not in path.read_bytes()
     about = json.loads(path.with_suffix(".json").read_text())

@@ -17,7 +17,7 @@ import test_attention as goldens
 from jaxattn import create_model
 from jaxattn.cli import main
 from jaxattn.models.cost import measure_cost
-from jaxattn.ops import conv, onednn
+from jaxattn.ops import conv, cpu_kernels, onednn
 from jaxattn.training.run import build
 
 
@@ -115,7 +115,7 @@ def test_other_dtypes_and_several_devices_do_not(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     assert "onednn_conv" not in str(jax.make_jaxpr(plain)(*half))
-    with onednn.disabled():
+    with cpu_kernels.disabled():
         assert "onednn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
 
 
@@ -152,7 +152,7 @@ def test_steps_in_a_loop_are_those_outside_bit_for_bit():
 @pytest.mark.usefixtures("enabled")
 def test_cost_is_counted_all_the_same():
     model = create_model("canet_tiny")
-    with onednn.disabled():
+    with cpu_kernels.disabled():
         expected = measure_cost(model, (32, 32, 3))
     assert measure_cost(model, (32, 32, 3)) == expected
 
@@ -176,11 +176,11 @@ def test_a_second_library_in_a_process_is_used(folder, enabled, tmp_path, monkey
     if folder == "another":
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         (tmp_path / "jaxattn").mkdir()
-    path = onednn.compiled_path()
+    path = cpu_kernels.compiled_path()
     other = path.with_suffix(".new")
     shutil.copy(enabled, other)
     other.replace(path)  # as `build` does: another file of the same name
-    onednn._registered_suffix.cache_clear()
+    cpu_kernels._registered_suffix.cache_clear()
     jax.clear_caches()
     second = jax.jit(lambda x: double(x)).lower(x)
     assert "jaxattn_conv_forward" in second.as_text()
@@ -192,14 +192,14 @@ def test_what_a_process_builds_it_uses(tmp_path, monkeypatch, library):
     """Though it has looked for a library before, and found none."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    onednn._registered_suffix.cache_clear()
-    assert not onednn.is_enabled()
+    cpu_kernels._registered_suffix.cache_clear()
+    assert not cpu_kernels.is_enabled()
     monkeypatch.setattr(
-        onednn.subprocess, "run", lambda command, **_: copy(library, command[-1])
+        cpu_kernels.subprocess, "run", lambda command, **_: copy(library, command[-1])
     )
-    onednn.build()
-    assert onednn.is_enabled()
-    onednn._registered_suffix.cache_clear()
+    cpu_kernels.build()
+    assert cpu_kernels.is_enabled()
+    cpu_kernels._registered_suffix.cache_clear()
 
 
 def copy(library, path):
@@ -211,12 +211,12 @@ def copy(library, path):
 @pytest.mark.usefixtures("enabled")
 def test_variable_refuses_the_library(monkeypatch):
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "0")
-    monkeypatch.setattr(onednn, "_load", None)
-    onednn._registered_suffix.cache_clear()
-    assert not onednn.is_enabled()
+    monkeypatch.setattr(cpu_kernels, "_load", None)
+    cpu_kernels._registered_suffix.cache_clear()
+    assert not cpu_kernels.is_enabled()
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "")
     with pytest.raises(TypeError):  # the loading that the variable has prevented
-        onednn.is_enabled()
+        cpu_kernels.is_enabled()
 
 
 def test_variable_refuses_to_build(tmp_path, monkeypatch, capsys):
@@ -231,24 +231,24 @@ def test_variable_refuses_to_build(tmp_path, monkeypatch, capsys):
 def test_variable_demands_the_library(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "1")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert onednn.is_enabled()
-    with onednn.disabled():
-        assert not onednn.is_enabled()
+    assert cpu_kernels.is_enabled()
+    with cpu_kernels.disabled():
+        assert not cpu_kernels.is_enabled()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    onednn._registered_suffix.cache_clear()
+    cpu_kernels._registered_suffix.cache_clear()
     with pytest.raises(
-        onednn.UserError, match="JAXATTN_CPU_KERNELS=1: there is no"
+        cpu_kernels.UserError, match="JAXATTN_CPU_KERNELS=1: there is no"
     ) as caught:
-        onednn.is_enabled()
+        cpu_kernels.is_enabled()
     assert "\n" not in str(caught.value)
 
 
 def test_variable_has_two_values(monkeypatch):
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "yes")
     with pytest.raises(
-        onednn.UserError, match="JAXATTN_CPU_KERNELS='yes': choices: 0, 1"
+        cpu_kernels.UserError, match="JAXATTN_CPU_KERNELS='yes': choices: 0, 1"
     ):
-        onednn.is_enabled()
+        cpu_kernels.is_enabled()
 
 
 def test_a_process_finds_it_and_says_so(library):
@@ -293,6 +293,6 @@ def test_what_is_missing_is_said(compiler, message, tmp_path, monkeypatch, capsy
 
 
 def test_a_version_has_a_path_of_its_own(monkeypatch):
-    before = onednn.compiled_path()
-    monkeypatch.setattr(onednn.metadata, "version", lambda _: "0.0.1")
-    assert onednn.compiled_path() != before
+    before = cpu_kernels.compiled_path()
+    monkeypatch.setattr(cpu_kernels.metadata, "version", lambda _: "0.0.1")
+    assert cpu_kernels.compiled_path() != before

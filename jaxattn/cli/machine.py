@@ -42,10 +42,10 @@ def _print_findings(findings: Iterable[tuple[str, str]]) -> int:
 
 
 def _build_cpu_kernels(args: argparse.Namespace) -> None:
-    from jaxattn.ops import onednn
+    from jaxattn.ops import cpu_kernels
 
     del args  # there are none
-    print(f"convolutions on one CPU device are now oneDNN's: {onednn.build()}")
+    print(f"convolutions on one CPU device are now oneDNN's: {cpu_kernels.build()}")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from jaxattn.atomic import require_writable, write_atomically, write_json
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require
 from jaxattn.inference.predict import make_answer
-from jaxattn.ops import onednn
+from jaxattn.ops import cpu_kernels
 from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.records.report import versions
@@ -64,7 +64,7 @@ def export_model(
     for file in (path, description):
         require_writable(file)
     # Its calls are of a library that other machines do not have.
-    with onednn.disabled():
+    with cpu_kernels.disabled():
         exported = _export(trained, dtype, platforms)
         made_with = versions()
     data = bytes(exported.serialize())

@@ -15,7 +15,7 @@ from jax.extend import core
 
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
-from jaxattn.ops import onednn
+from jaxattn.ops import cpu_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def summarize_model(module: nn.Module, image_shape: tuple[int, int, int]) -> str
 def _executed_macs(module: nn.Module, variables: Any, x: jax.ShapeDtypeStruct) -> int:
     # A function of its own: JAX would remember the trace for one that is not.
     apply = functools.partial(module.apply)
-    with onednn.disabled():  # whose calls cannot be counted
+    with cpu_kernels.disabled():  # whose calls cannot be counted
         jaxpr = jax.make_jaxpr(apply)(variables, x)
     return sum(_equation_macs(eqn) for eqn in _equations(jaxpr.jaxpr))
 

@@ -16,7 +16,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.errors import require
-from jaxattn.ops import onednn
+from jaxattn.ops import cpu_kernels, onednn
 from jaxattn.ops.init import torch_bias, torch_kernel
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.primitive import Window, make_convolution
@@ -45,7 +45,7 @@ def conv2d(
         `[N, H', W', O]`.
     """
     # It refuses what has no values.
-    if x.dtype == jnp.float32 and 0 not in x.shape and onednn.is_enabled():
+    if x.dtype == jnp.float32 and 0 not in x.shape and cpu_kernels.is_enabled():
         return onednn.conv2d(x, kernel, stride, padding, dilation, groups)
     size = kernel.shape[:2]
     if (groups, dilation) == (1, 1):
@@ -81,7 +81,7 @@ def is_fast_in_loops(dtype: DTypeLike) -> bool:
     """
     if jax.default_backend() != "cpu":
         return True
-    return dtype == jnp.float32 and onednn.is_enabled()
+    return dtype == jnp.float32 and cpu_kernels.is_enabled()
 
 
 def _patch_product(x: jax.Array, kernel: jax.Array) -> jax.Array:

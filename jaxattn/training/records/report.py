@@ -17,7 +17,7 @@ from jaxattn.atomic import write_atomically, write_json
 from jaxattn.config.changes import flatten, is_harmless
 from jaxattn.data.augment import mix
 from jaxattn.models.cost import summarize_model
-from jaxattn.ops import onednn
+from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Summary
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RESULTS, RunWriter, read_metrics
@@ -272,7 +272,7 @@ def versions() -> dict[str, str]:
     """Returns the versions of what decides a run's numbers."""
     own = {name: metadata.version(name) for name in _PACKAGES}
     own = {"jaxattn": jaxattn.__version__, **own}  # which need not be installed
-    return own | ({"convolutions": "oneDNN"} if onednn.is_enabled() else {})
+    return own | ({"convolutions": "oneDNN"} if cpu_kernels.is_enabled() else {})
 
 
 def _as_code(text: str) -> str:
