@@ -98,6 +98,7 @@ def test_finished_run_without_checkpoints_does_not_begin_anew(workdir):
     assert (workdir / "metrics.jsonl").stat().st_size
 
 
+@pytest.mark.full
 def test_damaged_newest_checkpoint_costs_an_epoch_and_no_bit(workdir, finished, caplog):
     expected = last_state(config(num_epochs=2), finished)
     damage(workdir, 12)
