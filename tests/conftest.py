@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
 
 # What a worker may hold from one test to the next, in bytes; and what it may hold over
 # that which stays in any case (packages alone may take 0.8 GB).
-HELD, OVER = 900_000_000, 150_000_000
+HELD, OVER = 1_100_000_000, 150_000_000
 
 
 @pytest.fixture(autouse=True)
