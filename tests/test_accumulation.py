@@ -112,7 +112,7 @@ def whole():
             (MeshParallel, 4, 4),
             (PmapParallel, 2, 4),
         ],
-        (MeshParallel, 4, 4),
+        (MeshParallel, 1, 4),
     ),
 )
 def test_without_batch_norm_micro_batches_train_as_the_whole_batch(
