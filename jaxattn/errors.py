@@ -111,7 +111,8 @@ _OS_ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 _MEMORY = (
-    "out of memory{}: end other programs, or use a smaller batch_size or data.image_size"
+    "out of memory{}: end other programs, or use a smaller batch_size or"
+    " data.image_size"
 )
 # What XLA says of a device or a process that is gone. Its other errors are bugs.
 _LOST = re.compile(

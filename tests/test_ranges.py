@@ -279,11 +279,10 @@ def test_a_python_call_with_a_wrong_type_names_the_argument(call, message):
 
 @pytest.mark.parametrize("name", ["synthetic", "digits"])
 def test_more_than_memory_holds_is_a_line(name, tmp_path, capsys):
-    config = f"--config.data.name={name}"
-    size = f"--config.data.image_size={10**6}"
-    run = ["train", "--config=quickstart", config, size, f"--workdir={tmp_path / 'run'}"]
-    assert main(run) == 1
+    workdir = tmp_path / "run"
+    data = [f"--config.data.name={name}", f"--config.data.image_size={10**6}"]
+    assert main(["train", "--config=quickstart", *data, f"--workdir={workdir}"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "out of memory" in line
     assert "smaller batch_size or data.image_size" in line
-    assert not (tmp_path / "run").exists()
+    assert not workdir.exists()
