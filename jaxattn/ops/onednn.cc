@@ -1,6 +1,7 @@
 // The three convolutions of training (forward, input gradient, kernel gradient) by
-// oneDNN, as XLA FFI handlers for CPUs. Float32; maps [N, H, W, C], kernels
-// [KH, KW, C / groups, O].
+// oneDNN, as XLA FFI handlers for CPUs. Maps [N, H, W, C], kernels [KH, KW, C / groups,
+// O], all three of a call float32 or all bfloat16. Sums are float32 in either: those of
+// a kernel gradient over all chunks, rounded once at the end.
 //
 // A call is split along N into chunks, which XLA's own threads compute with oneDNN on
 // one thread each: XLA runs independent operations at the same time, and a second pool
@@ -17,6 +18,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -28,14 +30,15 @@ using dnnl::memory;
 
 namespace {
 
-using Map = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
+using Map = ffi::AnyBuffer;
+using Result = ffi::Result<ffi::AnyBuffer>;
 using Dims = ffi::Span<const int64_t>;
 
 enum Kind : int64_t { kForward, kInputGradient, kKernelGradient };
 
 // All that a primitive depends on.
 struct Shape {
+  memory::data_type type;
   int64_t n, h, w, c, kh, kw, o, out_h, out_w, stride, padding, dilation, groups;
 
   auto operator<=>(const Shape&) const = default;
@@ -46,8 +49,12 @@ const dnnl::engine& Cpu() {
   return *engine;
 }
 
-memory::desc MapDesc(int64_t n, int64_t h, int64_t w, int64_t c) {
-  return {{n, c, h, w}, memory::data_type::f32, memory::format_tag::nhwc};
+memory::desc InDesc(const Shape& s) {
+  return {{s.n, s.c, s.h, s.w}, s.type, memory::format_tag::nhwc};
+}
+
+memory::desc OutDesc(const Shape& s) {
+  return {{s.n, s.o, s.out_h, s.out_w}, s.type, memory::format_tag::nhwc};
 }
 
 memory::dims KernelDims(const Shape& s) {
@@ -60,7 +67,7 @@ memory::desc PlainKernelDesc(const Shape& s) {
   const int64_t in = s.c / s.groups;
   memory::dims strides = {1, s.o, s.kw * in * s.o, in * s.o};
   if (s.groups > 1) strides.insert(strides.begin(), s.o / s.groups);
-  return {KernelDims(s), memory::data_type::f32, strides};
+  return {KernelDims(s), s.type, strides};
 }
 
 // A primitive, and the layout in which it wants or gives the kernel.
@@ -74,10 +81,10 @@ struct Primitive {
 Primitive MakePrimitive(Kind kind, const Shape& s) {
   using dnnl::algorithm;
   using dnnl::prop_kind;
-  const memory::desc x = MapDesc(s.n, s.h, s.w, s.c);
-  const memory::desc y = MapDesc(s.n, s.out_h, s.out_w, s.o);
-  const memory::desc kernel(KernelDims(s), memory::data_type::f32,
-                            memory::format_tag::any);
+  const memory::desc x = InDesc(s), y = OutDesc(s);
+  const memory::desc kernel(KernelDims(s), s.type, memory::format_tag::any);
+  const memory::desc sums(KernelDims(s), memory::data_type::f32,
+                          memory::format_tag::any);
   const memory::dims strides = {s.stride, s.stride}, padding = {s.padding, s.padding};
   const memory::dims dilation = {s.dilation - 1, s.dilation - 1};
   const auto direct = algorithm::convolution_direct;
@@ -116,11 +123,11 @@ Primitive MakePrimitive(Kind kind, const Shape& s) {
     default: {
 #if DNNL_VERSION_MAJOR >= 3
       const dnnl::convolution_backward_weights::primitive_desc desc(
-          Cpu(), direct, x, kernel, y, strides, dilation, padding, padding, forward,
+          Cpu(), direct, x, sums, y, strides, dilation, padding, padding, forward,
           attr);
 #else
       const dnnl::convolution_backward_weights::primitive_desc desc(
-          {direct, x, kernel, y, strides, dilation, padding, padding}, attr, Cpu(),
+          {direct, x, sums, y, strides, dilation, padding, padding}, attr, Cpu(),
           forward);
 #endif
       const memory::desc given = desc.diff_weights_desc();
@@ -191,43 +198,48 @@ void ForEach(ffi::ThreadPool& pool, int64_t count,
   shared->all_done.wait(lock, [&] { return shared->done.load() == count; });
 }
 
-Shape MakeShape(const Dims& x, const Dims& kernel, const Dims& y, int64_t stride,
-                int64_t padding, int64_t dilation, int64_t groups) {
-  return {x[0], x[1], x[2], x[3], kernel[0], kernel[1], kernel[3], y[1], y[2],
-          stride, padding, dilation, groups};
+memory::data_type Type(ffi::DataType type) {
+  if (type == ffi::F32) return memory::data_type::f32;
+  if (type == ffi::BF16) return memory::data_type::bf16;
+  throw std::invalid_argument("neither float32 nor bfloat16");
 }
 
-float* Offset(const float* data, int64_t elements) {
-  return const_cast<float*>(data) + elements;
+Shape MakeShape(memory::data_type type, const Dims& x, const Dims& kernel,
+                const Dims& y, int64_t stride, int64_t padding, int64_t dilation,
+                int64_t groups) {
+  return {type, x[0], x[1], x[2], x[3], kernel[0], kernel[1], kernel[3], y[1], y[2],
+          stride, padding, dilation, groups};
 }
 
 // A call, split along N into chunks of `size` images, the last of what is left.
 struct Batch {
   Kind kind;
   Shape shape;
-  const float *x, *y;  // or their gradients
+  void *x, *y;  // or their gradients
   int64_t size, count;
 
-  Batch(Kind kind, const Shape& shape, const float* x, const float* y, int64_t parts)
+  Batch(Kind kind, const Shape& shape, void* x, void* y, int64_t parts)
       : kind(kind), shape(shape), x(x), y(y), size((shape.n + parts - 1) / parts),
         count((shape.n + size - 1) / size) {}
 
-  const Primitive& Find(int64_t i) const {
+  Shape Part(int64_t i) const {
     Shape part = shape;
     part.n = std::min(size, shape.n - i * size);
-    return FindPrimitive(kind, part);
+    return part;
   }
+
 
   // Computes a chunk on this thread.
   void Run(int64_t i, const memory& kernel) const {
     omp_set_num_threads(1);
     static thread_local Workspace scratch;
-    const Primitive& primitive = Find(i);
-    const int64_t start = i * size, n = std::min(size, shape.n - start);
-    const memory in(MapDesc(n, shape.h, shape.w, shape.c), Cpu(),
-                    Offset(x, start * shape.h * shape.w * shape.c));
-    const memory out(MapDesc(n, shape.out_h, shape.out_w, shape.o), Cpu(),
-                     Offset(y, start * shape.out_h * shape.out_w * shape.o));
+    const Shape part = Part(i);
+    const Primitive& primitive = FindPrimitive(kind, part);
+    const auto chunk = [&](const memory::desc& desc, void* data) {
+      const size_t image = desc.get_size() / part.n;
+      return memory(desc, Cpu(), static_cast<char*>(data) + i * size * image);
+    };
+    const memory in = chunk(InDesc(part), x), out = chunk(OutDesc(part), y);
     const memory pad(primitive.scratchpad, Cpu(),
                      scratch.Get(primitive.scratchpad.get_size()));
     const bool forward = kind == kForward, data = kind == kInputGradient;
@@ -249,20 +261,20 @@ void Reorder(const Primitive& primitive, memory from, memory to) {
 }
 
 // Forward and input gradient: a map and the kernel to another map.
-void MapToMap(Kind kind, const Shape& shape, const float* x, const float* kernel,
-              const float* y, ffi::ThreadPool& pool) {
+void MapToMap(Kind kind, const Shape& shape, void* x, void* kernel, void* y,
+              ffi::ThreadPool& pool) {
   const Batch batch(kind, shape, x, y, 2 * pool.num_threads());
-  const Primitive& first = batch.Find(0);
+  const Primitive& first = FindPrimitive(kind, batch.Part(0));
   static thread_local Workspace kernels;
   const memory wanted(first.kernel, Cpu(), kernels.Get(first.kernel.get_size()));
-  Reorder(first, {PlainKernelDesc(shape), Cpu(), Offset(kernel, 0)}, wanted);
+  Reorder(first, {PlainKernelDesc(shape), Cpu(), kernel}, wanted);
   ForEach(pool, batch.count, [&](int64_t i) { batch.Run(i, wanted); });
 }
 
-void KernelGradient(const Shape& shape, const float* x, const float* y, float* result,
+void KernelGradient(const Shape& shape, void* x, void* y, void* result,
                     ffi::ThreadPool& pool) {
   const Batch batch(kKernelGradient, shape, x, y, pool.num_threads());
-  const Primitive& first = batch.Find(0);
+  const Primitive& first = FindPrimitive(kKernelGradient, batch.Part(0));
   const size_t bytes = (first.kernel.get_size() + 63) / 64 * 64;
   static thread_local Workspace sums;
   char* partial = static_cast<char*>(sums.Get(bytes * batch.count));
@@ -291,10 +303,11 @@ ffi::Error Guarded(const Call& call) {
 ffi::Error Forward(ffi::ThreadPool pool, Map x, Map kernel, Result y, int64_t stride,
                    int64_t padding, int64_t dilation, int64_t groups) {
   return Guarded([&] {
-    const Shape shape = MakeShape(x.dimensions(), kernel.dimensions(), y->dimensions(),
-                                  stride, padding, dilation, groups);
-    MapToMap(kForward, shape, x.typed_data(), kernel.typed_data(), y->typed_data(),
-             pool);
+    const Shape shape = MakeShape(Type(x.element_type()), x.dimensions(),
+                                  kernel.dimensions(), y->dimensions(), stride, padding,
+                                  dilation, groups);
+    MapToMap(kForward, shape, x.untyped_data(), kernel.untyped_data(),
+             y->untyped_data(), pool);
   });
 }
 
@@ -302,10 +315,11 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Map kernel, Map dy, Result dx,
                          int64_t stride, int64_t padding, int64_t dilation,
                          int64_t groups) {
   return Guarded([&] {
-    const Shape shape = MakeShape(dx->dimensions(), kernel.dimensions(),
-                                  dy.dimensions(), stride, padding, dilation, groups);
-    MapToMap(kInputGradient, shape, dx->typed_data(), kernel.typed_data(),
-             dy.typed_data(), pool);
+    const Shape shape = MakeShape(Type(dy.element_type()), dx->dimensions(),
+                                  kernel.dimensions(), dy.dimensions(), stride, padding,
+                                  dilation, groups);
+    MapToMap(kInputGradient, shape, dx->untyped_data(), kernel.untyped_data(),
+             dy.untyped_data(), pool);
   });
 }
 
@@ -313,9 +327,11 @@ ffi::Error KernelGradientCall(ffi::ThreadPool pool, Map x, Map dy, Result dkerne
                               int64_t stride, int64_t padding, int64_t dilation,
                               int64_t groups) {
   return Guarded([&] {
-    const Shape shape = MakeShape(x.dimensions(), dkernel->dimensions(),
-                                  dy.dimensions(), stride, padding, dilation, groups);
-    KernelGradient(shape, x.typed_data(), dy.typed_data(), dkernel->typed_data(), pool);
+    const Shape shape = MakeShape(Type(x.element_type()), x.dimensions(),
+                                  dkernel->dimensions(), dy.dimensions(), stride,
+                                  padding, dilation, groups);
+    KernelGradient(shape, x.untyped_data(), dy.untyped_data(), dkernel->untyped_data(),
+                   pool);
   });
 }
 
