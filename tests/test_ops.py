@@ -130,6 +130,27 @@ def test_max_gives_its_gradient_to_the_first_winner():
     chex.assert_trees_all_equal(gradient, jnp.array([[0.0, 1, 0], [1, 0, 0]]))
 
 
+@pytest.mark.usefixtures("enabled")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_max_by_our_operation_has_the_same_winners(dtype):
+    # Whole numbers, for equals within a row; enough rows for several threads.
+    x = jnp.round(2 * normal(0, 9, 33, 40, 17)).astype(dtype)
+    x = x.at[0, 0, 0, 5:].set(jnp.nan).at[0, 0, 1].set(-jnp.inf)
+
+    def winners(x):
+        _, pull = jax.vjp(lambda x: max_along(x, -1), x)
+        return pull(jnp.ones((*x.shape[:-1], 1), dtype))[0]
+
+    text = jax.jit(winners).lower(x).as_text()
+    assert "jaxattn_first_maximum" in text
+    expected = jnp.argmax(x, -1)
+    actual = jax.jit(winners)(x)
+    chex.assert_trees_all_equal(jnp.argmax(actual, -1), expected)
+    chex.assert_trees_all_equal(jnp.sum(actual, -1), jnp.ones(expected.shape, dtype))
+    mapped = jax.jit(jax.vmap(winners))(x[:2])
+    chex.assert_trees_all_equal(mapped, actual[:2])
+
+
 def test_max_gradient_under_jit_is_eagers():
     """Fails with `jnp.max` on CPU: the operand is recomputed with other rounding."""
     x, w = normal(0, 4, 8, 8, 16), normal(1, 1, 1, 16, 16)

@@ -84,6 +84,11 @@ def is_fast_in_loops(dtype: DTypeLike) -> bool:
     return onednn.is_used(dtype)
 
 
+def is_faster_in_bfloat16() -> bool:
+    """Whether networks train faster in bfloat16 than in float32 on the devices."""
+    return jax.default_backend() != "cpu" or onednn.is_used(jnp.bfloat16)
+
+
 def _patch_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution of patches that do not overlap is one matrix product."""
     N, H, W, C = x.shape
