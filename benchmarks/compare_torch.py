@@ -51,8 +51,7 @@ _ROWS = {
         Work("resnet50", 224, 128, 1000),
     ),
 }
-# Those that end in "+bfloat16" are in that dtype, as is one of ours then; the others are
-# in the work's.
+# In the work's dtype or, with "+bfloat16", in that one, as is one of ours then.
 _VARIANTS = {
     "cpu": (
         "eager",

@@ -376,11 +376,16 @@ void MapToMapByProducts(const Shape& s, void* x, void* kernel, void* y,
   const int64_t channels = forward ? s.o : s.c, rows = from.positions();
   const int64_t size = PartSize(channels, pool.num_threads());
   const int64_t parts = (channels + size - 1) / size;
+  // The input gradient is computed transposed, for its kernel is.
   const auto factors = [&](int64_t count) {
-    return Factors{{rows, from.channels, from.channels, 1},
-                   forward ? Matrix{s.c, count, s.o, 1} : Matrix{s.o, count, 1, s.o},
-                   {rows, count, count, 1},
-                   true};
+    return forward ? Factors{{rows, s.c, s.c, 1},
+                             {s.c, count, s.o, 1},
+                             {rows, count, count, 1},
+                             true}
+                   : Factors{{count, s.o, s.o, 1},
+                             {s.o, rows, 1, s.o},
+                             {count, rows, rows, 1},
+                             true};
   };
   const auto run = [&](int64_t part) {
     omp_set_num_threads(1);
@@ -397,10 +402,12 @@ void MapToMapByProducts(const Shape& s, void* x, void* kernel, void* y,
         from.Run(forward ? down : -down, forward ? right : -right, 0, from.channels,
                  values);
         const int64_t at = (i * s.kw + j) * s.c * s.o + first * (forward ? 1 : s.o);
-        product.Run(values, static_cast<char*>(kernel) + kBytes * at, total);
+        char* tap = static_cast<char*>(kernel) + kBytes * at;
+        forward ? product.Run(values, tap, total) : product.Run(tap, values, total);
       }
     }
-    const Matrix columns = {rows, count, channels, 1};
+    const Matrix columns = forward ? Matrix{rows, count, channels, 1}
+                                   : Matrix{count, rows, 1, channels};
     memory exact(product.result, Cpu(), total);
     memory rounded(columns.Desc(kBFloat16), Cpu(), to + kBytes * first);
     dnnl::stream stream(Cpu());

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
@@ -12,21 +13,30 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+constexpr int32_t kLargest = std::numeric_limits<int32_t>::max();
+
 float Value(float v) { return v; }
 float Value(uint16_t v) { return std::bit_cast<float>(uint32_t{v} << 16); }  // bfloat16
 
-// Writes the place of the first maximum of every row; what is not a number is more than
-// any number.
+// An integer that is larger for larger values, for which compilers use vectors. What is
+// not a number is more than any number, and both zeros are equal.
 template <typename T>
-void FindMaxima(const T* x, int64_t rows, int64_t length, int32_t* place) {
+int32_t Order(T v) {
+  const float value = Value(v) + 0.0f;
+  const int32_t bits = std::bit_cast<int32_t>(value);
+  return value != value ? kLargest : bits ^ ((bits >> 31) & kLargest);
+}
+
+// Writes the place of the first maximum of every row.
+template <typename T>
+void FindMaxima(const T* x, int64_t rows, int32_t length, int32_t* place) {
   for (int64_t row = 0; row < rows; ++row, x += length) {
-    float best = Value(x[0]);
-    int32_t at = 0;
-    for (int32_t i = 1; i < length; ++i) {
-      const float v = Value(x[i]);
-      const bool is_better = (v > best) | ((v != v) & (best == best));
-      best = is_better ? v : best;
-      at = is_better ? i : at;
+    int32_t best = -kLargest - 1, at = length;
+#pragma omp simd reduction(max : best)
+    for (int32_t i = 0; i < length; ++i) best = std::max(best, Order(x[i]));
+#pragma omp simd reduction(min : at)
+    for (int32_t i = 0; i < length; ++i) {
+      at = std::min(at, Order(x[i]) == best ? i : length);
     }
     place[row] = at;
   }
