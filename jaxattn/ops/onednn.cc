@@ -271,7 +271,7 @@ constexpr int64_t kBytes = 2;  // of a value
 bool TakesProducts(const Shape& s, int64_t num_threads) {
   if (s.type != kBFloat16 || s.groups > 1) return false;
   if (s.kind == kKernelGradient) {
-    return s.kh * s.kw * s.c * s.o * sizeof(float) > (1 << 20);
+    return s.kh * s.kw * s.c * s.o * sizeof(float) >= (1 << 20);
   }
   const bool is_plain = s.kind == kForward || s.stride == 1;
   const int64_t channels = s.kind == kForward ? s.o : s.c;
