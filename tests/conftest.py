@@ -28,8 +28,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # is for the tests that start a process.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
-# What the user has built is not tested by accident.
+# The C++ kernels are built, and used, in tests of them alone: see `library`.
+os.environ["JAXATTN_CPU_KERNELS"] = "0"
 os.environ["GLIBC_TUNABLES"] = ""  # no program of the tests starts itself anew
+# What the user has is not tested by accident.
 os.environ["XDG_CACHE_HOME"] = str(CACHE.parent / "user_cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -199,6 +201,7 @@ def built(tmp_path_factory):
         contextlib.redirect_stderr(err),
     ):
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.delenv("JAXATTN_CPU_KERNELS")
         if main(["build-cpu-kernels"]):
             pytest.skip(err.getvalue())
     return cache / "jaxattn", out.getvalue()
@@ -210,6 +213,7 @@ def library(built, monkeypatch):
     from jaxattn.ops import cpu_kernels
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(built[0].parent))
+    monkeypatch.delenv("JAXATTN_CPU_KERNELS")
     cpu_kernels._registered_suffix.cache_clear()
     yield cpu_kernels.compiled_path()
     cpu_kernels._registered_suffix.cache_clear()

@@ -33,7 +33,11 @@ from jaxattn.training.records.phases import COMPILING, Phases
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
-from jaxattn.training.resume import check_config, refuse_finished
+from jaxattn.training.resume import (
+    check_config,
+    convolutions_by_step,
+    refuse_finished,
+)
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.testing import try_weights, weights_of
@@ -143,6 +147,8 @@ class _Attempt:
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
         self._plateau = Plateau.of(self._saved)
+        # Before `config.json` is written anew.
+        self._by_step = convolutions_by_step(run, workdir, start_step)
 
     @property
     def wall_time_s(self) -> float:
@@ -174,11 +180,19 @@ class _Attempt:
             self.progress.message(f"data: {note}")
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
+        if str(step) in self._by_step and step:
+            *_, before, now = self._by_step.values()
+            self.progress.message(
+                f"convolutions: {before} -> {now}, which round otherwise: what follows"
+                " is not bit for bit what it would have been"
+            )
         if self.writer and step:
-            report.write_config(run, self.workdir)
+            report.write_config(run, self.workdir, self._by_step)
         elif self.writer:
             with self.progress.phase("describing the network and its inputs"):
-                report.write_description(run, self.workdir, self.writer, key)
+                report.write_description(
+                    run, self.workdir, self.writer, key, self._by_step
+                )
         if not step:
             refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
@@ -322,6 +336,7 @@ class _Attempt:
                 self.workdir,
                 self.writer,
                 chosen,
+                by_step=self._by_step,
                 last_step=step,
                 wall_time_s=self.wall_time_s,
                 images_per_s=self.images_per_s,

@@ -19,6 +19,7 @@ from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
+from jaxattn.ops import cpu_kernels
 from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task, refuse_transforms, require_task
@@ -170,7 +171,9 @@ def build(
     *,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Run:
-    """Checks a config and builds the run it describes; nothing is compiled.
+    """Checks a config and builds the run it describes; no program is compiled.
+
+    On a CPU the C++ kernels are, once: see `jaxattn.ops.cpu_kernels`.
 
     An object that is given takes the place of the config's section of that name. A run
     records what it was given, and is resumed only with the same: arrays by a digest of
@@ -261,6 +264,7 @@ def build(
         **parts,
     )
     _check_run(run)
+    cpu_kernels.prepare()  # a mistake in the config was told before
     return run
 
 

@@ -21,6 +21,7 @@ from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Summary
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RESULTS, RunWriter, read_metrics
+from jaxattn.training.resume import ByStep
 from jaxattn.training.run import Run
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.testing import Chosen
@@ -45,7 +46,11 @@ _SCC_AFFINE = ("alpha", "beta")  # parameters that only SCC has
 
 
 def write_description(
-    run: Run, workdir: pathlib.Path, writer: RunWriter, key: np.ndarray
+    run: Run,
+    workdir: pathlib.Path,
+    writer: RunWriter,
+    key: np.ndarray,
+    by_step: ByStep,
 ) -> None:
     """Writes what is known before the first step: config, network, augmented inputs.
 
@@ -54,8 +59,9 @@ def write_description(
         workdir: Its folder.
         writer: Its writer.
         key: Data of the run's root PRNG key.
+        by_step: Whose convolutions it is trained with.
     """
-    write_config(run, workdir)
+    write_config(run, workdir, by_step)
     text = json.dumps(run.config, indent=2, default=str)
     summary = (
         f"{run.cost.parameters:,} parameters, {run.cost.macs:,} MACs an image\n"
@@ -88,9 +94,16 @@ def _metrics(run: Run) -> dict[str, str]:
     }
 
 
-def write_config(run: Run, workdir: pathlib.Path) -> None:
-    """Writes `config.json`: the run's record and the versions it runs with."""
-    write_json(workdir / "config.json", {**run.record, "versions": versions()})
+def write_config(run: Run, workdir: pathlib.Path, by_step: ByStep) -> None:
+    """Writes `config.json`: the run's record and the versions it runs with.
+
+    Args:
+        run: The run.
+        workdir: Its folder.
+        by_step: Whose convolutions it has been trained with.
+    """
+    record = {**run.record, "versions": _versions_of_run(by_step)}
+    write_json(workdir / "config.json", record)
 
 
 def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -166,6 +179,7 @@ def write_results(
     writer: RunWriter | None,
     chosen: Chosen,
     *,
+    by_step: ByStep,
     last_step: int,
     wall_time_s: float,
     images_per_s: float | None,
@@ -178,6 +192,7 @@ def write_results(
         workdir: Its folder.
         writer: Its writer; None writes nothing (not the first process).
         chosen: What the tests came to.
+        by_step: Whose convolutions the run was trained with.
         last_step: That of the weights "last"; an early one of a run that stopped early.
         wall_time_s: Of the run.
         images_per_s: Training speed; None if the run was too short to tell.
@@ -208,7 +223,7 @@ def write_results(
         "images_per_s": images_per_s and round(images_per_s, 1),
         "device": f"{run.parallel.num_devices} x {devices[0].device_kind}",
         "host": host.describe_cpu(),
-        "versions": versions(),
+        "versions": _versions_of_run(by_step),
     }
     if writer is None:
         return results
@@ -243,6 +258,7 @@ def format_report(results: dict[str, Any], best: Summary, run: Run) -> str:
         f"{results['model']} on {results['data']}, seed {results['seed']}:"
         f" {_chosen(run, results)}",
         *_early(results, run),
+        *_changes(results["versions"].get("convolutions_by_step", {})),
         "",
         *run.task.report(best, run.data.class_names),
     ]
@@ -255,6 +271,12 @@ def _early(results: dict[str, Any], run: Run) -> list[str]:
     return [
         f"stopped early, after epoch {results['epochs']} of {run.options.num_epochs}"
     ]
+
+
+def _changes(by_step: ByStep) -> list[str]:
+    """Tells of a run that was not trained with one library's convolutions alone."""
+    parts = [f"{name}'s from step {step}" for step, name in by_step.items()]
+    return [f"convolutions: {', '.join(parts)}"] if parts else []
 
 
 def name_of_model(run: Run) -> str:
@@ -272,7 +294,12 @@ def versions() -> dict[str, str]:
     """Returns the versions of what decides a run's numbers."""
     own = {name: metadata.version(name) for name in _PACKAGES}
     own = {"jaxattn": jaxattn.__version__, **own}  # which need not be installed
-    return own | ({"convolutions": "oneDNN"} if cpu_kernels.is_enabled() else {})
+    return {**own, "convolutions": cpu_kernels.name_of_convolutions()}
+
+
+def _versions_of_run(by_step: ByStep) -> dict[str, Any]:
+    changed = {"convolutions_by_step": by_step} if len(by_step) > 1 else {}
+    return {**versions(), **changed}
 
 
 def _as_code(text: str) -> str:
