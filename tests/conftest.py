@@ -190,21 +190,25 @@ def two_epochs(once):
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """What build-cpu-kernels made in a cache folder of the tests, and what it said."""
+def built(once):
+    """The folder of what build-cpu-kernels has made, and what it said."""
     from jaxattn.cli import main
 
-    cache, out, err = tmp_path_factory.mktemp("cache"), io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        patch.delenv("JAXATTN_CPU_KERNELS")
-        if main(["build-cpu-kernels"]):
-            pytest.skip(err.getvalue())
-    return cache / "jaxattn", out.getvalue()
+    def make(cache):
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setenv("XDG_CACHE_HOME", str(cache))
+            patch.delenv("JAXATTN_CPU_KERNELS")
+            if main(["build-cpu-kernels"]):
+                pytest.skip(err.getvalue())
+        (cache / "said").write_text(out.getvalue())
+
+    cache = once("kernels", make)
+    return cache / "jaxattn", (cache / "said").read_text()
 
 
 @pytest.fixture

@@ -160,8 +160,8 @@ def test_cost_is_counted_all_the_same():
 
 def test_command_builds_the_library_and_names_it(built, library):
     folder, said = built
-    assert str(library) in said
-    assert list(folder.iterdir()) == [library]
+    assert library.name in said
+    assert list(folder.glob("*.so")) == [library]
 
 
 def double(x):
@@ -286,6 +286,7 @@ def test_what_is_missing_is_said(compiler, message, tmp_path, monkeypatch, capsy
         script.write_text(f"#!{shutil.which('sh')}\n{compiler}\nexit 1\n")
         script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
+    monkeypatch.delenv("JAXATTN_CPU_KERNELS")
     assert main(["build-cpu-kernels"]) == 2
     error = capsys.readouterr().err
     assert message in error

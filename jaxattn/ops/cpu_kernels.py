@@ -6,10 +6,11 @@ is never needed: without it XLA's operations do the same, more slowly.
 
 Who builds it. `prepare` does, once and unasked, where a program is about to compute: in
 `jaxattn.training.build`, `jaxattn.inference.Predictor` and `measure_latency`, and so in
-every command that trains, evaluates, predicts or measures. That is on one CPU device of Linux on x86-64, where a
-compiler and oneDNN are at hand; what goes wrong is a line and no error. Neither an
-import of jaxattn nor a block in a user's own network starts a compiler: they use what
-is there, which `jaxattn build-cpu-kernels` builds, too, on any system.
+every command that trains, evaluates, predicts or measures. That is on one CPU device
+of Linux on x86-64, where a compiler and oneDNN are at hand; what goes wrong is a line
+and no error. Neither an import of jaxattn nor a block in a user's own network starts a
+compiler: they use what is there, which `jaxattn build-cpu-kernels` builds, too, on any
+system.
 
 The environment variable JAXATTN_CPU_KERNELS decides otherwise: with 0 the library is
 neither built nor loaded, with 1 it must be there, and is built if it can be.
@@ -116,8 +117,7 @@ def _build_once() -> str | None:
         try:
             _compile(is_alone)
         except UserError as error:
-            _remember(str(error))
-            return str(error)
+            return _remember(str(error))
         _say(f"CPU kernels built in {time.monotonic() - start:.0f} s")
         return None
 
@@ -159,13 +159,15 @@ def _remembered() -> str | None:
         record = json.loads(_record_path().read_text())
         age_s = time.time() - _record_path().stat().st_mtime
         if record["tools"] == _tools() and 0 <= age_s < _REMEMBERED_S:
-            return f"{record['reason']} (jaxattn build-cpu-kernels tries again)"
+            return str(record["reason"])
     return None
 
 
-def _remember(reason: str) -> None:
+def _remember(reason: str) -> str:
+    reason = f"{reason} (jaxattn build-cpu-kernels tries again)"
     with contextlib.suppress(OSError):  # of a full disk
         write_json(_record_path(), {"reason": reason, "tools": _tools()})
+    return reason
 
 
 def _record_path() -> pathlib.Path:
