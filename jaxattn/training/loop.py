@@ -186,13 +186,8 @@ class _Attempt:
                 f"convolutions: {before} -> {now}, which round otherwise: what follows"
                 " is not bit for bit what it would have been"
             )
-        if self.writer and step:
+        if self.writer:
             report.write_config(run, self.workdir, self._by_step)
-        elif self.writer:
-            with self.progress.phase("describing the network and its inputs"):
-                report.write_description(
-                    run, self.workdir, self.writer, key, self._by_step
-                )
         if not step:
             refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
@@ -212,10 +207,15 @@ class _Attempt:
         if self.writer:  # of a run that stopped early, and now goes on
             (self.workdir / "results.json").unlink(missing_ok=True)
         self.profiler.before(step, state)
+        is_new = step == 0
         updates = self._trainer.train(state, step)
         with self._starting, contextlib.closing(updates):  # pyright: ignore[reportArgumentType]
             show = self._starting.enter_context(self.progress.phase(COMPILING))
             for step, state, metrics in updates:
+                if self.writer and is_new:  # while the device computes
+                    is_new = False
+                    show("describing the network and its inputs")
+                    report.write_description(run, self.writer, key)
                 show("the first training steps")
                 self.profiler.after(step, state)
                 meter.add(metrics)

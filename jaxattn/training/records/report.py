@@ -15,7 +15,7 @@ import jaxattn
 from jaxattn import host
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.config.changes import flatten, is_harmless
-from jaxattn.data.augment import mix
+from jaxattn.data.augment import Mix, mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Summary
@@ -45,23 +45,14 @@ _ATTENTION = {
 _SCC_AFFINE = ("alpha", "beta")  # parameters that only SCC has
 
 
-def write_description(
-    run: Run,
-    workdir: pathlib.Path,
-    writer: RunWriter,
-    key: np.ndarray,
-    by_step: ByStep,
-) -> None:
-    """Writes what is known before the first step: config, network, augmented inputs.
+def write_description(run: Run, writer: RunWriter, key: np.ndarray) -> None:
+    """Shows what is known before the first step: config, network, augmented inputs.
 
     Args:
         run: The run.
-        workdir: Its folder.
         writer: Its writer.
         key: Data of the run's root PRNG key.
-        by_step: Whose convolutions it is trained with.
     """
-    write_config(run, workdir, by_step)
     text = json.dumps(run.config, indent=2, default=str)
     summary = (
         f"{run.cost.parameters:,} parameters, {run.cost.macs:,} MACs an image\n"
@@ -119,23 +110,28 @@ def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]
         Up to 32 uint8 images `[N, H, W, C]`, mixed as the step mixes them, and titles.
     """
     examples = [run.data.train[int(i)] for i in run.order(0)]
-    images = jnp.stack([jnp.asarray(example["image"]) for example in examples])
+    images = np.stack([example["image"] for example in examples])
     names = run.data.class_names
     titles = [run.task.name_target(example, names) for example in examples]
-    key_of_step = stream(key, 0, "augment")
-    drawn = run.augment.draw(key_of_step, len(images), *images.shape[1:3])
-    x = run.augment.apply(images, drawn.images).astype(jnp.float32)
-    if drawn.mix is not None:
-        x = mix(x, x[drawn.mix.partner], drawn.mix)
-        own = round(100 * float(drawn.mix.label_weight))
-        partners = [titles[i] for i in np.asarray(drawn.mix.partner)]
+
+    @jax.jit  # one program to compile, not dozens
+    def augment(key: jax.Array, images: jax.Array) -> tuple[jax.Array, Mix | None]:
+        drawn = run.augment.draw(stream(key, 0, "augment"), *images.shape[:3])
+        x = run.augment.apply(images, drawn.images).astype(jnp.float32)
+        if drawn.mix is not None:
+            x = mix(x, x[drawn.mix.partner], drawn.mix)
+        return jnp.round(x[:_NUM_EXAMPLES]).astype(jnp.uint8), drawn.mix
+
+    pictures, mixed = jax.device_get(augment(key, images))
+    if mixed is not None:
+        own = round(100 * float(mixed.label_weight))
+        partners = [titles[i] for i in mixed.partner]
         if own < 100:
             titles = [
                 f"{own}% {a}\n{100 - own}% {b}"
                 for a, b in zip(titles, partners, strict=True)
             ]
-    images = np.asarray(jnp.round(x[:_NUM_EXAMPLES])).astype(np.uint8)
-    return images, titles[:_NUM_EXAMPLES]
+    return pictures, titles[:_NUM_EXAMPLES]
 
 
 def histograms(params: Any) -> dict[str, np.ndarray]:
