@@ -22,11 +22,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import timing
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 STATES = ("first", "cold", "warm")
 _POLL_S = 0.01
 _TRAIN = ("main.py", "--config.log.every_steps=1", "--workdir={workdir}")
