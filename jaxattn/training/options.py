@@ -29,7 +29,8 @@ class Options:
         dtype: Computation dtype, "float32" or "bfloat16".
         data_parallel: "jit" (a mesh) or "pmap".
         steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
-            4 if convolutions are oneDNN's and 1 if they are not.
+            4 if convolutions are oneDNN's (3 if that divides an epoch and 4 does not),
+            and 1 if they are not.
         accumulate_steps: Micro-batches into which a step splits its batch, for a batch
             that does not fit into memory; the optimizer steps once, with their mean
             gradient. Equal to the whole batch where there is no BatchNorm; see

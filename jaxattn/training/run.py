@@ -124,9 +124,12 @@ class Run:
             return self.options.steps_per_dispatch
         if jax.default_backend() != "cpu":
             return 25
+        if not is_fast_in_loops(DTYPES[self.options.dtype]):
+            return 1
         # A call takes its memory from the system and gives it back, hundreds of
-        # megabytes; a loop keeps it from step to step.
-        return 4 if is_fast_in_loops(DTYPES[self.options.dtype]) else 1
+        # megabytes; a loop keeps it from step to step. A shorter one at an epoch's end
+        # would be compiled apart.
+        return next((k for k in (4, 3) if self.steps_per_epoch % k == 0), 4)
 
     def init_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState:
         """Returns the state at step 0, where the steps want it.
@@ -139,7 +142,8 @@ class Run:
         """
         weights = self.pretrained.read(say) if self.pretrained else {}
         create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
-        return self.parallel.replicate(create(weights))
+        # Without an argument it is what `_check_shapes` has traced.
+        return self.parallel.replicate(create(weights) if weights else create())
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
