@@ -16,6 +16,7 @@ The environment variable JAXATTN_CPU_KERNELS decides otherwise: with 0 the libra
 neither built nor loaded, with 1 it must be there, and is built if it can be.
 """
 
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -239,18 +240,27 @@ def _compile(is_alone: bool) -> pathlib.Path:
         dir=path.parent, prefix="cpu-kernels-building-", ignore_cleanup_errors=True
     ) as folder:
         made = pathlib.Path(folder) / path.name
-        _run_compiler(
-            *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"),
-            f"-I{jax.ffi.include_dir()}",
-            *map(str, _SOURCES),
-            *(_flags(prefix.parents[len(_HEADER.parts)]) if prefix else ()),
-            *("-ldnnl", "-o", str(made)),
-        )
+        flags = ["-fopenmp", *(_flags(prefix) if prefix else ())]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            compile_one = functools.partial(_compile_source, made.parent, flags)
+            objects = list(pool.map(compile_one, _SOURCES))
+        _run_compiler("-shared", *objects, *flags, "-ldnnl", "-o", str(made))
         _load(made)  # one that cannot be loaded is not kept
         made.replace(path)
     _record_path().unlink(missing_ok=True)
     _registered_suffix.cache_clear()  # this process, too, may use it now
     return path
+
+
+def _compile_source(
+    folder: pathlib.Path, flags: Sequence[str], source: pathlib.Path
+) -> str:
+    """Returns the object file of a source."""
+    made = str(folder / f"{source.stem}.o")
+    include = f"-I{jax.ffi.include_dir()}"
+    options = ("-std=c++20", "-O3", "-fPIC", "-w", include, *flags)
+    _run_compiler(*options, "-c", str(source), "-o", made)
+    return made
 
 
 def _find_compiler() -> str:
@@ -269,8 +279,9 @@ def _find_onednn() -> pathlib.Path | None:
     return next((f / _HEADER for f in folders if (f / _HEADER).exists()), None)
 
 
-def _flags(prefix: pathlib.Path) -> list[str]:
+def _flags(header: pathlib.Path) -> list[str]:
     """Of a package of pip; the compiler knows the system's without."""
+    prefix = header.parents[len(_HEADER.parts)]
     library = prefix / "lib"
     is_there = (library / "libdnnl.so").exists()
     flags = [f"-L{library}", f"-Wl,-rpath,{library}"] if is_there else []
