@@ -41,6 +41,8 @@ def keep_compiled_programs() -> None:
     is_named = jax.config.values["jax_compilation_cache_dir"] is not None
     if not is_named and can_write(folder):  # else JAX would warn at every program
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # By default a second: what takes less is compiled at every start.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _keep_matplotlib_quiet() -> None:

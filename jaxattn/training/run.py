@@ -47,6 +47,10 @@ _SECTIONS = (
     "log",
 )
 
+# It draws the same bits (at 0 others), and compiles in half the time: a draw for each
+# parameter is as long a program as a train step.
+_QUICK = {"xla_backend_optimization_level": 1}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
@@ -141,7 +145,11 @@ class Run:
             UserError: If the weights to start from cannot be had or do not fit.
         """
         weights = self.pretrained.read(say) if self.pretrained else {}
-        create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
+        create = jax.jit(
+            self.create_state,
+            out_shardings=self.parallel.state_sharding,
+            compiler_options=_QUICK if jax.default_backend() == "cpu" else None,
+        )
         # Without an argument it is what `_check_shapes` has traced.
         return self.parallel.replicate(create(weights) if weights else create())
 
