@@ -120,6 +120,14 @@ def test_failure_is_told_and_remembered(machine, said):
     ]
 
 
+def test_full_disk_is_told_and_not_remembered(machine, said):
+    machine.compile_by("echo 'a.s: No space left on device' >&2; exit 1")
+    machine.start()
+    assert "jaxattn: No space left on device; free some space there;" in said()[-1]
+    machine.start()
+    assert machine.tries == 2
+
+
 def test_another_compiler_is_tried(machine, said):
     machine.start()
     machine.compile_by(f"{FAILS} # newer")

@@ -19,6 +19,7 @@ neither built nor loaded, with 1 it must be there, and is built if it can be.
 import concurrent.futures
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import json
@@ -64,8 +65,8 @@ def prepare() -> None:
     """Builds the library where it is wanted, possible and not there yet.
 
     Says in one line that it builds, and in one what that came to, or why there is none.
-    A failure is remembered until the compiler or oneDNN is another one, for a day at
-    most.
+    A failure of the compiler is remembered until it or oneDNN is another one, for a
+    day at most.
 
     Raises:
         UserError: If JAXATTN_CPU_KERNELS is 1 and the library cannot be built, or if
@@ -303,6 +304,9 @@ def _run_compiler(*arguments: str) -> None:
             f"the C++ compiler: not done after {_COMPILER_TIMEOUT_S:.0f} s"
         ) from error
     if done.returncode:
+        full = os.strerror(errno.ENOSPC)
+        if full in done.stderr:
+            raise OSError(errno.ENOSPC, full, str(cache_folder()))
         raise UserError(_reason(done.stderr))
 
 
