@@ -33,11 +33,7 @@ from jaxattn.training.records.phases import COMPILING, Phases
 from jaxattn.training.records.profiler import Profiler
 from jaxattn.training.records.progress import Progress
 from jaxattn.training.records.writer import EVENTS, RunWriter, read_metrics
-from jaxattn.training.resume import (
-    check_config,
-    convolutions_by_step,
-    refuse_finished,
-)
+from jaxattn.training.resume import check_config, refuse_finished
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.testing import try_weights, weights_of
@@ -147,8 +143,6 @@ class _Attempt:
         self._clock_start = time.monotonic()
         self._saved = checkpoints.metrics(start_step)
         self._plateau = Plateau.of(self._saved)
-        # Before `config.json` is written anew.
-        self._by_step = convolutions_by_step(run, workdir, start_step)
 
     @property
     def wall_time_s(self) -> float:
@@ -180,14 +174,8 @@ class _Attempt:
             self.progress.message(f"data: {note}")
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
-        if str(step) in self._by_step and step:
-            *_, before, now = self._by_step.values()
-            self.progress.message(
-                f"convolutions: {before} -> {now}, which round otherwise: what follows"
-                " is not bit for bit what it would have been"
-            )
         if self.writer:
-            report.write_config(run, self.workdir, self._by_step)
+            report.write_config(run, self.workdir, step, self.progress.message)
         if not step:
             refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
@@ -212,11 +200,10 @@ class _Attempt:
         with self._starting, contextlib.closing(updates):  # pyright: ignore[reportArgumentType]
             show = self._starting.enter_context(self.progress.phase(COMPILING))
             for step, state, metrics in updates:
-                if self.writer and is_new:  # while the device computes
-                    is_new = False
-                    show("describing the network and its inputs")
-                    report.write_description(run, self.writer, key)
                 show("the first training steps")
+                if self.writer and is_new:  # while the device computes
+                    report.write_description(run, self.writer, key)
+                    is_new = False
                 self.profiler.after(step, state)
                 meter.add(metrics)
                 at_end, stopping = self._is_epoch_end(step), self._is_stopping()
@@ -336,7 +323,6 @@ class _Attempt:
                 self.workdir,
                 self.writer,
                 chosen,
-                by_step=self._by_step,
                 last_step=step,
                 wall_time_s=self.wall_time_s,
                 images_per_s=self.images_per_s,

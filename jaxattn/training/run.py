@@ -25,7 +25,7 @@ from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task, refuse_transforms, require_task
 from jaxattn.training import optim, own_objects
 from jaxattn.training.checkpoints.pretrained import Pretrained
-from jaxattn.training.devices.mesh import Devices, Parallel
+from jaxattn.training.devices.mesh import Devices, Parallel, compile_quickly
 from jaxattn.training.devices.registry import make_parallel
 from jaxattn.training.guards.early_stopping import EarlyStopping
 from jaxattn.training.options import Log, Options
@@ -46,10 +46,6 @@ _SECTIONS = (
     "early_stopping",
     "log",
 )
-
-# It draws the same bits (at 0 others), and compiles in half the time: a draw for each
-# parameter is as long a program as a train step.
-_QUICK = {"xla_backend_optimization_level": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,12 +124,10 @@ class Run:
             return self.options.steps_per_dispatch
         if jax.default_backend() != "cpu":
             return 25
-        if not is_fast_in_loops(DTYPES[self.options.dtype]):
-            return 1
-        # A call takes its memory from the system and gives it back, hundreds of
-        # megabytes; a loop keeps it from step to step. A shorter one at an epoch's end
-        # would be compiled apart.
-        return next((k for k in (4, 3) if self.steps_per_epoch % k == 0), 4)
+        # A call takes hundreds of megabytes from the system and gives them back; a loop
+        # keeps them. A shorter one at an epoch's end would be compiled apart.
+        most = (4, 3) if is_fast_in_loops(DTYPES[self.options.dtype]) else (1,)
+        return next((k for k in most if self.steps_per_epoch % k == 0), most[0])
 
     def init_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState:
         """Returns the state at step 0, where the steps want it.
@@ -145,12 +139,7 @@ class Run:
             UserError: If the weights to start from cannot be had or do not fit.
         """
         weights = self.pretrained.read(say) if self.pretrained else {}
-        create = jax.jit(
-            self.create_state,
-            out_shardings=self.parallel.state_sharding,
-            compiler_options=_QUICK if jax.default_backend() == "cpu" else None,
-        )
-        # Without an argument it is what `_check_shapes` has traced.
+        create = compile_quickly(self.create_state, self.parallel.state_sharding)
         return self.parallel.replicate(create(weights) if weights else create())
 
     @functools.cached_property
@@ -184,8 +173,6 @@ def build(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Checks a config and builds the run it describes; no program is compiled.
-
-    On a CPU the C++ kernels are, once: see `jaxattn.ops.cpu_kernels`.
 
     An object that is given takes the place of the config's section of that name. A run
     records what it was given, and is resumed only with the same: arrays by a digest of

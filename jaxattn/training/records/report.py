@@ -21,7 +21,7 @@ from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Summary
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RESULTS, RunWriter, read_metrics
-from jaxattn.training.resume import ByStep
+from jaxattn.training.resume import ByStep, convolutions_by_step
 from jaxattn.training.run import Run
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.testing import Chosen
@@ -85,15 +85,26 @@ def _metrics(run: Run) -> dict[str, str]:
     }
 
 
-def write_config(run: Run, workdir: pathlib.Path, by_step: ByStep) -> None:
+def write_config(
+    run: Run, workdir: pathlib.Path, step: int, say: Callable[[str], None]
+) -> None:
     """Writes `config.json`: the run's record and the versions it runs with.
 
     Args:
         run: The run.
         workdir: Its folder.
-        by_step: Whose convolutions it has been trained with.
+        step: The step that it starts or goes on from.
+        say: Told if its convolutions are others than before.
     """
-    record = {**run.record, "versions": _versions_of_run(by_step)}
+    by_step = convolutions_by_step(run, workdir, step)
+    if step and str(step) in by_step:
+        *_, before, now = by_step.values()
+        say(
+            f"convolutions: {before} -> {now}, which round otherwise: what follows is"
+            " not bit for bit what it would have been"
+        )
+    changed = {"convolutions_by_step": by_step} if len(by_step) > 1 else {}
+    record = {**run.record, "versions": {**versions(), **changed}}
     write_json(workdir / "config.json", record)
 
 
@@ -175,7 +186,6 @@ def write_results(
     writer: RunWriter | None,
     chosen: Chosen,
     *,
-    by_step: ByStep,
     last_step: int,
     wall_time_s: float,
     images_per_s: float | None,
@@ -188,7 +198,6 @@ def write_results(
         workdir: Its folder.
         writer: Its writer; None writes nothing (not the first process).
         chosen: What the tests came to.
-        by_step: Whose convolutions the run was trained with.
         last_step: That of the weights "last"; an early one of a run that stopped early.
         wall_time_s: Of the run.
         images_per_s: Training speed; None if the run was too short to tell.
@@ -219,7 +228,7 @@ def write_results(
         "images_per_s": images_per_s and round(images_per_s, 1),
         "device": f"{run.parallel.num_devices} x {devices[0].device_kind}",
         "host": host.describe_cpu(),
-        "versions": _versions_of_run(by_step),
+        "versions": {**versions(), **_changed_convolutions(workdir)},
     }
     if writer is None:
         return results
@@ -293,9 +302,12 @@ def versions() -> dict[str, str]:
     return {**own, "convolutions": cpu_kernels.name_of_convolutions()}
 
 
-def _versions_of_run(by_step: ByStep) -> dict[str, Any]:
-    changed = {"convolutions_by_step": by_step} if len(by_step) > 1 else {}
-    return {**versions(), **changed}
+def _changed_convolutions(workdir: pathlib.Path) -> dict[str, ByStep]:
+    """Returns what `write_config` has written of them, if they are not all one's."""
+    key, path = "convolutions_by_step", workdir / "config.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    versions_ = known.get("versions", {})
+    return {key: versions_[key]} if key in versions_ else {}
 
 
 def _as_code(text: str) -> str:
