@@ -57,6 +57,7 @@ _SMOKE_CONFIG: dict[str, Any] = {
     "log": {"tensorboard": False},
 }
 _SMOKE_STEPS = 2
+_KERNELS = "CPU kernels (oneDNN's convolutions)"
 _NUM_SHOWN = 20  # bad images of a split
 
 
@@ -154,21 +155,21 @@ def _kernels() -> Iterator[Finding]:
     if not _is_on_cpu():
         return
     if cpu_kernels.is_refused():
-        yield Finding(OK, "oneDNN's convolutions: not used, as JAXATTN_CPU_KERNELS=0")
-    elif not cpu_kernels.compiled_path().exists():
-        yield Finding(
-            WARNING,
-            "oneDNN's convolutions: not built, training is slower:"
-            " pip install onednn-devel-cpu-gomp && jaxattn build-cpu-kernels",
-        )
-    elif cpu_kernels.is_enabled():
-        yield Finding(OK, "oneDNN's convolutions: built and used")
-    else:
-        yield Finding(
-            WARNING,
-            f"oneDNN's convolutions: built, not used on {jax.device_count()} CPU"
-            " devices; use one",
-        )
+        yield Finding(OK, f"{_KERNELS}: not used, as JAXATTN_CPU_KERNELS=0")
+        return
+    if jax.device_count() > 1:
+        text = f"not used on {jax.device_count()} CPU devices; use one"
+        yield Finding(WARNING, f"{_KERNELS}: {text}")
+        return
+    with _muted():
+        cpu_kernels.prepare()  # as the first training would
+    if cpu_kernels.is_enabled():
+        yield Finding(OK, f"{_KERNELS}: built and used")
+        return
+    advice = cpu_kernels.find_obstacle()
+    if advice is None:  # which is tried, and failed, where it is tried unasked
+        advice = "jaxattn build-cpu-kernels tries to, with g++ and oneDNN"
+    yield Finding(WARNING, f"{_KERNELS}: not built, training is slower: {advice}")
 
 
 def _is_on_cpu() -> bool:

@@ -40,14 +40,16 @@ def keep_compiled_programs() -> None:
 
     folder = cache_folder() / "xla"
     is_named = jax.config.values["jax_compilation_cache_dir"] is not None
-    if not is_named and _can_write(folder):  # else JAX would warn at every program
+    if not is_named and can_write(folder):  # else JAX would warn at every program
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # By default a second: what takes less is compiled at every start.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _keep_matplotlib_quiet() -> None:
     """Names a folder for Matplotlib's caches where its own cannot be written."""
     own = (_user_folder("XDG_CONFIG_HOME", ".config"), _caches())
-    if "MPLCONFIGDIR" in os.environ or all(_can_write(p / "matplotlib") for p in own):
+    if "MPLCONFIGDIR" in os.environ or all(can_write(p / "matplotlib") for p in own):
         return
     os.environ["MPLCONFIGDIR"] = folder = tempfile.mkdtemp(prefix="matplotlib-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -127,7 +129,7 @@ def _user_folder(variable: str, default: str) -> pathlib.Path:
     return pathlib.Path(os.devnull, default)
 
 
-def _can_write(folder: pathlib.Path) -> bool:
+def can_write(folder: pathlib.Path) -> bool:
     """Whether files can be written to a folder, which is made if it is missing."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

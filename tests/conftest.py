@@ -28,8 +28,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # is for the tests that start a process.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
-# What the user has built is not tested by accident.
+# The C++ kernels are built, and used, in tests of them alone: see `library`.
+os.environ["JAXATTN_CPU_KERNELS"] = "0"
 os.environ["GLIBC_TUNABLES"] = ""  # no program of the tests starts itself anew
+# What the user has is not tested by accident.
 os.environ["XDG_CACHE_HOME"] = str(CACHE.parent / "user_cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -188,20 +190,25 @@ def two_epochs(once):
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """What build-cpu-kernels made in a cache folder of the tests, and what it said."""
+def built(once):
+    """The folder of what build-cpu-kernels has made, and what it said."""
     from jaxattn.cli import main
 
-    cache, out, err = tmp_path_factory.mktemp("cache"), io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        if main(["build-cpu-kernels"]):
-            pytest.skip(err.getvalue())
-    return cache / "jaxattn", out.getvalue()
+    def make(cache):
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setenv("XDG_CACHE_HOME", str(cache))
+            patch.delenv("JAXATTN_CPU_KERNELS")
+            if main(["build-cpu-kernels"]):
+                pytest.skip(err.getvalue())
+        (cache / "said").write_text(out.getvalue())
+
+    cache = once("kernels", make)
+    return cache / "jaxattn", (cache / "said").read_text()
 
 
 @pytest.fixture
@@ -210,6 +217,7 @@ def library(built, monkeypatch):
     from jaxattn.ops import cpu_kernels
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(built[0].parent))
+    monkeypatch.delenv("JAXATTN_CPU_KERNELS")
     cpu_kernels._registered_suffix.cache_clear()
     yield cpu_kernels.compiled_path()
     cpu_kernels._registered_suffix.cache_clear()

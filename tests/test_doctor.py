@@ -42,7 +42,7 @@ def test_healthy_machine_passes(capsys, tmp_path):
         "jaxattn 0.",
         "optional packages: orbax-checkpoint,",
         "devices: 8 x cpu (cpu)",
-        "oneDNN's convolutions: not built",
+        "CPU kernels (oneDNN's convolutions): not used, as JAXATTN_CPU_KERNELS=0",
         "huge pages:",
         "GiB free",
         "data synthetic: 1,024 training and 256 test images of 10 classes",

@@ -99,7 +99,7 @@ def test_a_user_without_a_home_has_no_caches(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(pathlib.Path, "home", no_home)
     assert not host.cache_folder().exists()
-    assert not host._can_write(host.cache_folder())
+    assert not host.can_write(host.cache_folder())
 
 
 def test_cache_is_the_users_by_default(monkeypatch):

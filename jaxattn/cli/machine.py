@@ -45,7 +45,7 @@ def _build_cpu_kernels(args: argparse.Namespace) -> None:
     from jaxattn.ops import cpu_kernels
 
     del args  # there are none
-    print(f"convolutions on one CPU device are now oneDNN's: {cpu_kernels.build()}")
+    print(f"one CPU device now computes by the CPU kernels: {cpu_kernels.build()}")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,11 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = (
-    Command("build-cpu-kernels", "Makes CPUs train faster.", _build_cpu_kernels),
+    Command(
+        "build-cpu-kernels",
+        "Builds the kernels that make CPUs faster; `train` does, where it can.",
+        _build_cpu_kernels,
+    ),
     Command("doctor", "Checks the machine by a tiny training.", _doctor, _add_doctor),
     Command("verify", "Checks all checkpoints of a workdir.", _verify, _add_verify),
 )

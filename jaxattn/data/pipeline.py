@@ -17,10 +17,11 @@ cannot be decoded (`SkippingSource`). Each such image is named once, by a warnin
 process that consumes the feeds.
 """
 
+import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import jax
@@ -39,6 +40,7 @@ from jaxattn.errors import UserError, choose, require
 Feed = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
+_FEW = 8  # examples
 _MAX_READERS = 1024  # of each kind; many more end the machine
 # Above this a data set is streamed unless the config says "resident". CIFAR is 0.15 GB.
 _MAX_RESIDENT_BYTES = 2**30
@@ -223,9 +225,18 @@ class StreamedLoader:
         return feed
 
     def _batches(self, examples: Any, batch_size: int) -> Iterator[Feed]:
+        local = batch_size // self.part.count
+        is_few = len(examples) <= _FEW and not self.num_workers
+        read = _read_few if is_few else self._read_ahead
+        with contextlib.closing(read(examples, local)) as batches:
+            for batch in batches:
+                # Here, for what reads ahead may be another process.
+                self._skipped.report(batch.pop("error"))
+                yield batch
+
+    def _read_ahead(self, examples: Any, local: int) -> Generator[Feed, None, None]:
         import grain
 
-        local = batch_size // self.part.count
         data = grain.MapDataset.source(examples)
         if self.num_workers:
             _allow_workers()
@@ -242,13 +253,17 @@ class StreamedLoader:
             data = data.to_iter_dataset(options).batch(local)
         iterator = iter(data)
         try:
-            for batch in iterator:
-                # Here, for what reads ahead may be another process.
-                self._skipped.report(batch.pop("error"))
-                yield batch
+            yield from iterator
         finally:
             # Left open, Grain's readers complain when the interpreter goes.
             iterator.close()
+
+
+def _read_few(examples: Any, local: int) -> Generator[Feed, None, None]:
+    """Reads examples without Grain, whose import takes longer than reading them."""
+    for start in range(0, len(examples), local):
+        batch = [examples[i] for i in range(start, start + local)]
+        yield jax.tree.map(lambda *leaves: np.stack(leaves), *batch)
 
 
 # Of a run that is stopped, batches of Grain's are under way in shared memory, which

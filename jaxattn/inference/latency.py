@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxattn.inference.predict import make_answer
+from jaxattn.ops import cpu_kernels
 from jaxattn.training.checkpoints.trained import Trained
 
 _MIN_CALLS = 5
@@ -41,6 +42,7 @@ def measure_latency(trained: Trained, batch_size: int, *, seconds: float) -> Lat
         batch_size: Images of a call.
         seconds: For how long to measure; at least five calls are.
     """
+    cpu_kernels.prepare()
     variables = jax.device_put(trained.variables)
     answer = jax.jit(make_answer(trained))
     shape = (batch_size, *trained.image_shape)

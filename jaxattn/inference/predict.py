@@ -16,6 +16,7 @@ from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import require, require_seed, require_type
+from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.devices.mesh import Devices, MeshParallel
@@ -66,6 +67,7 @@ class Predictor:
         require_type("trained", trained, Trained)
         require_type("batch_size", batch_size, int)
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
+        cpu_kernels.prepare()
         self.trained = trained
         self._batch_size = batch_size
         self._tell = tell

@@ -176,11 +176,8 @@ class _Attempt:
             self.progress.message(note)
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
-        if self.writer and step:
-            report.write_config(run, self.workdir)
-        elif self.writer:
-            with self.progress.phase("describing the network and its inputs"):
-                report.write_description(run, self.workdir, self.writer, key)
+        if self.writer:
+            report.write_config(run, self.workdir, step, self.progress.message)
         if not step:
             refuse_bad_images(run, self._is_stopping, self.progress.message)
         logged = read_metrics(self.workdir)
@@ -200,11 +197,15 @@ class _Attempt:
         if self.writer:  # of a run that stopped early, and now goes on
             (self.workdir / "results.json").unlink(missing_ok=True)
         self.profiler.before(step, state)
+        is_new = step == 0
         updates = self._trainer.train(state, step)
         with self._starting, contextlib.closing(updates):  # pyright: ignore[reportArgumentType]
             show = self._starting.enter_context(self.progress.phase(COMPILING))
             for step, state, metrics in updates:
                 show("the first training steps")
+                if self.writer and is_new:  # while the device computes
+                    report.write_description(run, self.writer, key)
+                    is_new = False
                 self.profiler.after(step, state)
                 meter.add(metrics)
                 at_end, stopping = self._is_epoch_end(step), self._is_stopping()

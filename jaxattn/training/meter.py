@@ -74,7 +74,8 @@ class Meter:
                     rows.append(self._close_row())
         if everything and self._window:
             rows.append(self._close_row())
-        self._fetched_at = time.monotonic()
+        if ready:  # the first figures are shown as soon as they are there
+            self._fetched_at = time.monotonic()
         return rows
 
     def take_epoch(self) -> dict[str, float]:

@@ -4,6 +4,8 @@ import dataclasses
 
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require, require_seed
+from jaxattn.ops import cpu_kernels
+from jaxattn.ops.conv import is_faster_in_bfloat16
 from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import NUM_LATEST
 
@@ -31,7 +33,8 @@ class Options:
             instructions for bfloat16.
         data_parallel: "jit" (a mesh) or "pmap".
         steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
-            4 if convolutions are oneDNN's and 1 if they are not.
+            4 if convolutions are oneDNN's (3 if that divides an epoch and 4 does not),
+            and 1 if they are not.
         accumulate_steps: Micro-batches into which a step splits its batch, for a batch
             that does not fit into memory; the optimizer steps once, with their mean
             gradient. Equal to the whole batch where there is no BatchNorm; see
@@ -79,6 +82,16 @@ class Options:
             local_path(self.init_from, "init_from")
         choose("dtype", self.dtype, (*DTYPES, "auto"))
         choose("trainable", self.trainable, _TRAINABLE)
+
+
+def choose_dtype(options: Options) -> tuple[Options, list[str]]:
+    """Returns options whose dtype is not "auto", and what to tell of the choice."""
+    if options.dtype != "auto":
+        return options, []
+    cpu_kernels.prepare()  # which decide
+    dtype = "bfloat16" if is_faster_in_bfloat16() else "float32"
+    told = f"dtype: {dtype}, the faster one here (dtype=auto)"
+    return dataclasses.replace(options, dtype=dtype), [told]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

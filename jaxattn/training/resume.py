@@ -6,8 +6,12 @@ import pathlib
 
 from jaxattn.config.changes import changed_since
 from jaxattn.errors import UserError, require
+from jaxattn.ops import cpu_kernels
 from jaxattn.training.optim import RunLength, find_length_clash
 from jaxattn.training.run import Run
+
+ByStep = dict[str, str]
+"""Whose convolutions a run is trained with: by the step after which they are."""
 
 
 def refuse_finished(workdir: pathlib.Path) -> None:
@@ -49,6 +53,28 @@ def check_config(run: Run, workdir: pathlib.Path, step: int) -> list[str]:
     if before != now:
         _check_length(run, workdir, step, before)
     return changes
+
+
+def convolutions_by_step(run: Run, workdir: pathlib.Path, step: int) -> ByStep:
+    """Returns whose convolutions a run has been trained with, and is from now on.
+
+    Args:
+        run: As it is wanted now.
+        workdir: Folder of the run.
+        step: The step that it goes on from.
+    """
+    now = cpu_kernels.name_of_convolutions()
+    path = workdir / "config.json"
+    if not step or not path.exists():
+        return {"0": now}
+    saved = json.loads(path.read_text()).get("versions", {})
+    # Earlier versions were silent about XLA's.
+    known = {"0": saved.get("convolutions", "XLA")}
+    known = saved.get("convolutions_by_step", known)
+    kept = {key: name for key, name in known.items() if int(key) < step}
+    last = list(kept.values())[-1]
+    is_over = step == run.total_steps
+    return kept if is_over or last == now else {**kept, str(step): now}
 
 
 def _check_length(run: Run, workdir: pathlib.Path, step: int, before: int) -> None:

@@ -19,15 +19,16 @@ from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
-from jaxattn.ops.conv import is_fast_in_loops, is_faster_in_bfloat16
+from jaxattn.ops import cpu_kernels
+from jaxattn.ops.conv import is_fast_in_loops
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task, refuse_transforms, require_task
 from jaxattn.training import optim, own_objects
 from jaxattn.training.checkpoints.pretrained import Pretrained
-from jaxattn.training.devices.mesh import Devices, Parallel
+from jaxattn.training.devices.mesh import Devices, Parallel, compile_quickly
 from jaxattn.training.devices.registry import make_parallel
 from jaxattn.training.guards.early_stopping import EarlyStopping
-from jaxattn.training.options import Log, Options
+from jaxattn.training.options import Log, Options, choose_dtype
 from jaxattn.training.state import Ema, TrainState, create_state
 from jaxattn.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
 
@@ -124,9 +125,10 @@ class Run:
             return self.options.steps_per_dispatch
         if jax.default_backend() != "cpu":
             return 25
-        # A call takes its memory from the system and gives it back, hundreds of
-        # megabytes; a loop keeps it from step to step.
-        return 4 if is_fast_in_loops(DTYPES[self.options.dtype]) else 1
+        # A call takes hundreds of megabytes from the system and gives them back; a loop
+        # keeps them. A shorter one at an epoch's end would be compiled apart.
+        most = (4, 3) if is_fast_in_loops(DTYPES[self.options.dtype]) else (1,)
+        return next((k for k in most if self.steps_per_epoch % k == 0), most[0])
 
     def init_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState:
         """Returns the state at step 0, where the steps want it.
@@ -138,8 +140,8 @@ class Run:
             UserError: If the weights to start from cannot be had or do not fit.
         """
         weights = self.pretrained.read(say) if self.pretrained else {}
-        create = jax.jit(self.create_state, out_shardings=self.parallel.state_sharding)
-        return self.parallel.replicate(create(weights))
+        create = compile_quickly(self.create_state, self.parallel.state_sharding)
+        return self.parallel.replicate(create(weights) if weights else create())
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -171,7 +173,7 @@ def build(
     *,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Run:
-    """Checks a config and builds the run it describes; nothing is compiled.
+    """Checks a config and builds the run it describes; no program is compiled.
 
     An object that is given takes the place of the config's section of that name. A run
     records what it was given, and is resumed only with the same: arrays by a digest of
@@ -200,12 +202,9 @@ def build(
     if task is not None:
         require_task(task)
     options = bind(Options, values, "config")()
-    notes = []
-    if options.dtype == "auto":
-        # A run stays with what it has begun with, so that is what it records.
-        values["dtype"] = fast = "bfloat16" if is_faster_in_bfloat16() else "float32"
-        options = dataclasses.replace(options, dtype=fast)
-        notes.append(f"dtype: {fast}, the faster one here (dtype=auto)")
+    options, notes = choose_dtype(options)
+    # A run stays with what it has begun with, so that is what it records.
+    values |= {"dtype": options.dtype} if notes else {}
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
     parts = _bind_parts(sections)
@@ -269,6 +268,7 @@ def build(
         **parts,
     )
     _check_run(run)
+    cpu_kernels.prepare()  # a mistake in the config was told before
     return run
 
 

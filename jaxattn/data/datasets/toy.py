@@ -1,5 +1,7 @@
 """Small data sets that need no download: `digits` and `synthetic`."""
 
+import importlib.util
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,17 @@ def load_digits(name: str, *, image_size: int = 32) -> Data:
         image_size: Height and width in pixels that the images are scaled to.
     """
     from PIL import Image
-    from sklearn import datasets
 
     _require_sizes(image_size=image_size)
-    bunch: Any = datasets.load_digits()
-    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    values, classes = _read_digits()
+    grey = np.round(values * (255 / 16)).astype(np.uint8)
 
     size = (image_size, image_size)
     images = np.empty((len(grey), *size, 3), np.uint8)  # fails at once if too large
     for image, digit in zip(images, grey, strict=True):
         resized = Image.fromarray(digit).resize(size, Image.Resampling.BILINEAR)
         image[:] = np.asarray(resized)[..., None]
-    digits = labelled(images, bunch.target.astype(np.int32))
+    digits = labelled(images, classes.astype(np.int32))
     # The test set is part of the data set's definition, so its seed is constant.
     train, test = stratified_split(digits.labels, 0.2, seed=0)
     return Data(
@@ -41,6 +42,22 @@ def load_digits(name: str, *, image_size: int = 32) -> Data:
         class_names=tuple("0123456789"),
         image_shape=(image_size, image_size, 3),
     )
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images, float `[n, 8, 8]` from 0 to 16, and their classes."""
+    spec = importlib.util.find_spec("sklearn")
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        # The package itself takes 1.5 s to import.
+        path = pathlib.Path(folder, "datasets", "data", "digits.csv.gz")
+        if path.exists():
+            rows = np.loadtxt(path, delimiter=",")
+            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
+    from sklearn import datasets  # which says so if it is missing
+
+    bunch: Any = datasets.load_digits()
+    return bunch.images, bunch.target
 
 
 def load_synthetic(

@@ -88,6 +88,21 @@ def several_steps(step: TrainStep, fetch: Fetch) -> Dispatch:
     return dispatch
 
 
+def compile_quickly(function: Callable[..., Any], sharding: Sharding) -> Any:
+    """Returns a jitted function that is called once, such as one that draws weights.
+
+    At this level a CPU computes the same bits (at 0 others), and the program compiles
+    in half the time: the draws of all parameters are as long as a train step.
+
+    Args:
+        function: Of any arguments.
+        sharding: Of its results.
+    """
+    is_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 1} if is_cpu else None
+    return jax.jit(function, out_shardings=sharding, compiler_options=options)
+
+
 def stack(feeds: Sequence[Feed]) -> Feed:
     """Stacks feeds along a new first axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *feeds)

@@ -15,12 +15,13 @@ import jaxattn
 from jaxattn import host
 from jaxattn.atomic import write_atomically, write_json
 from jaxattn.config.changes import flatten, is_harmless
-from jaxattn.data.augment import mix
+from jaxattn.data.augment import Mix, mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Summary
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RESULTS, RunWriter, read_metrics
+from jaxattn.training.resume import ByStep, convolutions_by_step
 from jaxattn.training.run import Run
 from jaxattn.training.state import TrainState, stream
 from jaxattn.training.testing import Chosen
@@ -44,18 +45,14 @@ _ATTENTION = {
 _SCC_AFFINE = ("alpha", "beta")  # parameters that only SCC has
 
 
-def write_description(
-    run: Run, workdir: pathlib.Path, writer: RunWriter, key: np.ndarray
-) -> None:
-    """Writes what is known before the first step: config, network, augmented inputs.
+def write_description(run: Run, writer: RunWriter, key: np.ndarray) -> None:
+    """Shows what is known before the first step: config, network, augmented inputs.
 
     Args:
         run: The run.
-        workdir: Its folder.
         writer: Its writer.
         key: Data of the run's root PRNG key.
     """
-    write_config(run, workdir)
     text = json.dumps(run.config, indent=2, default=str)
     summary = (
         f"{run.cost.parameters:,} parameters, {run.cost.macs:,} MACs an image\n"
@@ -88,9 +85,27 @@ def _metrics(run: Run) -> dict[str, str]:
     }
 
 
-def write_config(run: Run, workdir: pathlib.Path) -> None:
-    """Writes `config.json`: the run's record and the versions it runs with."""
-    write_json(workdir / "config.json", {**run.record, "versions": versions()})
+def write_config(
+    run: Run, workdir: pathlib.Path, step: int, say: Callable[[str], None]
+) -> None:
+    """Writes `config.json`: the run's record and the versions it runs with.
+
+    Args:
+        run: The run.
+        workdir: Its folder.
+        step: The step that it starts or goes on from.
+        say: Told if its convolutions are others than before.
+    """
+    by_step = convolutions_by_step(run, workdir, step)
+    if step and str(step) in by_step:
+        *_, before, now = by_step.values()
+        say(
+            f"convolutions: {before} -> {now}, which round otherwise: what follows is"
+            " not bit for bit what it would have been"
+        )
+    changed = {"convolutions_by_step": by_step} if len(by_step) > 1 else {}
+    record = {**run.record, "versions": {**versions(), **changed}}
+    write_json(workdir / "config.json", record)
 
 
 def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -106,23 +121,28 @@ def augmented_examples(run: Run, key: np.ndarray) -> tuple[np.ndarray, list[str]
         Up to 32 uint8 images `[N, H, W, C]`, mixed as the step mixes them, and titles.
     """
     examples = [run.data.train[int(i)] for i in run.order(0)]
-    images = jnp.stack([jnp.asarray(example["image"]) for example in examples])
+    images = np.stack([example["image"] for example in examples])
     names = run.data.class_names
     titles = [run.task.name_target(example, names) for example in examples]
-    key_of_step = stream(key, 0, "augment")
-    drawn = run.augment.draw(key_of_step, len(images), *images.shape[1:3])
-    x = run.augment.apply(images, drawn.images).astype(jnp.float32)
-    if drawn.mix is not None:
-        x = mix(x, x[drawn.mix.partner], drawn.mix)
-        own = round(100 * float(drawn.mix.label_weight))
-        partners = [titles[i] for i in np.asarray(drawn.mix.partner)]
+
+    @jax.jit  # one program to compile, not dozens
+    def augment(key: jax.Array, images: jax.Array) -> tuple[jax.Array, Mix | None]:
+        drawn = run.augment.draw(stream(key, 0, "augment"), *images.shape[:3])
+        x = run.augment.apply(images, drawn.images).astype(jnp.float32)
+        if drawn.mix is not None:
+            x = mix(x, x[drawn.mix.partner], drawn.mix)
+        return jnp.round(x[:_NUM_EXAMPLES]).astype(jnp.uint8), drawn.mix
+
+    pictures, mixed = jax.device_get(augment(key, images))
+    if mixed is not None:
+        own = round(100 * float(mixed.label_weight))
+        partners = [titles[i] for i in mixed.partner]
         if own < 100:
             titles = [
                 f"{own}% {a}\n{100 - own}% {b}"
                 for a, b in zip(titles, partners, strict=True)
             ]
-    images = np.asarray(jnp.round(x[:_NUM_EXAMPLES])).astype(np.uint8)
-    return images, titles[:_NUM_EXAMPLES]
+    return pictures, titles[:_NUM_EXAMPLES]
 
 
 def histograms(params: Any) -> dict[str, np.ndarray]:
@@ -208,7 +228,7 @@ def write_results(
         "images_per_s": images_per_s and round(images_per_s, 1),
         "device": f"{run.parallel.num_devices} x {devices[0].device_kind}",
         "host": host.describe_cpu(),
-        "versions": versions(),
+        "versions": {**versions(), **_changed_convolutions(workdir)},
     }
     if writer is None:
         return results
@@ -243,6 +263,7 @@ def format_report(results: dict[str, Any], best: Summary, run: Run) -> str:
         f"{results['model']} on {results['data']}, seed {results['seed']}:"
         f" {_chosen(run, results)}",
         *_early(results, run),
+        *_changes(results["versions"].get("convolutions_by_step", {})),
         "",
         *run.task.report(best, run.data.class_names),
     ]
@@ -255,6 +276,12 @@ def _early(results: dict[str, Any], run: Run) -> list[str]:
     return [
         f"stopped early, after epoch {results['epochs']} of {run.options.num_epochs}"
     ]
+
+
+def _changes(by_step: ByStep) -> list[str]:
+    """Tells of a run that was not trained with one library's convolutions alone."""
+    parts = [f"{name}'s from step {step}" for step, name in by_step.items()]
+    return [f"convolutions: {', '.join(parts)}"] if parts else []
 
 
 def name_of_model(run: Run) -> str:
@@ -272,7 +299,15 @@ def versions() -> dict[str, str]:
     """Returns the versions of what decides a run's numbers."""
     own = {name: metadata.version(name) for name in _PACKAGES}
     own = {"jaxattn": jaxattn.__version__, **own}  # which need not be installed
-    return own | ({"convolutions": "oneDNN"} if cpu_kernels.is_enabled() else {})
+    return {**own, "convolutions": cpu_kernels.name_of_convolutions()}
+
+
+def _changed_convolutions(workdir: pathlib.Path) -> dict[str, ByStep]:
+    """Returns what `write_config` has written of them, if they are not all one's."""
+    key, path = "convolutions_by_step", workdir / "config.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    versions_ = known.get("versions", {})
+    return {key: versions_[key]} if key in versions_ else {}
 
 
 def _as_code(text: str) -> str:

@@ -6,6 +6,7 @@ can take that back, so a resumed run first cuts both records to the restored ste
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
@@ -65,9 +66,9 @@ class RunWriter:
         self._resumed = start_step > 0
         self._path = workdir / _METRICS
         self._events = workdir / EVENTS
+        self._has_tensorboard = tensorboard
         with _naming(self._path):
             self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
-        self._summary = _summary_writer(self._events) if tensorboard else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars to both records.
@@ -90,6 +91,11 @@ class RunWriter:
         finite = {k: v[np.isfinite(v)] for k, v in flat.items()}
         kept = {k: v for k, v in finite.items() if v.size}
         self._summarize(lambda writer: writer.write_histograms(step, kept))
+
+    @functools.cached_property
+    def _summary(self) -> Any:
+        """CLU's writer, or None: made when it is needed, for it imports TensorFlow."""
+        return _summary_writer(self._events) if self._has_tensorboard else None
 
     @property
     def shows_images(self) -> bool:
@@ -159,7 +165,8 @@ class RunWriter:
 
     def close(self) -> None:
         """Closes both records; more than once is harmless."""
-        summary, self._summary = self._summary, None
+        summary = self.__dict__.get("_summary")  # None, if nothing was written
+        self._summary = None
         with contextlib.ExitStack() as stack:  # the second, even if the first fails
             if summary is not None:
                 stack.enter_context(_naming(self._events))
