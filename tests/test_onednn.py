@@ -226,15 +226,16 @@ def test_bfloat16_is_onednns_where_the_processor_has_it(able, monkeypatch):
 
 @pytest.mark.parametrize("able", [False, True])
 def test_the_faster_dtype_is_chosen_and_recorded(able, monkeypatch):
-    monkeypatch.setattr("jaxattn.training.run.is_faster_in_bfloat16", lambda: able)
-    config = smoke.get_config()
-    assert not build(config, devices=smoke.one_device()).notes
+    monkeypatch.setattr("jaxattn.training.options.is_faster_in_bfloat16", lambda: able)
+    config, told = smoke.get_config(), []
+    build(config, devices=smoke.one_device(), tell=told.append)
+    assert not [line for line in told if "dtype" in line]
     config.dtype = "auto"
-    run = build(config, devices=smoke.one_device())
+    run = build(config, devices=smoke.one_device(), tell=told.append)
     dtype = "bfloat16" if able else "float32"
     assert run.record["dtype"] == run.options.dtype == dtype
     assert jnp.dtype(run.model.dtype) == dtype
-    assert run.notes == [f"dtype: {dtype}, the faster one here (dtype=auto)"]
+    assert f"dtype: {dtype}, the faster one here (dtype=auto)" in told
 
 
 @pytest.mark.full

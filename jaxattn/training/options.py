@@ -1,6 +1,7 @@
 """The keys of a run that belong to no section, and what it logs."""
 
 import dataclasses
+from collections.abc import Callable
 
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require, require_seed
@@ -84,14 +85,14 @@ class Options:
         choose("trainable", self.trainable, _TRAINABLE)
 
 
-def choose_dtype(options: Options) -> tuple[Options, list[str]]:
-    """Returns options whose dtype is not "auto", and what to tell of the choice."""
+def choose_dtype(options: Options, tell: Callable[[str], None]) -> Options:
+    """Returns options whose dtype is not "auto", and tells of the choice."""
     if options.dtype != "auto":
-        return options, []
+        return options
     cpu_kernels.prepare()  # which decide
     dtype = "bfloat16" if is_faster_in_bfloat16() else "float32"
-    told = f"dtype: {dtype}, the faster one here (dtype=auto)"
-    return dataclasses.replace(options, dtype=dtype), [told]
+    tell(f"dtype: {dtype}, the faster one here (dtype=auto)")
+    return dataclasses.replace(options, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -71,7 +71,6 @@ class Run:
     create_state: Callable[..., TrainState]
     pretrained: Pretrained | None
     trainable: Collection[TreePath] | None
-    notes: Sequence[str]  # on what was chosen for the user
 
     @property
     def record(self) -> dict[str, Any]:
@@ -125,8 +124,7 @@ class Run:
             return self.options.steps_per_dispatch
         if jax.default_backend() != "cpu":
             return 25
-        # A call takes hundreds of megabytes from the system and gives them back; a loop
-        # keeps them. A shorter one at an epoch's end would be compiled apart.
+        # Each call takes its memory anew. A shorter last one would be compiled apart.
         most = (4, 3) if is_fast_in_loops(DTYPES[self.options.dtype]) else (1,)
         return next((k for k in most if self.steps_per_epoch % k == 0), most[0])
 
@@ -201,10 +199,9 @@ def build(
         require_type("model", model, nn.Module)
     if task is not None:
         require_task(task)
-    options = bind(Options, values, "config")()
-    options, notes = choose_dtype(options)
+    options = choose_dtype(bind(Options, values, "config")(), tell)
     # A run stays with what it has begun with, so that is what it records.
-    values |= {"dtype": options.dtype} if notes else {}
+    values |= {"dtype": options.dtype} if "dtype" in values else {}
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
     parts = _bind_parts(sections)
@@ -264,7 +261,6 @@ def build(
         ),
         pretrained=Pretrained(origin, model, data) if origin else None,
         trainable=head_paths(model, shape) if is_head else None,
-        notes=notes,
         **parts,
     )
     _check_run(run)
@@ -274,12 +270,8 @@ def build(
 
 def _bind_parts(sections: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what sections describe that needs neither data nor network."""
-    kinds = {
-        "log": Log,
-        "augment": Augment,
-        "ema": Ema,
-        "early_stopping": EarlyStopping,
-    }
+    kinds = {"log": Log, "augment": Augment, "ema": Ema}
+    kinds |= {"early_stopping": EarlyStopping}
     return {name: bind(kind, sections[name], name)() for name, kind in kinds.items()}
 
 
