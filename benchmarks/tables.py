@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks import timing
+from benchmarks import latency, timing
 from benchmarks.rows import (
     BASELINE_OF,
     FIGURES,
@@ -28,11 +28,12 @@ from benchmarks.rows import (
 from jaxattn.errors import choose
 from jaxattn.studies import compare
 
-NAMES = (*GROUPS, "summary", "speed")
-"""Every table: one of each group, and the two of the README."""
+NAMES = (*GROUPS, "summary", "speed", "latency")
+"""Every table: one of each group, the two of the README, and that of predictions."""
 
 _SUMMARISED = ("cifar10", "best", "cpu")
 _SPEED = ROOT / "benchmarks" / "results" / "torch_cpu.json"
+_LATENCY = ROOT / "benchmarks" / "results" / "latency_cpu.json"
 _NOTHING = "No run is recorded yet."
 
 
@@ -201,6 +202,17 @@ def format_speed(results: Mapping[str, Any]) -> str:
     return compare.markdown_table(columns, rows)
 
 
+def format_latency(path: pathlib.Path) -> str:
+    """Returns the latency of predictions beside other libraries'.
+
+    Args:
+        path: What `latency.py` has written, if it has.
+    """
+    if not path.exists():
+        return _NOTHING
+    return latency.format_table(json.loads(path.read_text()))
+
+
 def replace_tables(text: str, records: Mapping[str, list[Record]]) -> str:
     """Returns a text with the tables between its markers made anew.
 
@@ -219,6 +231,8 @@ def replace_tables(text: str, records: Mapping[str, list[Record]]) -> str:
             body = format_summary(records)
         elif name == "speed":
             body = format_speed(json.loads(_SPEED.read_text()))
+        elif name == "latency":
+            body = format_latency(_LATENCY)
         else:
             body = format_group(name, records)
         return f"<!-- table:{name} -->\n\n{body}\n\n<!-- /table -->"

@@ -217,7 +217,8 @@ def environment(device: str) -> dict[str, Any]:
         device: "cpu" or "gpu".
     """
     versions = {"python": platform.python_version()}
-    for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+    for package in (*packages, "onnxruntime", "openvino"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {"device": device, "hardware": host.hardware(device), "versions": versions}

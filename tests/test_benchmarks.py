@@ -23,6 +23,7 @@ from benchmarks import (
     compare_torch,
     epoch,
     gpu_suite,
+    latency,
     scaling,
     timing,
 )
@@ -162,6 +163,37 @@ def test_table_says_that_no_peer_ran():
     row = speed_row(timings=timings, fastest_peer=None, ratio=math.nan)
     *_, line = compare_torch.format_table({"rows": [row]}).splitlines()
     assert "100 (90 to 130) | nan (none ran) None | **nan**" in line
+
+
+def test_latency_is_shown_beside_the_fastest_of_the_others():
+    """Milliseconds of 4 images; PyTorch's fastest in float32 is the compiled one."""
+    timings = {
+        "jaxattn float32": {"items_per_s": [400.0, 500.0, 800.0]},
+        "jaxattn bfloat16": {"items_per_s": [1000.0]},
+        "PyTorch float32": {"items_per_s": [100.0]},
+        "PyTorch float32 compiled": {"items_per_s": [250.0]},
+        "onnxruntime float32": {"error": "ImportError"},
+        "OpenVINO bfloat16": {"items_per_s": [4000.0]},
+    }
+    work = {"model": "canet", "image_size": 32, "batch_size": 4}
+    table = latency.format_table({"rows": [{"work": work, "timings": timings}]})
+    assert table.splitlines()[2:] == [
+        "| `canet` | 32, 4 | f32 8 (5 to 10), bf16 4 (4 to 4) | f32 16 (16 to 16) |"
+        " did not run | bf16 1 (1 to 1) | 2.00 | **0.25** |"
+    ]
+
+
+def test_peers_that_are_not_installed_are_left_out(monkeypatch, capsys):
+    there = {"torch", "openvino"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in there or None)
+    assert [name.split()[0] for name in latency._installed()] == [
+        *2 * ["jaxattn"],
+        *4 * ["PyTorch"],
+        *2 * ["OpenVINO"],
+    ]
+    assert capsys.readouterr().out == (
+        "onnxruntime float32 is left out: onnx, onnxscript, onnxruntime not installed\n"
+    )
 
 
 @pytest.fixture

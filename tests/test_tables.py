@@ -87,6 +87,13 @@ def test_group_of_which_nothing_was_run_has_no_rows():
     assert tables.format_summary({}) == "No run is recorded yet."
 
 
+def test_latency_is_shown_once_it_was_measured(tmp_path):
+    path = tmp_path / "latency.json"
+    assert tables.format_latency(path) == "No run is recorded yet."
+    path.write_text('{"rows": []}')
+    assert tables.format_latency(path).startswith("| network | pixels, batch |")
+
+
 def test_summary_has_the_finished_rows_with_their_recipes():
     """Only `canet_tiny` has a published figure; `canet` is cut short: left out."""
     cut = {"epochs_done": 12, "epochs": 70, "history": []}

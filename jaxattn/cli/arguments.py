@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from jaxattn.config.bind import DTYPES
 from jaxattn.errors import UserError, require
 from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.trained import WEIGHTS, Trained, load_trained
@@ -58,6 +59,22 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         choices=(*WEIGHTS, *list_weights()),
         help="of which checkpoint, raw or averaged (default %(default)s); or, without "
         "--workdir, those that come with jaxattn",
+    )
+
+
+def add_computation(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dtype` and `--no-fold-batch-norm`: how a trained network computes."""
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="of the computation (default the run's)",
+    )
+    parser.add_argument(
+        "--no-fold-batch-norm",
+        dest="fold_batch_norm",
+        action="store_false",
+        help="normalises after the convolutions, as in training (default: folded into"
+        " them; answers differ by rounding)",
     )
 
 

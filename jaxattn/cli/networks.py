@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxattn.cli.arguments import (
     Command,
+    add_computation,
     add_model_arg,
     add_network,
     count,
@@ -15,7 +16,6 @@ from jaxattn.cli.arguments import (
     numbers,
     path,
 )
-from jaxattn.config.bind import DTYPES
 from jaxattn.errors import UserError, choose
 
 _CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
@@ -59,6 +59,7 @@ def _export(args: argparse.Namespace) -> None:
         weights=args.weights,
         dtype=args.dtype,
         platforms=args.platforms,
+        fold_batch_norm=args.fold_batch_norm,
     )
     print(
         f"{trained.config['model']['name']} of step {trained.step} for"
@@ -75,13 +76,19 @@ def _benchmark_latency(args: argparse.Namespace) -> None:
 
     trained = load_network(args)
     name, (H, W, _) = trained.config["model"]["name"], trained.image_shape
-    dtype = trained.config.get("dtype", "float32")
+    dtype = args.dtype or trained.config.get("dtype", "float32")
     hardware = host.hardware(jax.default_backend())
     print(f"{name}, {H} x {W} pixels, {dtype}, on {hardware}")
     row = "{:>6}{:>8}{:>10}{:>10}{:>12}".format
     print(row("batch", "calls", "p50 ms", "p95 ms", "images/s"))
     for size in args.batch_sizes:
-        measured = measure_latency(trained, size, seconds=args.seconds)
+        measured = measure_latency(
+            trained,
+            size,
+            seconds=args.seconds,
+            dtype=args.dtype,
+            fold_batch_norm=args.fold_batch_norm,
+        )
         figures = (f"{figure:.4g}" for figure in measured[2:])
         print(row(size, measured.calls, *figures), flush=True)
 
@@ -159,7 +166,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     out = "the file, such as model.jaxattn; model.json beside it describes it"
     add("--out", type=path, required=True, help=out)
     add_network(parser)
-    add("--dtype", choices=tuple(DTYPES), help="of the computation; default the run's")
+    add_computation(parser)
     add(
         "--platforms",
         nargs="+",
@@ -172,6 +179,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_network(parser)
+    add_computation(parser)
     add("--batch-sizes", type=count, nargs="+", default=(1, 256), help="default 1 256")
     add("--seconds", type=number, default=5.0, help="for each (default %(default)s)")
 

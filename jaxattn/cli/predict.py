@@ -10,6 +10,7 @@ from typing import Any
 from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import (
     Command,
+    add_computation,
     add_network,
     count,
     given,
@@ -57,8 +58,6 @@ def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
 
 
 def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
-    from jaxattn.inference.predict import Predictor
-
     given = args.ensemble_files
     require("--ensemble-files", given, not given, "used with --method ensemble alone")
     require("--data", args.data, args.data is not None, "given with this method")
@@ -68,7 +67,7 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
         frame = trained.preprocess.frame
         inputs = read_inputs(args.data, frame, on_bad_image=args.on_bad_image)
         require_writable(out)  # before the work, not after it
-        predictor = Predictor(trained, batch_size=args.batch_size, tell=show)
+        predictor = _make_predictor(args, trained, show)
         predicted = predictor.predict(inputs.source, method, seed=args.seed)
     _tell_unread(inputs.source)
     # Arrays are of a data set, whose published files have numbers.
@@ -90,6 +89,18 @@ def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
         said = trained.task.tell_predictions(predicted, trained.class_names)
         _print_table(inputs.ids, said)
     return len(inputs.ids)
+
+
+def _make_predictor(args: argparse.Namespace, trained: Trained, show: Show) -> Any:
+    from jaxattn.inference.predict import Predictor
+
+    return Predictor(
+        trained,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        fold_batch_norm=args.fold_batch_norm,
+        tell=show,
+    )
 
 
 def _tell_unread(source: Source) -> None:
@@ -116,7 +127,6 @@ def _print_table(ids: Ids, said: Sequence[str]) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from jaxattn.inference import evaluation
-    from jaxattn.inference.predict import Predictor
 
     with (
         _phase("loading the network and the data"),
@@ -138,7 +148,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     for note in data.notes:
         print(note, file=sys.stderr)
     with _phase("evaluating") as show:
-        predictor = Predictor(trained, batch_size=args.batch_size, tell=show)
+        predictor = _make_predictor(args, trained, show)
         evaluated = evaluation.evaluate(
             predictor, data, method, split=args.split, seed=args.seed
         )
@@ -308,6 +318,7 @@ def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None
     adaptive = methods.Adaptive()
     add = parser.add_argument
     add_network(parser)
+    add_computation(parser)
     add("--method", default="plain", choices=choices, help="default %(default)s")
     add("--seed", type=seed, default=0, help="of random views (default %(default)s)")
     add("--batch-size", type=count, default=256, help="default %(default)s")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jaxattn.inference.evaluation import evaluate as evaluate
     from jaxattn.inference.evaluation import write_evaluation as write_evaluation
     from jaxattn.inference.export import export_model as export_model
+    from jaxattn.inference.freezing import freeze as freeze
     from jaxattn.inference.inputs import read_inputs as read_inputs
     from jaxattn.inference.latency import measure_latency as measure_latency
     from jaxattn.inference.predict import Predictor as Predictor
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy.face(
         "evaluate": "jaxattn.inference.evaluation",
         "export_model": "jaxattn.inference.export",
         "export_torch": "jaxattn.inference.torch_files",
+        "freeze": "jaxattn.inference.freezing",
         "import_torch": "jaxattn.inference.torch_files",
         "measure_latency": "jaxattn.inference.latency",
         "read_inputs": "jaxattn.inference.inputs",

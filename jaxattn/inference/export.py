@@ -15,6 +15,7 @@ from jax import export
 from jaxattn.atomic import require_writable, write_atomically, write_json
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require
+from jaxattn.inference.freezing import freeze
 from jaxattn.inference.predict import make_answer
 from jaxattn.ops import cpu_kernels
 from jaxattn.paths import local_path
@@ -32,6 +33,7 @@ def export_model(
     weights: str,
     dtype: str | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    fold_batch_norm: bool = True,
 ) -> int:
     """Writes a network, its weights inside, and a JSON file that describes it.
 
@@ -46,6 +48,7 @@ def export_model(
         weights: Their name, for the description.
         dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
         platforms: What it can run on, some of `PLATFORMS`.
+        fold_batch_norm: As of `Predictor`.
 
     Returns:
         The size of the file in bytes.
@@ -65,7 +68,7 @@ def export_model(
         require_writable(file)
     # Its calls are of a library that other machines do not have.
     with cpu_kernels.disabled():
-        exported = _export(trained, dtype, platforms)
+        exported = _export(trained, dtype, platforms, fold_batch_norm)
         made_with = versions()
     data = bytes(exported.serialize())
     write_atomically(path, data)
@@ -89,9 +92,14 @@ def export_model(
     return len(data)
 
 
-def _export(trained: Trained, dtype: str, platforms: Sequence[str]) -> export.Exported:
-    answer = make_answer(trained, dtype=DTYPES[dtype])
+def _export(
+    trained: Trained, dtype: str, platforms: Sequence[str], fold_batch_norm: bool
+) -> export.Exported:
+    answer, variables = make_answer(trained, dtype=dtype), trained.variables
     (N,) = export.symbolic_shape("N")
     images = jax.ShapeDtypeStruct((N, *trained.image_shape), jnp.uint8)
-    closed = jax.jit(lambda images: answer(trained.variables, images))
+    if fold_batch_norm:
+        answer, weights = freeze(answer, variables, images)
+        variables = jax.device_get(weights)
+    closed = jax.jit(lambda images: answer(variables, images))
     return export.export(closed, platforms=platforms)(images)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxattn.inference.freezing import compile_network
 from jaxattn.inference.predict import make_answer
 from jaxattn.ops import cpu_kernels
 from jaxattn.training.checkpoints.trained import Trained
@@ -31,7 +32,14 @@ class Latency(NamedTuple):
     images_per_s: float
 
 
-def measure_latency(trained: Trained, batch_size: int, *, seconds: float) -> Latency:
+def measure_latency(
+    trained: Trained,
+    batch_size: int,
+    *,
+    seconds: float,
+    dtype: str | None = None,
+    fold_batch_norm: bool = True,
+) -> Latency:
     """Times calls, one after the other, on the default device.
 
     A call is from uint8 images on the host to probabilities on the host: transfers,
@@ -41,17 +49,25 @@ def measure_latency(trained: Trained, batch_size: int, *, seconds: float) -> Lat
         trained: The network.
         batch_size: Images of a call.
         seconds: For how long to measure; at least five calls are.
+        dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
+        fold_batch_norm: As of `Predictor`.
+
+    Raises:
+        UserError: If the network cannot have the dtype.
     """
     cpu_kernels.prepare()
-    variables = jax.device_put(trained.variables)
-    answer = jax.jit(make_answer(trained))
+    answer = compile_network(
+        make_answer(trained, dtype=dtype),
+        trained.variables,
+        fold_batch_norm=fold_batch_norm,
+    )
     shape = (batch_size, *trained.image_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    jax.device_get(answer(variables, images))
+    jax.device_get(answer(images))
     times: list[float] = []
     while len(times) < _MIN_CALLS or sum(times) < seconds:
         start = time.perf_counter()
-        jax.device_get(answer(variables, images))
+        jax.device_get(answer(images))
         times.append(time.perf_counter() - start)
     p50, p95 = 1e3 * np.quantile(times, (0.5, 0.95))
     rate = batch_size * len(times) / sum(times)

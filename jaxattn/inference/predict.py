@@ -8,14 +8,16 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
-from jax.typing import DTypeLike
 
+from jaxattn.config.bind import DTYPES
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
-from jaxattn.errors import require, require_seed, require_type
+from jaxattn.errors import choose, require, require_seed, require_type
+from jaxattn.inference.freezing import compile_network
 from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import Trained
@@ -23,7 +25,7 @@ from jaxattn.training.devices.mesh import Devices, MeshParallel
 
 
 def make_answer(
-    trained: Trained, *, dtype: DTypeLike | None = None
+    trained: Trained, *, dtype: str | None = None
 ) -> Callable[[Any, jax.Array], Any]:
     """Returns a pure function of variables and uint8 images `[N, H, W, C]`.
 
@@ -32,15 +34,37 @@ def make_answer(
 
     Args:
         trained: The network; its own variables are not used.
-        dtype: Computation dtype; None keeps the run's.
+        dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
+
+    Raises:
+        UserError: If the network cannot have the dtype.
     """
-    model = trained.model if dtype is None else trained.model.clone(dtype=dtype)
+    model = network_of(trained, dtype)
 
     def answer(variables: Any, images: jax.Array) -> Any:
         x = trained.preprocess.normalize(images)
         return trained.task.answer(model.apply(variables, x, train=False))
 
     return answer
+
+
+def network_of(trained: Trained, dtype: str | None = None) -> nn.Module:
+    """Returns a trained network in a computation dtype.
+
+    Args:
+        trained: The network.
+        dtype: "float32" or "bfloat16"; None keeps the run's.
+
+    Raises:
+        UserError: If it is neither, or the network a user's own that has no attribute
+            `dtype`.
+    """
+    if dtype is None:
+        return trained.model
+    choose("dtype", dtype, DTYPES)
+    name, has_dtype = type(trained.model).__name__, hasattr(trained.model, "dtype")
+    require("dtype", dtype, has_dtype, f"left out: {name} has no attribute dtype")
+    return trained.model.clone(dtype=DTYPES[dtype])
 
 
 class Predictor:
@@ -50,10 +74,13 @@ class Predictor:
         trained: The network.
         batch_size: Images at a time, over all devices.
         devices: All of this process by default.
+        dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
+        fold_batch_norm: Folds batch normalisation into the convolutions; see
+            `jaxattn.inference.freezing`.
         tell: Called with what goes on, where it may take long.
 
     Raises:
-        UserError: If `batch_size` is below 1.
+        UserError: If `batch_size` is below 1, or the network cannot have the dtype.
     """
 
     def __init__(
@@ -62,6 +89,8 @@ class Predictor:
         *,
         batch_size: int = 256,
         devices: Devices | None = None,
+        dtype: str | None = None,
+        fold_batch_norm: bool = True,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         require_type("trained", trained, Trained)
@@ -72,9 +101,14 @@ class Predictor:
         self._batch_size = batch_size
         self._tell = tell
         self._parallel = MeshParallel(devices or jax.local_devices())
-        self._variables = self._parallel.replicate(trained.variables)
+        model = network_of(trained, dtype)
         # Compiled apart from the views: once, not once for each.
-        self._network = jax.jit(functools.partial(trained.model.apply, train=False))
+        self._network = compile_network(
+            functools.partial(model.apply, train=False),
+            trained.variables,
+            fold_batch_norm=fold_batch_norm,
+            place=self._parallel.replicate,
+        )
 
         def network_input(view: Augment, images: jax.Array, drawn: Any) -> jax.Array:
             return trained.preprocess.normalize(view.apply(images, drawn))
@@ -153,7 +187,7 @@ class Predictor:
     def _apply(self, images: jax.Array, view: Augment, drawn: Any) -> jax.Array:
         """Returns the network's outputs `[n, ...]` for one view of a batch."""
         x = self._network_input(view, images, self._parallel.place(drawn))
-        return self._network(self._variables, x)
+        return self._network(x)
 
 
 def _draw(

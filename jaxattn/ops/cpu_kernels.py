@@ -423,6 +423,13 @@ def call(name: str, results: Any, *operands: jax.Array, **attributes: float) -> 
     return function(*operands, **numbers)
 
 
+def count(name: str, *numbers: int) -> int:
+    """Returns the int64 that a function of the library makes of others."""
+    function = getattr(_load(compiled_path()), name)
+    function.restype = ctypes.c_int64
+    return function(*map(ctypes.c_int64, numbers))
+
+
 def _load(path: pathlib.Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
