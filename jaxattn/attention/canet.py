@@ -208,14 +208,14 @@ class AttResBlock(nn.Module):
         self.sow("intermediates", "spatial_unit_gate", u1)
         self.sow("intermediates", "channel_unit_gate", u2)
         out = u1 * out1 + u2 * out2 + self._shortcut(x, train)
-        return nn.relu(self._norm("bn3")(out, train=train))
+        return self._norm("bn3")(out, train=train, activation="relu")
 
     def _branch(
         self, x: jax.Array, conv1: str, conv2: str, norm: str, train: bool
     ) -> jax.Array:
         y = nn.relu(Conv(self.features, 3, padding=1, name=conv1)(x))
         y = Conv(self.features, 3, stride=self.stride, padding=1, name=conv2)(y)
-        return nn.relu(self._norm(norm)(y, train=train))
+        return self._norm(norm)(y, train=train, activation="relu")
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.downsample:

@@ -27,7 +27,8 @@ import numpy as np
 from jaxattn.errors import UserError, choose
 from jaxattn.host import cache_folder
 
-_SOURCES = sorted(pathlib.Path(__file__).parent.glob("*.cc"))
+_FOLDER = pathlib.Path(__file__).parent
+_SOURCES, _HEADERS = (sorted(_FOLDER.glob(f"*.{end}")) for end in ("cc", "h"))
 _VARIABLE = "JAXATTN_CPU_KERNELS"
 _disabled = 0
 
@@ -41,7 +42,7 @@ def compiled_path() -> pathlib.Path:
     A new version of its sources or of jaxlib has another path.
     """
     version = hashlib.sha256(metadata.version("jaxlib").encode())
-    for source in _SOURCES:
+    for source in (*_SOURCES, *_HEADERS):
         version.update(source.read_bytes())
     return cache_folder() / f"cpu-kernels-{version.hexdigest()[:16]}.so"
 
@@ -177,7 +178,10 @@ def call(name: str, results: Any, *operands: jax.Array, **attributes: float) -> 
     suffix = _registered_suffix()
     assert suffix is not None, "is_enabled() was not asked"
     numbers = {key: np.asarray(value)[()] for key, value in attributes.items()}
-    return jax.ffi.ffi_call(_registered(name, suffix), results)(*operands, **numbers)
+    target = _registered(name, suffix)
+    # Mapped by `jax.vmap`, it is a loop.
+    function = jax.ffi.ffi_call(target, results, vmap_method="sequential")
+    return function(*operands, **numbers)
 
 
 def _load(path: pathlib.Path) -> ctypes.CDLL:

@@ -10,10 +10,7 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <condition_variable>
 #include <cstdlib>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,6 +18,7 @@
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
+#include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -158,38 +156,6 @@ class Workspace {
   void* data_ = nullptr;
   size_t size_ = 0;
 };
-
-// Runs tasks 0..count-1 on the threads of the pool and this one. This thread does not
-// wait for a task that no thread has begun, so calls inside the pool cannot deadlock.
-void ForEach(ffi::ThreadPool& pool, int64_t count,
-             const std::function<void(int64_t)>& task) {
-  struct Shared {
-    std::function<void(int64_t)> task;
-    int64_t count;
-    std::atomic<int64_t> next = 0, done = 0;
-    std::mutex mutex;
-    std::condition_variable all_done;
-
-    void Work() {
-      for (int64_t i; (i = next.fetch_add(1)) < count;) {
-        task(i);
-        if (done.fetch_add(1) + 1 == count) {
-          std::lock_guard lock(mutex);
-          all_done.notify_all();
-        }
-      }
-    }
-  };
-  auto shared = std::make_shared<Shared>();
-  shared->task = task;
-  shared->count = count;
-  for (int64_t i = 1; i < std::min<int64_t>(count, pool.num_threads()); ++i) {
-    pool.Schedule([shared] { shared->Work(); });
-  }
-  shared->Work();
-  std::unique_lock lock(shared->mutex);
-  shared->all_done.wait(lock, [&] { return shared->done.load() == count; });
-}
 
 Shape MakeShape(const Dims& x, const Dims& kernel, const Dims& y, int64_t stride,
                 int64_t padding, int64_t dilation, int64_t groups) {
