@@ -74,14 +74,16 @@ constexpr Activation kActivations[] = {
 
 // Inner loops -------------------------------------------------------------------------
 
-// All of them go over `rows` rows of `size` values, each with its channel's numbers.
+// All of them go over `rows` rows of `size` values, each with its channel's numbers. A
+// result may lie where an operand does: every value is read before it is written.
 
 // Adds up the values and their squares.
 template <typename T>
-JAXATTN_VECTORS void AddMoments(const T* x, int64_t rows, int64_t size,
-                                double* __restrict sum, double* __restrict square) {
+JAXATTN_VECTORS void AddMoments(const T* x, int64_t rows, int64_t size, double* sum,
+                                double* square) {
   int64_t row = 0;
   for (; row + 4 <= rows; row += 4, x += 4 * size) {
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
       const double a = Load(x[i]), b = Load(x[i + size]);
       const double c = Load(x[i + 2 * size]), d = Load(x[i + 3 * size]);
@@ -90,6 +92,7 @@ JAXATTN_VECTORS void AddMoments(const T* x, int64_t rows, int64_t size,
     }
   }
   for (; row < rows; ++row, x += size) {
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
       const double a = Load(x[i]);
       sum[i] += a;
@@ -98,14 +101,23 @@ JAXATTN_VECTORS void AddMoments(const T* x, int64_t rows, int64_t size,
   }
 }
 
+// What makes z of x, for each value of a row.
+struct Affine {
+  const float *shift, *factor, *offset;
+
+  float Centre(float x, int64_t i) const { return x - shift[i]; }
+  float Apply(float centred, int64_t i) const {
+    return centred * factor[i] + offset[i];
+  }
+};
+
 template <typename T, bool R>
-JAXATTN_VECTORS void Apply(Activation activation, const T* x, const T* residual,
-                           int64_t rows, int64_t size,
-                           const float* __restrict shift, const float* __restrict factor,
-                           const float* __restrict offset, T* __restrict y) {
+JAXATTN_VECTORS void Apply(Activation activation, Affine affine, const T* x,
+                           const T* residual, int64_t rows, int64_t size, T* y) {
   for (int64_t row = 0; row < rows; ++row, x += size, y += size) {
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
-      float z = (Load(x[i]) - shift[i]) * factor[i] + offset[i];
+      float z = affine.Apply(affine.Centre(Load(x[i]), i), i);
       if (R) z += Load(residual[i]);
       Store(activation(z), y[i]);
     }
@@ -115,15 +127,12 @@ JAXATTN_VECTORS void Apply(Activation activation, const T* x, const T* residual,
 
 // Adds up dz and dz * (x - shift), and writes dz, the gradient of the residual, if any.
 template <typename T, bool R>
-JAXATTN_VECTORS void AddGradients(Activation activation, const T* x, const T* residual,
-                                  const T* dy, int64_t rows, int64_t size,
-                                  const float* __restrict shift,
-                                  const float* __restrict factor,
-                                  const float* __restrict offset, T* __restrict dz,
-                                  double* __restrict sum, double* __restrict product) {
+JAXATTN_VECTORS void AddGradients(Activation activation, Affine affine, const T* x,
+                                  const T* residual, const T* dy, int64_t rows,
+                                  int64_t size, T* dz, double* sum, double* product) {
   const auto at = [&](int64_t i, int64_t j, float& total, float& products) {
-    const float centred = Load(x[j]) - shift[i];
-    float z = centred * factor[i] + offset[i];
+    const float centred = affine.Centre(Load(x[j]), i);
+    float z = affine.Apply(centred, i);
     if (R) z += Load(residual[j]);
     const float g = Load(dy[j]) * activation.Slope(z);
     if (R) Store(g, dz[j]);
@@ -131,44 +140,42 @@ JAXATTN_VECTORS void AddGradients(Activation activation, const T* x, const T* re
     products += g * centred;
   };
   int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) {
+  for (; row + 4 <= rows; row += 4, x += 4 * size, dy += 4 * size) {
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
       float total = 0, products = 0;
-      for (int64_t k = 0; k < 4; ++k) at(i, i + k * size, total, products);
+      at(i, i, total, products);
+      at(i, i + size, total, products);
+      at(i, i + 2 * size, total, products);
+      at(i, i + 3 * size, total, products);
       sum[i] += total;
       product[i] += products;
     }
-    x += 4 * size, dy += 4 * size;
     if (R) residual += 4 * size, dz += 4 * size;
   }
-  for (; row < rows; ++row) {
+  for (; row < rows; ++row, x += size, dy += size) {
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
       float total = 0, products = 0;
       at(i, i, total, products);
       sum[i] += total;
       product[i] += products;
     }
-    x += size, dy += size;
     if (R) residual += size, dz += size;
   }
 }
 
-// dx = factor * dz + slope * (x - shift) + constant, of dz or of dy.
+// dx = factor * dz + slope * (x - shift) + constant, of dy or, with no activation, dz.
 template <typename T>
-JAXATTN_VECTORS void ApplyGradient(Activation activation, const T* x, const T* dy,
-                                   int64_t rows, int64_t size,
-                                   const float* __restrict shift,
-                                   const float* __restrict factor,
-                                   const float* __restrict offset,
-                                   const float* __restrict slope,
-                                   const float* __restrict constant,
-                                   T* __restrict dx) {
+JAXATTN_VECTORS void ApplyGradient(Activation activation, Affine affine, const T* x,
+                                   const T* dy, int64_t rows, int64_t size,
+                                   const float* slope, const float* constant, T* dx) {
   for (int64_t row = 0; row < rows; ++row, x += size, dy += size, dx += size) {
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
-      const float centred = Load(x[i]) - shift[i];
-      const float z = centred * factor[i] + offset[i];
-      const float g = Load(dy[i]) * activation.Slope(z);
-      Store(factor[i] * g + (slope[i] * centred + constant[i]), dx[i]);
+      const float centred = affine.Centre(Load(x[i]), i);
+      const float g = Load(dy[i]) * activation.Slope(affine.Apply(centred, i));
+      Store(affine.factor[i] * g + (slope[i] * centred + constant[i]), dx[i]);
     }
   }
 }
@@ -242,21 +249,24 @@ struct Channels {
   double Factor(int64_t c) const { return scale[c] * InverseDeviation(c); }
 };
 
-// The numbers of a row with which x becomes z.
-struct Affine {
+// The memory of an `Affine`.
+struct AffineRow {
   std::vector<float> shift, factor, offset;
 
-  Affine(const Layout& layout, const Channels& channels)
+  AffineRow(const Layout& layout, const Channels& channels)
       : shift(layout.Repeated([&](int64_t c) { return channels.shift[c]; })),
         factor(layout.Repeated([&](int64_t c) { return channels.Factor(c); })),
         offset(layout.Repeated([&](int64_t c) {
           return channels.bias[c] - channels.mean[c] * channels.Factor(c);
         })) {}
+
+  Affine Get() const { return {shift.data(), factor.data(), offset.data()}; }
 };
 
 template <typename T, bool R>
 void Forward(const Layout& layout, ffi::ThreadPool& pool, Activation activation,
-             const T* x, const T* residual, const Channels& channels, T* y, float* shift, float* mean, float* var) {
+             const T* x, const T* residual, const Channels& channels, T* y,
+             float* shift, float* mean, float* var) {
   Sums sums(layout);
   layout.ForEachPart(pool, [&](int64_t part, int64_t at, int64_t rows, int64_t size) {
     AddMoments(x + at, rows, size, sums.First(part), sums.Second(part));
@@ -268,10 +278,10 @@ void Forward(const Layout& layout, ffi::ThreadPool& pool, Activation activation,
     mean[c] = exact - shift[c];
     var[c] = std::max(sums.second[c] / layout.positions - exact * exact, 0.0);
   }
-  const Affine row(layout, channels);
+  const AffineRow row(layout, channels);
   layout.ForEachPart(pool, [&](int64_t, int64_t at, int64_t rows, int64_t size) {
-    Apply<T, R>(activation, x + at, R ? residual + at : nullptr, rows, size, row.shift.data(),
-                   row.factor.data(), row.offset.data(), y + at);
+    Apply<T, R>(activation, row.Get(), x + at, R ? residual + at : nullptr, rows, size,
+                y + at);
   });
 }
 
@@ -286,14 +296,14 @@ struct Gradients {
 
 template <typename T, bool R>
 void Backward(const Layout& layout, ffi::ThreadPool& pool, Activation activation,
-              const T* x, const T* residual, const Channels& channels, const Gradients<T>& to) {
-  const Affine row(layout, channels);
+              const T* x, const T* residual, const Channels& channels,
+              const Gradients<T>& to) {
+  const AffineRow row(layout, channels);
   Sums sums(layout);
   layout.ForEachPart(pool, [&](int64_t part, int64_t at, int64_t rows, int64_t size) {
-    AddGradients<T, R>(activation, x + at, R ? residual + at : nullptr, to.dy + at, rows, size,
-                          row.shift.data(), row.factor.data(), row.offset.data(),
-                          R ? to.dresidual + at : nullptr, sums.First(part),
-                          sums.Second(part));
+    AddGradients<T, R>(activation, row.Get(), x + at, R ? residual + at : nullptr,
+                       to.dy + at, rows, size, R ? to.dresidual + at : nullptr,
+                       sums.First(part), sums.Second(part));
   });
   sums.Finish();
   std::vector<double> slope(layout.channels), constant(layout.channels);
@@ -314,9 +324,8 @@ void Backward(const Layout& layout, ffi::ThreadPool& pool, Activation activation
   const auto constants = layout.Repeated([&](int64_t c) { return constant[c]; });
   const T* dz = R ? to.dresidual : to.dy;
   layout.ForEachPart(pool, [&](int64_t, int64_t at, int64_t rows, int64_t size) {
-    ApplyGradient<T>(R ? kActivations[0] : activation, x + at, dz + at, rows, size, row.shift.data(),
-                                    row.factor.data(), row.offset.data(), slopes.data(),
-                                    constants.data(), to.dx + at);
+    ApplyGradient<T>(R ? kActivations[0] : activation, row.Get(), x + at, dz + at, rows,
+                     size, slopes.data(), constants.data(), to.dx + at);
   });
 }
 

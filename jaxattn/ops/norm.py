@@ -1,6 +1,7 @@
 """Batch normalisation as PyTorch computes it."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -222,18 +223,33 @@ def _gradient(
     x, scale, bias, *residual = operands
     _, *moments = outputs
     dy, _, dmean, dvar = cotangents  # of the shift there is none
-    is_sum = how.activation is None  # then the residual's gradient is dy
-    wanted = operands[:3] if is_sum else operands
-    results = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in wanted]
-    given = [x, scale, bias, *moments, dy, dmean, dvar, *([] if is_sum else residual)]
-    gradients = _call("jaxattn_norm_gradient", results, given, how)
-    return [*gradients, dy] if residual and is_sum else gradients
+    passed = []
+    if how.activation is None:  # then the residual's gradient is dy
+        residual, passed = [], [dy] * len(residual)
+    results = [
+        jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (x, scale, bias, *residual)
+    ]
+    given = [x, scale, bias, *moments, dy, dmean, dvar, *residual]
+    # The residual's gradient, or without one that of x, is written where dy is.
+    in_place = None if passed else {6: 3 if residual else 0}
+    gradients = _call("jaxattn_norm_gradient", results, given, how, in_place)
+    return [*gradients, *passed]
 
 
-def _call(name: str, results: Arrays, operands: Arrays, how: _How) -> Arrays:
-    activation = [*_ACTIVATIONS].index(how.activation)  # as norm.cc counts them
+def _call(
+    name: str,
+    results: Sequence[jax.ShapeDtypeStruct],
+    operands: Arrays,
+    how: _How,
+    in_place: Mapping[int, int] | None = None,
+) -> Arrays:
     return cpu_kernels.call(
-        name, results, *operands, epsilon=how.epsilon, activation=activation
+        name,
+        results,
+        *operands,
+        in_place=in_place,
+        epsilon=how.epsilon,
+        activation=[*_ACTIVATIONS].index(how.activation),  # as norm.cc counts them
     )
 
 
