@@ -23,7 +23,6 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.errors import require
-from jaxattn.ops.activations import relu
 from jaxattn.ops.conv import Conv, ConvKernel, conv2d
 from jaxattn.ops.init import torch_kernel
 from jaxattn.ops.inputs import as_feature_map
@@ -107,7 +106,9 @@ class PooledMLP(nn.Module):
         largest = max_along(x.reshape(N, H * W, 1, C), 1)
         # One batch of both: the bottleneck runs once.
         pooled = jnp.concatenate([mean, largest])
-        y = relu(Conv(self.hidden, 1, kernel_init=self.kernel_init, name="0")(pooled))
+        y = nn.relu(
+            Conv(self.hidden, 1, kernel_init=self.kernel_init, name="0")(pooled)
+        )
         y = Conv(C, 1, kernel_init=self.kernel_init, name="2")(y)
         return y.reshape(2, N, 1, 1, C)
 
@@ -266,7 +267,7 @@ class AttentionResidualBlock(nn.Module):
     def _close(self, y: jax.Array, x: jax.Array, train: bool) -> jax.Array:
         """Returns relu(shortcut(x) + y)."""
         if (self.stride, x.shape[-1]) == (1, self.features):
-            return relu(y + x)
+            return nn.relu(y + x)
         x = self._conv(1, self.stride, "shortcut.0")(x)
         norm = self._norm("shortcut.1")
         return norm(x, train=train, residual=y, activation="relu")

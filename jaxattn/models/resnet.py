@@ -30,7 +30,6 @@ from jaxattn.errors import choose
 from jaxattn.models.heads.classification import classify
 from jaxattn.models.slots import AttentionFactory, Slot, make_slot
 from jaxattn.models.stems import STEMS
-from jaxattn.ops.activations import relu
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.inputs import as_feature_map
@@ -92,7 +91,7 @@ class ResidualBlock(nn.Module):
         if not self.slot.is_at("after"):
             return norm(y, train=train, residual=shortcut, activation="relu")
         y = self.slot.attend(norm(y, train=train), "after", train=train)
-        return relu(y + shortcut)
+        return nn.relu(y + shortcut)
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if (self.stride, x.shape[-1]) == (1, self.features):

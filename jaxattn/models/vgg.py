@@ -27,7 +27,6 @@ import jax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from jaxattn.ops.activations import relu
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal, torch_kernel
@@ -83,7 +82,7 @@ class Convolutions(nn.Module):
                     norm = BatchNorm(axis_name=self.axis_name, name=str(place))
                     x = norm(x, train=train, activation="relu")
                 else:
-                    x = relu(x)
+                    x = nn.relu(x)
                 place += 2
         return x
 
@@ -120,7 +119,7 @@ class Classifier(nn.Module):
                 init["kernel_init"] = nn.initializers.normal(0.01)
                 init["bias_init"] = nn.initializers.zeros
             x = Linear(features, name=str(place), **init)(x)
-            x = x if i == 2 else relu(x)
+            x = x if i == 2 else nn.relu(x)
         return at_least_float32(x)
 
 

@@ -1,35 +1,39 @@
-"""The ReLU, in the memory that it needs on CPUs."""
+"""The ReLU, in one pass over memory and in place where `cpu_kernels.is_enabled`."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxattn.ops import cpu_kernels
+from jaxattn.ops.primitive import Arrays, make_operation
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """Returns max(x, 0).
+    """Returns max(x, 0), for the map that a convolution without bias has made.
 
-    The gradient of `jax.nn.relu` looks at `x`, which then stays in memory beside the
-    result where a C++ operation has made it and XLA cannot compute it again. Here it
-    looks at the result, which whatever comes next keeps anyway. For what
-    `BatchNorm` has made, its keyword `activation` is better.
+    XLA would keep the map beside the result, for the gradient, where it cannot compute
+    it again. After a `BatchNorm` its keyword `activation` is better; after other
+    operations of XLA's, with which it can be one, `jax.nn.relu`.
 
     Args:
         x: Array of any shape and float dtype.
     """
-    return _relu(x) if cpu_kernels.is_enabled() else nn.relu(x)
+    is_fast = x.dtype in (jnp.float32, jnp.bfloat16) and cpu_kernels.is_enabled()
+    return _relu(x, None)[0] if is_fast else nn.relu(x)
 
 
-@jax.custom_jvp
-def _relu(x: jax.Array) -> jax.Array:
-    return jnp.maximum(x, 0)
+def _value(x: jax.Array, _: None) -> Arrays:
+    return _call("jaxattn_relu", x)
 
 
-@_relu.defjvp
-def _(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    # Behind a barrier, or XLA would compute the result again, from `x`.
-    y = jax.lax.optimization_barrier(_relu(*primals))
-    return y, jnp.where(y > 0, *tangents, 0)
+def _gradient(operands: Arrays, outputs: Arrays, cotangents: Arrays, _: None) -> Arrays:
+    del operands
+    return _call("jaxattn_relu_gradient", *cotangents, *outputs)
+
+
+def _call(name: str, *operands: jax.Array) -> Arrays:
+    results = [jax.ShapeDtypeStruct(operands[0].shape, operands[0].dtype)]
+    return cpu_kernels.call(name, results, *operands, in_place={0: 0})
+
+
+_relu = make_operation(lambda x, _: (nn.relu(x),), _value, _gradient)

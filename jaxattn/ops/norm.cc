@@ -11,7 +11,6 @@
 // of 1000 deviations, too.
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -19,38 +18,12 @@
 #include <vector>
 
 #include "parallel.h"
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
-// A function for each kind of vectors, chosen when the library is loaded: different
-// machines may read it from one disk.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
-#if __GNUC__ >= 12
-#define JAXATTN_VECTORS \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define JAXATTN_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#else
-#define JAXATTN_VECTORS
-#endif
-
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float Load(float v) { return v; }
-inline float Load(BFloat16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
-
-inline void Store(float v, float& to) { to = v; }
-inline void Store(float v, BFloat16& to) {
-  const uint32_t bits = std::bit_cast<uint32_t>(v);
-  const uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // ties to even
-  to.bits = v != v ? 0x7fc0 : nearest;
-}
 
 // An activation: values are clipped to [lower, upper], and of a gradient the share `edge`
 // comes back where one is at a bound. What is not a number stays so.
