@@ -235,7 +235,7 @@ def test_relus_gradient_needs_its_input_no_more():
         compiled = jax.jit(jax.grad(loss)).lower(kernel).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert memory(relu) < memory(jax.nn.relu) - 2 * x.nbytes
+    assert memory(relu) <= memory(jax.nn.relu) - 2 * x.nbytes
 
 
 def test_batch_norm_stores_the_unbiased_variance():

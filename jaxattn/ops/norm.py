@@ -14,7 +14,7 @@ from jaxattn.ops import cpu_kernels
 from jaxattn.ops.inputs import at_least_float32, computation_dtype
 from jaxattn.ops.primitive import Arrays, make_operation
 
-_ACTIVATIONS = {None: lambda y: y, "relu": nn.relu, "relu6": nn.relu6}
+_ACTIVATIONS = {"relu": nn.relu, "relu6": nn.relu6}
 
 
 class BatchNorm(nn.Module):
@@ -71,7 +71,7 @@ class BatchNorm(nn.Module):
             fits = residual.shape == x.shape
             require("residual", residual.shape, fits, f"the shape {x.shape} of x")
         if activation is not None:
-            choose("activation", activation, [*_ACTIVATIONS][1:])
+            choose("activation", activation, _ACTIVATIONS)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -158,7 +158,7 @@ def _apply(
     y = x * _per_channel(factor, x) + _per_channel(offset, x)
     y = y.astype(how.dtype)
     y = y if residual is None else y + residual
-    return _ACTIVATIONS[how.activation](y)
+    return y if how.activation is None else _ACTIVATIONS[how.activation](y)
 
 
 def _shift(x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -249,7 +249,8 @@ def _call(
         *operands,
         in_place=in_place,
         epsilon=how.epsilon,
-        activation=[*_ACTIVATIONS].index(how.activation),  # as norm.cc counts them
+        # As norm.cc counts them.
+        activation=[None, *_ACTIVATIONS].index(how.activation),
     )
 
 
