@@ -82,9 +82,9 @@ class BatchNorm(nn.Module):
         how = _How(self.epsilon, activation, jnp.dtype(dtype), axis_name)
         operands = [x, scale, bias] + ([] if residual is None else [residual])
         if not train:
-            shift, var = running_mean.value, running_var.value
-            moments = shift, jnp.zeros_like(shift), var
-            return _apply(*operands, moments=moments, how=how)
+            mean, var = running_mean.value, running_var.value
+            operands[0] = _centred(x, mean)
+            return _apply(*operands, mean=jnp.zeros_like(mean), var=var, how=how)
         count = _count(x, axis_name)
         fast = _is_fast(x, residual, how)
         y, shift, mean, var = (_by_kernels if fast else _in_training)(*operands, how)
@@ -131,11 +131,16 @@ def _in_training(
     The mean is what the shift leaves of it.
     """
     *residual, how = rest
-    wide = at_least_float32(x)
-    shift = _shift(wide, how.axis_name)
-    mean, var = _moments(wide - _per_channel(shift, wide), how.axis_name)
-    y = _apply(x, scale, bias, *residual, moments=(shift, mean, var), how=how)
+    shift = _shift(at_least_float32(x), how.axis_name)
+    x = _centred(x, shift)
+    mean, var = _moments(x, how.axis_name)
+    y = _apply(x, scale, bias, *residual, mean=mean, var=var, how=how)
     return y, shift, mean, var
+
+
+def _centred(x: jax.Array, shift: jax.Array) -> jax.Array:
+    x = at_least_float32(x)
+    return x - _per_channel(shift, x)
 
 
 def _apply(
@@ -144,13 +149,11 @@ def _apply(
     bias: jax.Array,
     residual: jax.Array | None = None,
     *,
-    moments: tuple[jax.Array, jax.Array, jax.Array],
+    mean: jax.Array,
+    var: jax.Array,
     how: _How,
 ) -> jax.Array:
-    """Normalises by shift, mean and variance, and does what follows."""
-    shift, mean, var = moments
-    x = at_least_float32(x)
-    x = x - _per_channel(shift, x)
+    """Normalises `x`, of this mean and variance, and does what follows."""
     # A factor and an offset for each channel: their gradients take two sums over
     # `x`, those of `(x - mean) * factor` a third.
     factor = scale * jax.lax.rsqrt(var + how.epsilon)
