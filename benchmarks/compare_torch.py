@@ -4,9 +4,9 @@
     python benchmarks/compare_torch.py --device gpu --models canet sccnet34
 
 Each row trains one network: ours, and `pytorch/`'s eager (on a CPU), in
-channels_last and compiled, in turn (`timing.py`). The ratio is ours over the fastest of
-PyTorch's. On a GPU both compute in bfloat16, PyTorch by autocast. Needs
-`pip install -e '.[torch]'`.
+channels_last and compiled, in turn (`timing.py`). On a CPU both compute in float32 and
+in bfloat16, on a GPU in bfloat16 alone, PyTorch by autocast. The ratio is our fastest
+over PyTorch's fastest, in whichever dtype each is. Needs `pip install -e '.[torch]'`.
 """
 # pyright: reportMissingImports=false
 
@@ -27,7 +27,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks import timing
 from benchmarks.steps import Work, make_jax_side, make_run, make_torch_side
+from jaxattn.ops.conv import conv2d
 
+_BFLOAT16 = "+bfloat16"  # of a side's name
 _CIFAR = {"stem": "cifar"}
 _ROWS = {
     "cpu": (
@@ -49,8 +51,15 @@ _ROWS = {
         Work("resnet50", 224, 128, 1000),
     ),
 }
+# In the work's dtype or, with "+bfloat16", in that one, as is one of ours then.
 _VARIANTS = {
-    "cpu": ("eager", "channels_last", "channels_last+compile"),
+    "cpu": (
+        "eager",
+        "channels_last",
+        "channels_last+compile",
+        "channels_last+bfloat16",
+        "channels_last+compile+bfloat16",
+    ),
     "gpu": ("channels_last", "channels_last+compile"),
 }
 
@@ -124,25 +133,35 @@ def compare(
         seconds: Of a block.
         variants: Of PyTorch; the device's by default.
     """
-    sides = {"jaxattn": functools.partial(make_jax_side, work)} | {
-        variant: functools.partial(make_torch_side, work, variant)
-        for variant in (_VARIANTS[work.device] if variants is None else variants)
-    }
+    variants = _VARIANTS[work.device] if variants is None else variants
+    sides: dict[str, Any] = {"jaxattn": functools.partial(make_jax_side, work)}
+    for name in variants:
+        done, variant = _in_dtype(work, name), name.removesuffix(_BFLOAT16)
+        if variant != name:
+            sides["jaxattn" + _BFLOAT16] = functools.partial(make_jax_side, done)
+        sides[name] = functools.partial(make_torch_side, done, variant)
     timings = timing.time_in_turn(sides, blocks=blocks, seconds=seconds)
-    ours = timing.median(timings["jaxattn"])
-    peers = {name: t for name, t in timings.items() if name != "jaxattn"}
-    peer = timing.fastest(peers)
-    macs, traffic = _work_per_image(work)
+    own, peer = timing.fastest_sides(timings)
+    own = own or "jaxattn"
+    speed, done = timing.median(timings[own]), _in_dtype(work, own)
+    macs, traffic = _work_per_image(done)
+    flops = limits["flops" if done == work else "flops_bfloat16"]
     return {
         "work": dataclasses.asdict(work),
         "timings": timings,
         "fastest_peer": peer,
-        "ratio": ours / timing.median(peers[peer]) if peer else math.nan,
+        "ratio": speed / timing.median(timings[peer]) if peer else math.nan,
         # A training step is three forward passes, of two operations a MAC.
-        "share_of_flops": ours * macs * 6 / limits["flops"],
-        "share_of_bandwidth": ours * traffic / limits["bytes_per_s"],
+        "share_of_flops": speed * macs * 6 / flops,
+        "share_of_bandwidth": speed * traffic / limits["bytes_per_s"],
         "limits": limits,
     }
+
+
+def _in_dtype(work: Work, side: str) -> Work:
+    """Returns the work of a side, by its name."""
+    is_half = side.endswith(_BFLOAT16)
+    return dataclasses.replace(work, dtype="bfloat16") if is_half else work
 
 
 def _work_per_image(work: Work) -> tuple[int, float]:
@@ -157,55 +176,76 @@ def _work_per_image(work: Work) -> tuple[int, float]:
 
 
 def measure_limits(device: str) -> dict[str, float]:
-    """Returns what the machine reaches: FLOP/s of a product, bytes/s of a copy."""
-    sides = {
-        name: functools.partial(_make_limit, name, device)
-        for name in ("flops", "bytes_per_s")
-    }
+    """Returns what the machine reaches: FLOP/s of a product, bytes/s of a copy.
+
+    The product is in the dtype of the rows; on a CPU another is in bfloat16.
+    """
+    names = ("flops", "bytes_per_s") + ("flops_bfloat16",) * (device == "cpu")
+    sides = {name: functools.partial(_make_limit, name, device) for name in names}
     timings = timing.time_in_turn(sides, blocks=3, seconds=1.0)
     return {name: max(t["items_per_s"]) for name, t in timings.items()}
 
 
 def _make_limit(name: str, device: str) -> timing.Side:
     """Returns many products, or many negations in place, of a matrix in one call."""
-    n, repeats, dtype = (
-        (8192, 50, jnp.bfloat16) if device == "gpu" else (2048, 5, jnp.float32)
-    )
-    a, b = (jnp.eye(n, dtype=dtype) for _ in range(2))
+    n, repeats = (8192, 50) if device == "gpu" else (2048, 5)
+    is_half = device == "gpu" or name == "flops_bfloat16"
+    a, b = (jnp.eye(n, dtype=jnp.bfloat16 if is_half else jnp.float32) for _ in "ab")
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        if name == "flops":
+            return a @ b
+        # As networks compute it on a CPU.
+        return conv2d(a[:, None, None], b[None, None])[:, 0, 0]
 
     @jax.jit
     def repeat(a: jax.Array, b: jax.Array) -> jax.Array:
-        once = (lambda _, b: a @ b) if name == "flops" else (lambda _, b: -b)
+        def once(_: int, b: jax.Array) -> jax.Array:
+            return -b if name == "bytes_per_s" else product(a, b)
+
         return jax.lax.fori_loop(0, repeats, once, b)
 
     def call() -> None:
         repeat(a, b).block_until_ready()
 
-    items = 2 * n**3 if name == "flops" else 2 * a.nbytes
+    items = 2 * a.nbytes if name == "bytes_per_s" else 2 * n**3
     return timing.Side(call, repeats * items)
 
 
 def format_table(results: dict[str, Any]) -> str:
     """Returns the rows as a Markdown table, images per second."""
     lines = [
-        "| network | pixels, batch | jaxattn | PyTorch, its fastest | ratio"
-        " | compiled in | memory | of a matmul's FLOP/s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | pixels, batch | jaxattn, its fastest | PyTorch, its fastest"
+        " | ratio | in float32 | compiled in | memory | of a matmul's FLOP/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + [_format_row(row) for row in results["rows"]])
 
 
 def _format_row(row: dict[str, Any]) -> str:
-    work, timings, peer = row["work"], row["timings"], row["fastest_peer"]
-    sides = [timings["jaxattn"], timings.get(peer, {"error": "none ran"})]
+    work, timings = row["work"], row["timings"]
+    own, peer = timing.fastest_sides(timings)
+    sides = [timings.get(name, {"error": "none ran"}) for name in (own, peer)]
+    suffix = " bfloat16" if own and own.endswith(_BFLOAT16) else ""
+    peer = peer and peer.replace(_BFLOAT16, " bfloat16")
     speeds = [f"{timing.median(t):,.3g} ({timing.spread(t)})" for t in sides]
     first = " / ".join(f"{t.get('first_call_s', math.nan):.0f} s" for t in sides)
     memory = " / ".join(f"{t.get('peak_bytes', 0) / 1e9:.1f} GB" for t in sides)
     return (
         f"| `{work['model']}` | {work['image_size']}, {work['batch_size']} |"
-        f" {speeds[0]} | {speeds[1]} {peer} | **{row['ratio']:.2f}** | {first} |"
-        f" {memory} | {row['share_of_flops']:.0%} |"
+        f" {speeds[0]}{suffix} | {speeds[1]} {peer} | **{row['ratio']:.2f}** |"
+        f" {_ratio_in_float32(row)} | {first} | {memory} |"
+        f" {row['share_of_flops']:.0%} |"
     )
+
+
+def _ratio_in_float32(row: dict[str, Any]) -> str:
+    """Returns the ratio of the fastest sides in float32; nothing where none is."""
+    timings = {n: t for n, t in row["timings"].items() if not n.endswith(_BFLOAT16)}
+    own, peer = timing.fastest_sides(timings)
+    if row["work"]["dtype"] != "float32" or own is None or peer is None:
+        return ""
+    return f"{timing.median(timings[own]) / timing.median(timings[peer]):.2f}"
 
 
 def _parse() -> argparse.Namespace:

@@ -192,8 +192,10 @@ def format_speed(results: Mapping[str, Any]) -> str:
     rows = []
     for row in results["rows"]:
         work, timings = row["work"], row["timings"]
-        sides = [timings["jaxattn"], timings[row["fastest_peer"]]]
-        ours, theirs = (f"{timing.median(side):,.3g}" for side in sides)
+        ours, theirs = (
+            f"{timing.median(timings[name]):,.3g}"
+            for name in timing.fastest_sides(timings)
+        )
         shape = f"{work['image_size']}, {work['batch_size']}"
         rows.append([f"`{work['model']}`", shape, ours, theirs, f"{row['ratio']:.2f}"])
     return compare.markdown_table(columns, rows)

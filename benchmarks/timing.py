@@ -200,6 +200,16 @@ def fastest(timings: Mapping[str, Mapping[str, Any]]) -> str | None:
     return max(medians, key=lambda name: medians[name], default=None)
 
 
+def fastest_sides(timings: Timings) -> tuple[str | None, str | None]:
+    """Returns the names of our fastest side, and of the others' fastest.
+
+    Args:
+        timings: By name; those of our sides begin with "jaxattn".
+    """
+    own = {name: t for name, t in timings.items() if name.startswith("jaxattn")}
+    return fastest(own), fastest({n: t for n, t in timings.items() if n not in own})
+
+
 def environment(device: str) -> dict[str, Any]:
     """Returns what a figure was measured with: hardware and versions.
 

@@ -10,6 +10,9 @@ are multiplied. The network sees 32 x 32 pixels, so the maps are coarse.
 
 import argparse
 
+from jaxattn.viz import make_attend  # imports Matplotlib whatever MPLBACKEND names
+
+# isort: split
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -18,7 +21,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxattn.training import load_trained
-from jaxattn.viz import make_attend
 
 _SIDE_PX = 420
 _HEAT = "turbo"

@@ -110,7 +110,10 @@ _OS_ADVICE = {
     errno.EROFS: _RIGHTS,
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
-_MEMORY = "out of memory{}: end other programs, or use a smaller batch_size"
+_MEMORY = (
+    "out of memory{}: end other programs, or use a smaller batch_size or"
+    " data.image_size"
+)
 # What XLA says of a device or a process that is gone. Its other errors are bugs.
 _LOST = re.compile(
     r"Gloo|NCCL|CUDA_ERROR|heartbeat|coordination|^(UNAVAILABLE|ABORTED|DATA_LOSS)"
@@ -146,7 +149,7 @@ def describe_fault(error: BaseException) -> str | None:
     if isinstance(error, MachineError):
         return str(error)
     if isinstance(error, MemoryError):
-        return _MEMORY.format("")
+        return _MEMORY.format(f" ({_first_line(error)})" if str(error) else "")
     if isinstance(error, OSError):
         what = error.strerror or _first_line(error)
         where = "" if error.filename is None else f"{error.filename}: "

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -85,13 +86,27 @@ def hardware(platform_name: str) -> str:
 
 def describe_cpu() -> str:
     """Returns the number of cores, the processor, and its widest vectors if known."""
-    model, flags = platform.machine(), ""
+    model = _cpu_fields().get("model name", platform.machine())
+    widest = next((f" ({f})" for f in ("avx512f", "avx2") if has_cpu_flag(f)), "")
+    return f"{os.cpu_count()} x {model}{widest}"
+
+
+@functools.cache
+def has_cpu_flag(flag: str) -> bool:
+    """Whether the processor has instructions, as far as can be told.
+
+    Args:
+        flag: Their name in Linux's /proc/cpuinfo.
+    """
+    return flag in _cpu_fields().get("flags", "").split()
+
+
+def _cpu_fields() -> dict[str, str]:
+    """Returns what Linux says of a processor, elsewhere nothing."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         fields = dict(line.split(":", 1) for line in file if ":" in line)
-        stripped = {key.strip(): value.strip() for key, value in fields.items()}
-        model, flags = stripped.get("model name", model), stripped.get("flags", "")
-    widest = next((f" ({f})" for f in ("avx512f", "avx2") if f in flags.split()), "")
-    return f"{os.cpu_count()} x {model}{widest}"
+        return {key.strip(): value.strip() for key, value in fields.items()}
+    return {}
 
 
 def cache_folder() -> pathlib.Path:

@@ -183,6 +183,7 @@ def canet():
     return module, variables, x, make_attend(module)(variables, x)
 
 
+@pytest.mark.full
 def test_looking_changes_no_numbers(canet):
     module, variables, x, attention = canet
     expected = nn.softmax(jax.jit(module.apply)(variables, x))

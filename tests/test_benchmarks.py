@@ -93,7 +93,12 @@ def test_failing_side_is_reported_and_the_others_are_timed(tmp_path):
 
 def speed_row(**changes):
     row = {
-        "work": {"model": "canet", "image_size": 32, "batch_size": 64},
+        "work": {
+            "model": "canet",
+            "image_size": 32,
+            "batch_size": 64,
+            "dtype": "float32",
+        },
         "timings": {"jaxattn": TIMED, "compile": SLOWER, "eager": FAILED},
         "fastest_peer": "compile",
         "ratio": 2.0,
@@ -107,8 +112,49 @@ def test_table_shows_medians_with_their_spread():
     *_, line = compare_torch.format_table({"rows": [speed_row()]}).splitlines()
     assert line == (
         "| `canet` | 32, 64 | 100 (90 to 130) | 50 (40 to 60) compile | **2.00** |"
-        " 5 s / 3 s | 2.0 GB / 1.0 GB | 12% |"
+        " 2.00 | 5 s / 3 s | 2.0 GB / 1.0 GB | 12% |"
     )
+
+
+def test_table_compares_the_fastest_of_any_dtype_and_those_in_float32():
+    timings = {
+        "jaxattn": SLOWER,
+        "jaxattn+bfloat16": TIMED,
+        "eager": FAILED,
+        "compile": {**SLOWER, "items_per_s": [40.0]},
+        "compile+bfloat16": {**SLOWER, "items_per_s": [80.0]},
+    }
+    row = speed_row(timings=timings, ratio=1.25)
+    *_, line = compare_torch.format_table({"rows": [row]}).splitlines()
+    assert "| 100 (90 to 130) bfloat16 | 80 (80 to 80) compile bfloat16 |" in line
+    assert "| **1.25** | 1.25 |" in line
+    row["work"]["dtype"] = "bfloat16"
+    *_, line = compare_torch.format_table({"rows": [row]}).splitlines()
+    assert "| **1.25** |  |" in line
+
+
+def test_sides_in_bfloat16_are_compared_on_a_cpu(monkeypatch):
+    """The ratio is of the fastest two; its limit is a product in the same dtype."""
+    made = {}
+
+    def time_in_turn(sides, **_):
+        made.update(sides)
+        return {
+            name: {**TIMED, "items_per_s": [2.0 if "bfloat16" in name else 1.0]}
+            for name in sides
+        }
+
+    monkeypatch.setattr(timing, "time_in_turn", time_in_turn)
+    monkeypatch.setattr(compare_torch, "_work_per_image", lambda _: (1, 1.0))
+    work = next(work for work in compare_torch.rows("cpu") if work.model == "canet")
+    limits = {"flops": 1.0, "flops_bfloat16": 4.0, "bytes_per_s": 1.0}
+    row = compare_torch.compare(work, limits, blocks=1, seconds=0.0)
+    assert row["fastest_peer"] == "channels_last+bfloat16"
+    assert (row["ratio"], row["share_of_flops"]) == (1.0, 2.0 * 6 / 4.0)
+    for name, side in made.items():
+        dtype = "bfloat16" if "bfloat16" in name else "float32"
+        assert side.args[0].dtype == dtype, name
+    assert made["channels_last+compile+bfloat16"].args[1] == "channels_last+compile"
 
 
 def test_table_says_that_no_peer_ran():

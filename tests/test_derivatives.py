@@ -19,13 +19,14 @@ from jaxattn.ops import BatchNorm, conv2d, max_pool
 # Arrays of more values than this, of VGG-11's classifier, are constants.
 MOST = 3_000_000
 OWN = {"SCC": {"kernel_size": 5, "mask_prob": 0.1}}
-NETWORKS = ("canet_tiny",)  # the others take minutes
+# A network compiled in seconds, with everything that a network has.
+SMALL = {"efficient_resnet": {"base_width": 2}}
 
 
 def everything(*kept):
-    """Blocks of the default tier, or of full; networks of full, or slow."""
-    cases = full_but([*BLOCKS, *NETWORKS], *kept)
-    others = [name for name in list_models() if name not in NETWORKS]
+    """Blocks of the default tier, or of full, as is a small network; others of slow."""
+    cases = full_but([*BLOCKS, *SMALL], *kept)
+    others = [name for name in list_models() if name not in SMALL]
     return [*cases, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 
@@ -343,7 +344,7 @@ def toy(name):
         kwargs = KEYWORDS.get(name, {}) | OWN.get(name, {})
         module = getattr(jaxattn.attention, name)(**kwargs)
         return module, rng.normal(size=(3, 6, 6, 8))
-    kwargs = {}
+    kwargs = dict(SMALL.get(name, {}))
     if "stem" in model_keywords(name):
         kwargs["stem"] = "cifar"
     if "dropout_rate" in model_keywords(name):

@@ -285,7 +285,10 @@ ENTRIES = {
 }
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+# vgg11's state takes 0.5 GB.
+@pytest.mark.parametrize(
+    "name", full_but(TORCHVISION, *(TORCHVISION.keys() - {"vgg11"}))
+)
 def test_state_dict_has_the_published_names_and_shapes(name):
     model = create_model(name)
     zeros = lambda leaf: np.broadcast_to(np.float32(0), leaf.shape)  # noqa: E731

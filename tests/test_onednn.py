@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 import smoke
 import test_attention as goldens
+from tiers import full_but
 
 from jaxattn import create_model
 from jaxattn.cli import main
@@ -52,7 +53,7 @@ WINDOWS = {
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", full_but([1, 5], 5))
 @pytest.mark.parametrize("window", WINDOWS)
 def test_values_and_gradients_are_xlas(window, batch):
     size, *window = WINDOWS[window]
@@ -70,6 +71,99 @@ def test_values_and_gradients_are_xlas(window, batch):
     chex.assert_trees_all_close(
         gradients(onednn.conv2d), gradients(lax_conv), atol=3e-4
     )
+
+
+# Of bfloat16 also those that are matrix products: narrow maps, large kernels.
+PRODUCTS = {
+    "narrow": ((2, 4, 3, 40, 136), (3, 1, 1, 1, 1)),
+    "narrow dilated": ((2, 4, 4, 40, 136), (5, 1, 4, 2, 1)),
+    "narrow stride 2": ((2, 8, 7, 40, 136), (3, 2, 1, 1, 1)),
+    "one position": ((3, 1, 1, 136, 40), (3, 1, 1, 1, 1)),
+    "large 1x1": ((2, 2, 3, 264, 1000), (1, 1, 0, 1, 1)),
+    "large stride 2": ((2, 5, 6, 264, 136), (3, 2, 1, 1, 1)),
+}
+IN_BFLOAT16 = {
+    **{name: ((3, 13, 12, 6, 12), window) for name, window in WINDOWS.items()},
+    **PRODUCTS,
+}
+has_bfloat16 = pytest.mark.skipif(
+    not onednn.has_bfloat16(), reason="the processor has no bfloat16"
+)
+
+
+def bfloat16(seed, *shape):
+    return normal(seed, *shape).astype(jnp.bfloat16)
+
+
+def assert_rounded(actual, exact):
+    """One rounding of a float32 sum, whose own error is relative to what it adds up."""
+    assert actual.dtype == jnp.bfloat16
+    atol = 1e-5 * float(jnp.max(jnp.abs(exact)))
+    chex.assert_trees_all_close(
+        actual.astype(jnp.float32), exact, rtol=jnp.finfo(jnp.bfloat16).eps, atol=atol
+    )
+
+
+@has_bfloat16
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("name", IN_BFLOAT16)
+def test_bfloat16_is_float32_rounded_once(name):
+    (N, H, W, C, O), (size, *window) = IN_BFLOAT16[name]  # noqa: E741
+    x, kernel = bfloat16(0, N, H, W, C), bfloat16(1, size, size, C // window[-1], O)
+    own = lambda x, kernel: onednn.conv2d(x, kernel, *window)  # noqa: E731
+    plain = lambda x, kernel: lax_conv(x, kernel, *window)  # noqa: E731
+
+    def both(f, *operands):
+        y, gradients = jax.vjp(f, *operands)
+        g = bfloat16(2, *y.shape).astype(y.dtype)
+        return (y, *gradients(g))
+
+    actual = jax.jit(functools.partial(both, own))(x, kernel)
+    wide = (v.astype(jnp.float32) for v in (x, kernel))
+    for a, exact in zip(actual, both(plain, *wide), strict=True):
+        assert_rounded(a, exact)
+
+
+@has_bfloat16
+@pytest.mark.usefixtures("library")
+def test_bfloat16_can_be_mapped_and_derived_again():
+    x, kernels = bfloat16(0, 2, 6, 5, 4), bfloat16(1, 3, 3, 3, 4, 8)
+    own = lambda kernel: onednn.conv2d(x, kernel, 1, 1, 1, 1)  # noqa: E731
+    mapped = jax.jit(jax.vmap(own))(kernels)
+    chex.assert_trees_all_equal(mapped, jnp.stack([own(k) for k in kernels]))
+
+    def norm_of_gradient(kernel):
+        gradient = jax.grad(lambda k: jnp.sum(own(k).astype(jnp.float32) ** 2))(kernel)
+        return jnp.sum(gradient.astype(jnp.float32) ** 2)
+
+    second = jax.grad(norm_of_gradient)(kernels[0])
+    assert second.dtype == jnp.bfloat16
+    assert bool(jnp.all(jnp.isfinite(second)))
+
+
+@has_bfloat16
+@pytest.mark.usefixtures("enabled")
+def test_learning_in_bfloat16_is_that_in_float32():
+    """Of a kernel from what another one makes, in float32 parameters."""
+    x, wanted = normal(0, 16, 8, 8, 4), normal(1, 3, 3, 4, 4) / 6
+    y = conv.conv2d(x, wanted, padding=1)
+
+    def losses(dtype):
+        def loss(kernel):
+            own = conv.conv2d(x.astype(dtype), kernel.astype(dtype), padding=1)
+            return jnp.mean(jnp.square(own.astype(jnp.float32) - y))
+
+        def step(kernel, _):
+            value, gradient = jax.value_and_grad(loss)(kernel)
+            assert gradient.dtype == jnp.float32
+            return kernel - 0.8 * gradient, value
+
+        return jax.jit(lambda k: jax.lax.scan(step, k, length=30)[1])(wanted * 0)
+
+    wide, half = losses(jnp.float32), losses(jnp.bfloat16)
+    assert wide[-1] < 0.01 * wide[0]
+    # Of the values that rounding has moved by 2 ** -9 of their size.
+    chex.assert_trees_all_close(half, wide, rtol=0.02, atol=1e-4)
 
 
 @pytest.mark.usefixtures("library")
@@ -113,10 +207,34 @@ def test_other_dtypes_and_several_devices_do_not(monkeypatch):
     assert jax.device_count() == 8
     assert "onednn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    half = x.astype(jnp.float16), kernel.astype(jnp.float16)
     assert "onednn_conv" not in str(jax.make_jaxpr(plain)(*half))
     with cpu_kernels.disabled():
         assert "onednn_conv" not in str(jax.make_jaxpr(plain)(x, kernel))
+
+
+@pytest.mark.usefixtures("enabled")
+@pytest.mark.parametrize("able", [False, True])
+def test_bfloat16_is_onednns_where_the_processor_has_it(able, monkeypatch):
+    monkeypatch.setattr(onednn, "has_bfloat16", lambda: able)
+    operands = bfloat16(0, 2, 8, 8, 4), bfloat16(1, 3, 3, 4, 4)
+    text = str(jax.make_jaxpr(functools.partial(conv.conv2d, padding=1))(*operands))
+    assert ("onednn_conv" in text) == able
+    assert conv.is_fast_in_loops(jnp.bfloat16) == able
+    assert conv.is_faster_in_bfloat16() == able
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_the_faster_dtype_is_chosen_and_recorded(able, monkeypatch):
+    monkeypatch.setattr("jaxattn.training.run.is_faster_in_bfloat16", lambda: able)
+    config = smoke.get_config()
+    assert not build(config, devices=smoke.one_device()).notes
+    config.dtype = "auto"
+    run = build(config, devices=smoke.one_device())
+    dtype = "bfloat16" if able else "float32"
+    assert run.record["dtype"] == run.options.dtype == dtype
+    assert jnp.dtype(run.model.dtype) == dtype
+    assert run.notes == [f"dtype: {dtype}, the faster one here (dtype=auto)"]
 
 
 @pytest.mark.full

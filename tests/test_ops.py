@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxattn.ops import conv
 from jaxattn.ops.activations import relu
 from jaxattn.ops.conv import conv2d
+from jaxattn.ops.gates import sigmoid
 from jaxattn.ops.group_norm import GroupNorm
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool, max_along, max_pool
@@ -130,6 +131,42 @@ def test_max_gives_its_gradient_to_the_first_winner():
     x = jnp.array([[1.0, 3.0, 3.0], [2.0, 0.0, 2.0]])
     gradient = jax.grad(lambda x: jnp.sum(max_along(x, -1)))(x)
     chex.assert_trees_all_equal(gradient, jnp.array([[0.0, 1, 0], [1, 0, 0]]))
+
+
+def test_sigmoid_of_bfloat16_is_float32s_rounded_once():
+    x = (4 * normal(0, 500)).astype(jnp.bfloat16)
+    wide, eps = x.astype(jnp.float32), float(jnp.finfo(jnp.bfloat16).eps)
+    slope = jax.vmap(jax.grad(sigmoid))
+    for f in (sigmoid, slope, jax.vmap(jax.grad(jax.grad(sigmoid)))):
+        actual, exact = f(x), f(wide)
+        assert actual.dtype == jnp.bfloat16
+        # Of derivatives what is rounded is the value of which they are made.
+        atol = 0 if f is sigmoid else eps
+        chex.assert_trees_all_close(
+            actual.astype(jnp.float32), exact, rtol=eps / 2, atol=atol
+        )
+    chex.assert_trees_all_equal(sigmoid(wide), nn.sigmoid(wide))
+
+
+@pytest.mark.usefixtures("enabled")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_max_by_our_operation_has_the_same_winners(dtype):
+    # Whole numbers, for equals within a row; enough rows for several threads.
+    x = jnp.round(2 * normal(0, 9, 33, 40, 17)).astype(dtype)
+    x = x.at[0, 0, 0, 5:].set(jnp.nan).at[0, 0, 1].set(-jnp.inf)
+
+    def winners(x):
+        _, pull = jax.vjp(lambda x: max_along(x, -1), x)
+        return pull(jnp.ones((*x.shape[:-1], 1), dtype))[0]
+
+    text = jax.jit(winners).lower(x).as_text()
+    assert "jaxattn_first_maximum" in text
+    expected = jnp.argmax(x, -1)
+    actual = jax.jit(winners)(x)
+    chex.assert_trees_all_equal(jnp.argmax(actual, -1), expected)
+    chex.assert_trees_all_equal(jnp.sum(actual, -1), jnp.ones(expected.shape, dtype))
+    mapped = jax.jit(jax.vmap(winners))(x[:2])
+    chex.assert_trees_all_equal(mapped, actual[:2])
 
 
 def test_max_gradient_under_jit_is_eagers():

@@ -88,9 +88,10 @@ def named_run(other_run, tmp_path):
     ("names", "data", "is_kept"),
     [
         ("01234", "digits", True),  # the same names
-        ("abcde", "synthetic", True),  # of the same data, here without names
+        pytest.param("abcde", "synthetic", True, marks=pytest.mark.full),  # same data
         ("abcde", "imagefolder", False),
-        ("01234", None, True),  # imported weights, of which nobody knows
+        # Imported weights, of which nobody knows.
+        pytest.param("01234", None, True, marks=pytest.mark.full),
     ],
 )
 def test_as_many_other_classes_get_a_new_head(named_run, names, data, is_kept):

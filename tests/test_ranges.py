@@ -68,7 +68,7 @@ TAKEN = {
     "data.split_seed": FROM_0,
     "data.max_train_examples": FROM_1,
     "data.max_eval_examples": FROM_1,
-    "data.image_size": FROM_1,
+    "data.image_size": (1,),
     "data.resize_px": (10**6,),
     "data.crop_scale": ((0.5, 0.5),),
     "data.crop_ratio": ((0.5, 0.5), (1, 2)),
@@ -275,3 +275,14 @@ def test_a_network_of_wrong_values_is_refused_by_name(name, keywords):
 def test_a_python_call_with_a_wrong_type_names_the_argument(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["synthetic", "digits"])
+def test_more_than_memory_holds_is_a_line(name, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    data = [f"--config.data.name={name}", f"--config.data.image_size={10**6}"]
+    assert main(["train", "--config=quickstart", *data, f"--workdir={workdir}"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "out of memory" in line
+    assert "smaller batch_size or data.image_size" in line
+    assert not workdir.exists()

@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 import smoke
 from test_loop import last_state, rows_of, start, start_several, train, wait_for_step
-from tiers import full_but
 
 from jaxattn.errors import DivergedError, InterruptedRun, MachineError, UserError
 from jaxattn.training import loop, steps
@@ -98,6 +97,7 @@ def test_finished_run_without_checkpoints_does_not_begin_anew(workdir):
     assert (workdir / "metrics.jsonl").stat().st_size
 
 
+@pytest.mark.full
 def test_damaged_newest_checkpoint_costs_an_epoch_and_no_bit(workdir, finished, caplog):
     expected = last_state(config(num_epochs=2), finished)
     damage(workdir, 12)
@@ -443,7 +443,8 @@ def test_skipped_step_changes_nothing_but_its_number():
 # Numbers and traces
 
 
-@pytest.mark.parametrize("variant", full_but(["small", "canet"], "small"))
+@pytest.mark.full
+@pytest.mark.parametrize("variant", ["small", "canet"])
 def test_losses_of_twenty_steps_are_the_stored_ones(variant):
     """A change of a loss, an initialisation or an order of draws shows here.
 

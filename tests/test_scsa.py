@@ -47,8 +47,9 @@ NAMES = [
     "inverted_residual_scsa_e1",
     "inverted_residual_scsa_s2",
 ]
-# A block of each kind, and each of the attention's own ways.
-SMALL = [name for name in NAMES if name.startswith("scsa_")] + [
+# A block of each kind, and the attention's own ways to pool and to normalise.
+SMALL = [
+    "scsa_17x20_w7", "scsa_maxpool", "scsa_recombination_w2", "scsa_softmax",
     "basic_block_scsa", "bottleneck_scsa_train", "inverted_residual_scsa_e1",
 ]  # fmt: skip
 TRAINING = [name for name in NAMES if name.endswith("_train")]

@@ -727,6 +727,7 @@ def test_half_of_a_tfds_data_set_is_passed_over_without_a_word(tmp_path, caplog)
     assert caplog.text == ""
 
 
+@pytest.mark.full
 def test_tfds_validation_is_held_out_by_class(shades_dir):
     data = load_data("tfds:shades", path=str(shades_dir), val_fraction=0.2)
     np.testing.assert_array_equal(np.bincount(labels_of(data.val)), [2, 2])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import full_but
 
 from jaxattn import create_model, from_torch, to_torch
 from jaxattn.models.torch_layouts import torchvision_names
@@ -50,7 +51,11 @@ def mmpretrain_name(name, is_mobile, is_attended):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50_scsa", "mobilenet_v2", "mobilenet_v2_scsa"]
+    "name",
+    full_but(
+        ["resnet18", "resnet50_scsa", "mobilenet_v2", "mobilenet_v2_scsa"],
+        "mobilenet_v2_scsa",
+    ),
 )
 def test_published_layout_is_read(name):
     module, x, state = random_state(name)

@@ -25,6 +25,7 @@ from jaxattn.attention.cbam import SpatialAttention
 from jaxattn.errors import require
 from jaxattn.ops.activations import relu
 from jaxattn.ops.conv import Conv, ConvKernel
+from jaxattn.ops.gates import sigmoid
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 
@@ -110,7 +111,7 @@ class UnitTransform(nn.Module):
         wanted = f"at least 1; half of the {x.shape[-1]} channels unless given"
         require("hidden", self.hidden, self.hidden >= 1, wanted)
         y = relu(Conv(self.hidden, 1, name="0")(x))
-        return nn.sigmoid(Conv(x.shape[-1], 1, name="2")(y))
+        return sigmoid(Conv(x.shape[-1], 1, name="2")(y))
 
 
 class CompetitiveAttention(nn.Module):

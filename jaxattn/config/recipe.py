@@ -18,7 +18,7 @@ _DEFAULTS: dict[str, Any] = {
     "num_epochs": int,  # passes over the training split
     "batch_size": int,  # images of the global batch; divisible by the devices
     "task": "classification",  # what is learnt
-    "dtype": "float32",  # computation: float32, or bfloat16 for GPU and TPU
+    "dtype": "float32",  # computation: float32, bfloat16, or auto: the faster one
     "data_parallel": "jit",  # jit (over a mesh) or pmap
     "steps_per_dispatch": int,  # steps per device call; None: 1 to 25
     "accumulate_steps": int,  # micro-batches of a step; None: 1

@@ -24,6 +24,7 @@ from jaxattn.errors import choose, require
 
 # Those of ImageNet recipes.
 _IMAGE_SIZE_PX, _RESIZE_PX = 224, 256
+_MAX_IMAGE_SIZE_PX = 10_000  # an image of more than 0.3 GB fills the memory
 
 # Attempts of torchvision's `RandomResizedCrop`.
 _MAX_ATTEMPTS = 10
@@ -79,7 +80,8 @@ class Crops:
 
     def __post_init__(self) -> None:
         size, resized = self.image_size, self.resize_px
-        require("data.image_size", size, size >= 1, "at least 1")
+        fits = 1 <= size <= _MAX_IMAGE_SIZE_PX
+        require("data.image_size", size, fits, f"from 1 to {_MAX_IMAGE_SIZE_PX:,}")
         require(
             "data.resize_px",
             resized,

@@ -6,7 +6,6 @@ even size by 0 and 1).
 """
 
 import functools
-import pathlib
 from collections.abc import Iterable
 
 import flax.linen as nn
@@ -16,7 +15,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.errors import require
-from jaxattn.ops import cpu_kernels, onednn
+from jaxattn.host import has_cpu_flag
+from jaxattn.ops import onednn
 from jaxattn.ops.init import torch_bias, torch_kernel
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.primitive import Window, make_convolution
@@ -45,7 +45,7 @@ def conv2d(
         `[N, H', W', O]`.
     """
     # It refuses what has no values.
-    if x.dtype == jnp.float32 and 0 not in x.shape and cpu_kernels.is_enabled():
+    if 0 not in x.shape and onednn.is_used(x.dtype):
         return onednn.conv2d(x, kernel, stride, padding, dilation, groups)
     size = kernel.shape[:2]
     if (groups, dilation) == (1, 1):
@@ -81,7 +81,12 @@ def is_fast_in_loops(dtype: DTypeLike) -> bool:
     """
     if jax.default_backend() != "cpu":
         return True
-    return dtype == jnp.float32 and cpu_kernels.is_enabled()
+    return onednn.is_used(dtype)
+
+
+def is_faster_in_bfloat16() -> bool:
+    """Whether networks train faster in bfloat16 than in float32 on the devices."""
+    return jax.default_backend() != "cpu" or onednn.is_used(jnp.bfloat16)
 
 
 def _patch_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -188,11 +193,9 @@ def _plain_kernel_gradient(
 _conv = make_convolution("conv", _output, _input_gradient, _kernel_gradient)
 
 
-@functools.cache
 def _has_avx512() -> bool:
     """Whether this CPU's vectors have 512 bits, as far as can be told."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    return cpuinfo.exists() and " avx512f " in cpuinfo.read_text()
+    return has_cpu_flag("avx512f")
 
 
 def _row_kernel_gradient(x: jax.Array, g: jax.Array, K: int) -> jax.Array:

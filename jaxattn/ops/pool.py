@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxattn.ops import cpu_kernels
 from jaxattn.ops.primitive import make_operation
 
 
@@ -39,10 +40,20 @@ def _max_along_jvp(
     axis: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (x,), (x_dot,) = primals, tangents
-    winner = jnp.argmax(x, axis, keepdims=True)
+    winner = _first_maximum(x, axis)
     chosen = jax.lax.broadcasted_iota(winner.dtype, x.shape, axis % x.ndim) == winner
     x_dot = jnp.where(chosen, x_dot, 0)
     return max_along(x, axis), jnp.sum(x_dot, axis, keepdims=True)
+
+
+def _first_maximum(x: jax.Array, axis: int) -> jax.Array:
+    """Returns where the maximum of `x` along an axis is, int32; the axis has size 1."""
+    is_last = axis % x.ndim == x.ndim - 1 and x.size > 0
+    if is_last and x.dtype in (jnp.float32, jnp.bfloat16) and cpu_kernels.is_enabled():
+        result = jax.ShapeDtypeStruct(x.shape[:-1], jnp.int32)
+        x = jax.lax.stop_gradient(x)  # the call has no derivative
+        return cpu_kernels.call("jaxattn_first_maximum", result, x)[..., None]
+    return jnp.argmax(x, axis, keepdims=True)
 
 
 def max_pool(x: jax.Array, size: int, *, stride: int, padding: int) -> jax.Array:

@@ -26,7 +26,9 @@ class Options:
         num_epochs: Passes over the training split.
         batch_size: Images of the global batch, divisible by the devices.
         task: What is learnt, one of `jaxattn.tasks.registry`.
-        dtype: Computation dtype, "float32" or "bfloat16".
+        dtype: Computation dtype, "float32", "bfloat16", or "auto": bfloat16 on devices
+            that are faster in it, which a CPU is with oneDNN's convolutions and
+            instructions for bfloat16.
         data_parallel: "jit" (a mesh) or "pmap".
         steps_per_dispatch: Train steps per call of the device; by default 25, on a CPU
             4 if convolutions are oneDNN's and 1 if they are not.
@@ -75,7 +77,7 @@ class Options:
         require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
         if self.init_from is not None:
             local_path(self.init_from, "init_from")
-        choose("dtype", self.dtype, DTYPES)
+        choose("dtype", self.dtype, (*DTYPES, "auto"))
         choose("trainable", self.trainable, _TRAINABLE)
 
 

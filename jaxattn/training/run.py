@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
-from jaxattn.ops.conv import is_fast_in_loops
+from jaxattn.ops.conv import is_fast_in_loops, is_faster_in_bfloat16
 from jaxattn.tasks.registry import make_task
 from jaxattn.tasks.task import Task, refuse_transforms, require_task
 from jaxattn.training import optim, own_objects
@@ -70,6 +70,7 @@ class Run:
     create_state: Callable[..., TrainState]
     pretrained: Pretrained | None
     trainable: Collection[TreePath] | None
+    notes: Sequence[str]  # on what was chosen for the user
 
     @property
     def record(self) -> dict[str, Any]:
@@ -199,6 +200,12 @@ def build(
     if task is not None:
         require_task(task)
     options = bind(Options, values, "config")()
+    notes = []
+    if options.dtype == "auto":
+        # A run stays with what it has begun with, so that is what it records.
+        values["dtype"] = fast = "bfloat16" if is_faster_in_bfloat16() else "float32"
+        options = dataclasses.replace(options, dtype=fast)
+        notes.append(f"dtype: {fast}, the faster one here (dtype=auto)")
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
     parts = _bind_parts(sections)
@@ -258,6 +265,7 @@ def build(
         ),
         pretrained=Pretrained(origin, model, data) if origin else None,
         trainable=head_paths(model, shape) if is_head else None,
+        notes=notes,
         **parts,
     )
     _check_run(run)

@@ -25,14 +25,11 @@ def load_digits(name: str, *, image_size: int = 32) -> Data:
     bunch: Any = datasets.load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
 
-    def resize(image: np.ndarray) -> np.ndarray:
-        size = (image_size, image_size)
-        return np.asarray(
-            Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-        )
-
-    images = np.stack([resize(image) for image in grey])
-    images = np.repeat(images[..., None], 3, axis=-1)
+    size = (image_size, image_size)
+    images = np.empty((len(grey), *size, 3), np.uint8)  # fails at once if too large
+    for image, digit in zip(images, grey, strict=True):
+        resized = Image.fromarray(digit).resize(size, Image.Resampling.BILINEAR)
+        image[:] = np.asarray(resized)[..., None]
     digits = labelled(images, bunch.target.astype(np.int32))
     # The test set is part of the data set's definition, so its seed is constant.
     train, test = stratified_split(digits.labels, 0.2, seed=0)
