@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -124,7 +124,7 @@ def _count(x: jax.Array, axis_name: str | None) -> int:
 
 
 def _in_training(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *rest: jax.Array | _How
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *rest: Any
 ) -> tuple[jax.Array, ...]:
     """Returns the result, and shift, mean and variance `[C]` of the batch.
 
@@ -213,7 +213,7 @@ def _is_fast(x: jax.Array, residual: jax.Array | None, how: _How) -> bool:
     )
 
 
-def _value(x: jax.Array, scale: jax.Array, bias: jax.Array, *rest: jax.Array) -> Arrays:
+def _value(x: jax.Array, scale: jax.Array, bias: jax.Array, *rest: Any) -> Arrays:
     *residual, how = rest
     channel = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype), channel, channel, channel]

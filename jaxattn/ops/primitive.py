@@ -346,7 +346,7 @@ def _linear_jvp(
         ]
         terms.append(jax.jvp(of_operands, (*operands,), dots)[1])
     if not terms:
-        return results, [ad.Zero.from_primal_value(v) for v in results]
+        return results, [jnp.zeros_like(v) for v in results]
     return results, [sum(dots[1:], dots[0]) for dots in zip(*terms, strict=True)]
 
 
