@@ -14,7 +14,7 @@ from tiers import full_but
 import jaxattn.attention
 from jaxattn import create_model, list_models
 from jaxattn.models.registry import model_keywords
-from jaxattn.ops import conv2d, max_pool
+from jaxattn.ops import BatchNorm, conv2d, max_pool
 
 # Arrays of more values than this, of VGG-11's classifier, are constants.
 MOST = 3_000_000
@@ -172,6 +172,61 @@ def test_max_pools_derivatives_are_central_differences(name):
         assert_near(derivatives(loss, at, v), central_differences(loss, at, v), 1e-6)
 
 
+def normalisation(residual):
+    """A batch normalisation with what follows it, in training, and operands."""
+    rng, shape = np.random.default_rng(0), (3, 5, 4, 6)
+    at = {
+        "x": rng.normal(2, 3, shape),
+        "scale": rng.normal(1, 0.3, 6),
+        "bias": rng.normal(1, 0.3, 6),
+    }
+    if residual:
+        at["residual"] = rng.normal(size=shape)
+
+    def norm(at, activation):
+        stats = {"mean": jnp.zeros(6), "var": jnp.ones(6)}
+        return BatchNorm().apply(
+            {"params": {k: at[k] for k in ("scale", "bias")}, "batch_stats": stats},
+            at["x"],
+            train=True,
+            residual=at.get("residual"),
+            activation=activation,
+            mutable=["batch_stats"],
+        )
+
+    return norm, at
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "residual"), [(None, False), ("relu", True), ("relu6", True)]
+)
+def test_normalisations_derivatives_are_central_differences(
+    activation, residual, kernels, request
+):
+    """Those of the running statistics among them."""
+    if kernels:
+        request.getfixturevalue("enabled")
+    norm, at = normalisation(residual)
+
+    def loss(at):
+        y, stats = norm(at, activation)
+        return jnp.mean(jnp.sin(y)) + sum(
+            jnp.mean(jnp.sin(v)) for v in jax.tree.leaves(stats)
+        )
+
+    v = random_like(at, 1)
+    with jax.enable_x64(True):
+        expected = central_differences(loss, at, v)
+    if not kernels:
+        with jax.enable_x64(True):
+            assert_near(derivatives(loss, at, v), expected, 1e-6)
+        return
+    at, v = jax.tree.map(np.float32, (at, v))
+    assert "jaxattn_norm_gradient" in jax.jit(jax.grad(loss)).lower(at).as_text()
+    assert_near(derivatives(loss, at, v), expected, 1e-4)
+
+
 # Mapped -----------------------------------------------------------------------------
 
 
@@ -210,13 +265,45 @@ def test_jacobians_of_both_modes_are_equal(kernels, request):
     conv, at = convolution("3x3")
     x, kernel = np.float32(at["x"]), np.float32(at["kernel"])
 
+    variables = BatchNorm().init(jax.random.key(0), jnp.ones((1, 4)), train=False)
+
     def f(x):
-        y = conv(jnp.sin(x), kernel)
+        y, _ = BatchNorm().apply(
+            variables,
+            conv(jnp.sin(x), kernel),
+            train=True,
+            activation="relu",
+            mutable=["batch_stats"],
+        )
         return max_pool(y, 3, stride=2, padding=1).mean((1, 2))
 
     forward, reverse = (jax.jit(mode(f))(x) for mode in (jax.jacfwd, jax.jacrev))
     assert np.abs(reverse).max() > 0
-    chex.assert_trees_all_close(forward, reverse, atol=1e-6)
+    chex.assert_trees_all_close(forward, reverse, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_mapped_normalisations_are_those_one_by_one(kernels, request):
+    """Results and gradients, of mapped maps and of mapped scales."""
+    if kernels:
+        request.getfixturevalue("enabled")
+    norm, at = normalisation(residual=True)
+    twice = lambda v: np.float32([v, 2 * v])  # noqa: E731
+    mapped = {key: twice(at[key]) for key in ("x", "scale")}
+    fixed = {key: np.float32(at[key]) for key in ("bias", "residual")}
+
+    def all_of_it(mapped):
+        f = lambda at: norm(at, "relu")[0]  # noqa: E731
+        y, pullback = jax.vjp(f, mapped | fixed)
+        tangents = jax.tree.map(jnp.ones_like, mapped | fixed)
+        return y, pullback(jnp.sin(y)), jax.jvp(f, (mapped | fixed,), (tangents,))[1]
+
+    pick = lambda i, tree: jax.tree.map(lambda v: v[i], tree)  # noqa: E731
+    actual = jax.jit(jax.vmap(all_of_it))(mapped)
+    for i in (0, 1):
+        chex.assert_trees_all_close(
+            pick(i, actual), all_of_it(pick(i, mapped)), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["conv", "SCC"])

@@ -9,6 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxattn.ops import conv
+from jaxattn.ops.activations import relu
+from jaxattn.ops.conv import conv2d
 from jaxattn.ops.gates import sigmoid
 from jaxattn.ops.group_norm import GroupNorm
 from jaxattn.ops.norm import BatchNorm
@@ -245,6 +247,34 @@ def test_adaptive_pooling_has_torchs_windows(size):
     np.testing.assert_allclose(adaptive_avg_pool(x, 2), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+def test_relu_and_its_gradient_are_jaxs(kernels, request):
+    if kernels:
+        request.getfixturevalue("enabled")
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.inf, jnp.nan])
+    actual, expected = (
+        jax.vjp(jax.jit(f), x)[1](2 * jnp.ones(6))[0] for f in (relu, jax.nn.relu)
+    )
+    chex.assert_trees_all_equal((relu(x), actual), (jax.nn.relu(x), expected))
+
+
+@pytest.mark.usefixtures("enabled")
+def test_relus_gradient_needs_its_input_no_more():
+    x, kernel = jnp.ones((4, 32, 32, 8)), jnp.ones((3, 3, 8, 8))
+
+    def memory(activation):
+        def loss(kernel):
+            y = x
+            for _ in range(4):
+                y = activation(conv2d(y, kernel, padding=1))
+            return jnp.sum(y)
+
+        compiled = jax.jit(jax.grad(loss)).lower(kernel).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(relu) <= memory(jax.nn.relu) - 2 * x.nbytes
+
+
 def test_batch_norm_stores_the_unbiased_variance():
     x = normal(0, 4, 3, 3, 2) * 3 + 1
     norm = BatchNorm()
@@ -325,12 +355,15 @@ BATCH_NORM_WAYS = {
     "jit": (None, lambda step, x, g: jax.jit(step)(x, g)),
     "mesh": (None, over_mesh),
     "pmap": ("data", over_pmap),
+    "kernels": (None, lambda step, x, g: jax.jit(step)(x, g)),
 }
 
 
 @pytest.mark.parametrize("mean", [0, 10, 100, 1000, "spot"])
 @pytest.mark.parametrize("way", BATCH_NORM_WAYS)
-def test_batch_norm_is_exact_far_from_0(way, mean):
+def test_batch_norm_is_exact_far_from_0(way, mean, request):
+    if way == "kernels":
+        request.getfixturevalue("enabled")
     axis_name, run = BATCH_NORM_WAYS[way]
     norm, x = BatchNorm(axis_name=axis_name), far_from_0(mean)
     g = np.asarray(normal(1, *x.shape))

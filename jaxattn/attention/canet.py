@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from jaxattn.attention.cbam import SpatialAttention
 from jaxattn.errors import require
+from jaxattn.ops.activations import relu
 from jaxattn.ops.conv import Conv, ConvKernel
 from jaxattn.ops.gates import sigmoid
 from jaxattn.ops.inputs import as_feature_map
@@ -109,7 +110,7 @@ class UnitTransform(nn.Module):
         """Returns the gate of `x` `[N, H, W, C]`, same shape and dtype."""
         wanted = f"at least 1; half of the {x.shape[-1]} channels unless given"
         require("hidden", self.hidden, self.hidden >= 1, wanted)
-        y = nn.relu(Conv(self.hidden, 1, name="0")(x))
+        y = relu(Conv(self.hidden, 1, name="0")(x))
         return sigmoid(Conv(x.shape[-1], 1, name="2")(y))
 
 
@@ -209,14 +210,14 @@ class AttResBlock(nn.Module):
         self.sow("intermediates", "spatial_unit_gate", u1)
         self.sow("intermediates", "channel_unit_gate", u2)
         out = u1 * out1 + u2 * out2 + self._shortcut(x, train)
-        return nn.relu(self._norm("bn3")(out, train=train))
+        return self._norm("bn3")(out, train=train, activation="relu")
 
     def _branch(
         self, x: jax.Array, conv1: str, conv2: str, norm: str, train: bool
     ) -> jax.Array:
-        y = nn.relu(Conv(self.features, 3, padding=1, name=conv1)(x))
+        y = relu(Conv(self.features, 3, padding=1, name=conv1)(x))
         y = Conv(self.features, 3, stride=self.stride, padding=1, name=conv2)(y)
-        return nn.relu(self._norm(norm)(y, train=train))
+        return self._norm(norm)(y, train=train, activation="relu")
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.downsample:

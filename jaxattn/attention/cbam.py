@@ -250,7 +250,7 @@ class AttentionResidualBlock(nn.Module):
         """
         x = as_feature_map(self, x)
         y = self._conv(3, self.stride, "conv1")(x)
-        y = nn.relu(self._norm("bn1")(y, train=train))
+        y = self._norm("bn1")(y, train=train, activation="relu")
         y = self._conv(3, 1, "conv2")(y)
         y = self._norm("bn2")(y, train=train)
         hidden, init = reference_hidden(self.features), self.kernel_init
@@ -262,13 +262,15 @@ class AttentionResidualBlock(nn.Module):
             size = self.spatial_kernel_size
             gate = SpatialAttention(size, kernel_init=init, name="spatial_attention")
             y = gate(y, train=train)
-        return nn.relu(y + self._shortcut(x, train))
+        return self._close(y, x, train)
 
-    def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
+    def _close(self, y: jax.Array, x: jax.Array, train: bool) -> jax.Array:
+        """Returns relu(shortcut(x) + y)."""
         if (self.stride, x.shape[-1]) == (1, self.features):
-            return x
-        y = self._conv(1, self.stride, "shortcut.0")(x)
-        return self._norm("shortcut.1")(y, train=train)
+            return nn.relu(y + x)
+        x = self._conv(1, self.stride, "shortcut.0")(x)
+        norm = self._norm("shortcut.1")
+        return norm(x, train=train, residual=y, activation="relu")
 
     def _conv(self, kernel_size: int, stride: int, name: str) -> Conv:
         return Conv(

@@ -83,7 +83,9 @@ class EnhancedEfficientResNet(nn.Module):
         y = Conv(
             features, size, padding=size // 2, kernel_init=kaiming_normal, name=conv
         )(x)
-        return nn.relu(BatchNorm(axis_name=self.axis_name, name=norm)(y, train=train))
+        return BatchNorm(axis_name=self.axis_name, name=norm)(
+            y, train=train, activation="relu"
+        )
 
 
 class EfficientResNet(nn.Module):
@@ -117,7 +119,8 @@ class EfficientResNet(nn.Module):
         """
         x = as_feature_map(self, x)
         x = Conv(self.base_width, 3, padding=1, name="conv1")(x)
-        x = nn.relu(BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train))
+        norm = BatchNorm(axis_name=self.axis_name, name="bn1")
+        x = norm(x, train=train, activation="relu")
 
         def block(features: int, stride: int, name: str) -> nn.Module:
             return ChannelAttentionBlock(

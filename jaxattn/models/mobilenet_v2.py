@@ -87,7 +87,7 @@ class ConvNorm(nn.Module):
             name="0",
         )
         norm = BatchNorm(axis_name=self.axis_name, name="1")
-        return nn.relu6(norm(conv(x), train=train))
+        return norm(conv(x), train=train, activation="relu6")
 
 
 class InvertedResidual(nn.Module):
@@ -135,11 +135,12 @@ class InvertedResidual(nn.Module):
         project = Conv(
             self.features, 1, kernel_init=kaiming_normal, name=f"conv.{i + 1}"
         )
-        y = BatchNorm(axis_name=axis_name, name=f"conv.{i + 2}")(
-            project(y), train=train
-        )
-        y = self.slot.attend(y, "after", train=train)
-        return y + x if (self.stride, y.shape[-1]) == (1, x.shape[-1]) else y
+        norm = BatchNorm(axis_name=axis_name, name=f"conv.{i + 2}")
+        residual = x if (self.stride, self.features) == (1, x.shape[-1]) else None
+        if not self.slot.is_at("after"):
+            return norm(project(y), train=train, residual=residual)
+        y = self.slot.attend(norm(project(y), train=train), "after", train=train)
+        return y if residual is None else y + residual
 
 
 class MobileNetV2(nn.Module):

@@ -80,17 +80,24 @@ class ResidualBlock(nn.Module):
         )
         return conv(x)
 
-    def _norm(
-        self, x: jax.Array, name: str, train: bool, zero_init: bool = False
-    ) -> jax.Array:
+    def _norm(self, name: str, zero_init: bool = False) -> BatchNorm:
         norm = ZeroBatchNorm if zero_init else BatchNorm
-        return norm(axis_name=self.axis_name, name=name)(x, train=train)
+        return norm(axis_name=self.axis_name, name=name)
+
+    def _close(self, y: jax.Array, name: str, x: jax.Array, train: bool) -> jax.Array:
+        """Returns relu(norm(y) + shortcut(x)), attention in between if it is there."""
+        shortcut = self._shortcut(x, train)
+        norm = self._norm(name, self.slot.zero_init)
+        if not self.slot.is_at("after"):
+            return norm(y, train=train, residual=shortcut, activation="relu")
+        y = self.slot.attend(norm(y, train=train), "after", train=train)
+        return nn.relu(y + shortcut)
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if (self.stride, x.shape[-1]) == (1, self.features):
             return x
         y = self._conv(x, self.features, 1, self.stride, "downsample.0")
-        return self._norm(y, "downsample.1", train)
+        return self._norm("downsample.1")(y, train=train)
 
 
 class BasicBlock(ResidualBlock):
@@ -111,12 +118,10 @@ class BasicBlock(ResidualBlock):
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
         """
         y = self._conv(x, self.features, 3, self.stride, "conv1")
-        y = nn.relu(self._norm(y, "bn1", train))
+        y = self._norm("bn1")(y, train=train, activation="relu")
         y = self.slot.attend(y, "inside", train=train)
         y = self._conv(y, self.features, 3, 1, "conv2")
-        y = self._norm(y, "bn2", train, self.slot.zero_init)
-        y = self.slot.attend(y, "after", train=train)
-        return nn.relu(y + self._shortcut(x, train))
+        return self._close(y, "bn2", x, train)
 
 
 class Bottleneck(ResidualBlock):
@@ -141,14 +146,12 @@ class Bottleneck(ResidualBlock):
         """
         width = self.features // 4
         y = self._conv(x, width, 1, 1, "conv1")
-        y = nn.relu(self._norm(y, "bn1", train))
+        y = self._norm("bn1")(y, train=train, activation="relu")
         y = self._conv(y, width, 3, self.stride, "conv2")
-        y = nn.relu(self._norm(y, "bn2", train))
+        y = self._norm("bn2")(y, train=train, activation="relu")
         y = self.slot.attend(y, "inside", train=train)
         y = self._conv(y, self.features, 1, 1, "conv3")
-        y = self._norm(y, "bn3", train, self.slot.zero_init)
-        y = self.slot.attend(y, "after", train=train)
-        return nn.relu(y + self._shortcut(x, train))
+        return self._close(y, "bn3", x, train)
 
 
 class ResNet(nn.Module):
@@ -224,8 +227,8 @@ class ResNet(nn.Module):
         conv = Conv(
             self.widths[0], size, stride, size // 2, kernel_init=init, name="conv1"
         )
-        x = BatchNorm(axis_name=self.axis_name, name="bn1")(conv(x), train=train)
-        x = nn.relu(x)
+        norm = BatchNorm(axis_name=self.axis_name, name="bn1")
+        x = norm(conv(x), train=train, activation="relu")
         return max_pool(x, 3, stride=2, padding=1) if pools else x
 
     def _stages(self, x: jax.Array, slot: Slot, train: bool) -> tuple[jax.Array, ...]:

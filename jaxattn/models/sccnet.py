@@ -78,7 +78,7 @@ class SCCBlock(nn.Module):
         y = self._scc(3, self.stride, "conv1")(x, train=train)
         y = self._norm("bn1")(y, train=train)
         y = self._scc(3, 1, "conv2")(y, train=train)
-        return self._norm("bn2")(y, train=train) + shortcut
+        return self._norm("bn2")(y, train=train, residual=shortcut)
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if (self.stride, x.shape[-1]) == (1, self.features):

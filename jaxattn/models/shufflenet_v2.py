@@ -64,18 +64,19 @@ class Branch(nn.Module):
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
         """
 
-        def norm(x: jax.Array, place: int) -> jax.Array:
-            return BatchNorm(axis_name=self.axis_name, name=str(place))(x, train=train)
+        def norm(x: jax.Array, place: int, activation: str | None = None) -> jax.Array:
+            module = BatchNorm(axis_name=self.axis_name, name=str(place))
+            return module(x, train=train, activation=activation)
 
         place = 0  # in torch's `Sequential`, where a ReLU counts
         if self.expands:
-            x = nn.relu(norm(Conv(self.features, 1, name="0")(x), 1))
+            x = norm(Conv(self.features, 1, name="0")(x), 1, "relu")
             place = 3
         C = x.shape[-1]
         depthwise = Conv(C, 3, self.stride, padding=1, groups=C, name=str(place))
         x = norm(depthwise(x), place + 1)
         x = Conv(self.features, 1, name=str(place + 2))(x)
-        return nn.relu(norm(x, place + 3))
+        return norm(x, place + 3, "relu")
 
 
 class ShuffleUnit(nn.Module):
@@ -177,4 +178,4 @@ class ShuffleNetV2(nn.Module):
     ) -> jax.Array:
         conv = Conv(features, size, stride, padding=size // 2, name=f"{name}.0")
         norm = BatchNorm(axis_name=self.axis_name, name=f"{name}.1")
-        return nn.relu(norm(conv(x), train=train))
+        return norm(conv(x), train=train, activation="relu")

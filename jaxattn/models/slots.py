@@ -62,6 +62,10 @@ class Slot:
     def __post_init__(self) -> None:
         choose("place", self.place, PLACES)
 
+    def is_at(self, place: str) -> bool:
+        """Whether there is a module at a place, one of `PLACES`."""
+        return self.factory is not None and place == self.place
+
     def attend(self, x: jax.Array, place: str, *, train: bool) -> jax.Array:
         """Applies the module, named `attn`; call it in a block's `__call__`.
 
@@ -73,7 +77,7 @@ class Slot:
         Returns:
             What the module makes of the map, or the map where its place is another.
         """
-        if self.factory is None or place != self.place:
+        if self.factory is None or not self.is_at(place):
             return x
         return self.factory(name="attn")(x, train=train)
 

@@ -80,8 +80,9 @@ class Convolutions(nn.Module):
                 if self.batch_norm:
                     place += 1
                     norm = BatchNorm(axis_name=self.axis_name, name=str(place))
-                    x = norm(x, train=train)
-                x = nn.relu(x)
+                    x = norm(x, train=train, activation="relu")
+                else:
+                    x = nn.relu(x)
                 place += 2
         return x
 

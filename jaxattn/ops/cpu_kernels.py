@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -405,13 +405,21 @@ def _registered(name: str, suffix: str) -> str:
     return target
 
 
-def call(name: str, results: Any, *operands: jax.Array, **attributes: float) -> Any:
+def call(
+    name: str,
+    results: Any,
+    *operands: jax.Array,
+    in_place: Mapping[int, int] | None = None,
+    **attributes: float,
+) -> Any:
     """Calls a function of the library, where `is_enabled`.
 
     Args:
         name: Of its symbol.
         results: `jax.ShapeDtypeStruct` of the result, or a sequence of them.
         *operands: Its arrays, in row-major order.
+        in_place: Which operands are overwritten by which results, by their numbers; XLA
+            copies those that are needed again.
         **attributes: Its numbers: int64, or float64 where a float is given.
     """
     suffix = _registered_suffix()
@@ -419,7 +427,12 @@ def call(name: str, results: Any, *operands: jax.Array, **attributes: float) -> 
     numbers = {key: np.asarray(value)[()] for key, value in attributes.items()}
     target = _registered(name, suffix)
     # Mapped by `jax.vmap`, it is a loop.
-    function = jax.ffi.ffi_call(target, results, vmap_method="sequential")
+    function = jax.ffi.ffi_call(
+        target,
+        results,
+        vmap_method="sequential",
+        input_output_aliases=None if in_place is None else dict(in_place),
+    )
     return function(*operands, **numbers)
 
 

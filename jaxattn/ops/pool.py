@@ -2,13 +2,13 @@
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxattn.ops import cpu_kernels
-from jaxattn.ops.primitive import make_choice
+from jaxattn.ops.primitive import make_operation
 
 
 class Window(NamedTuple):
@@ -73,21 +73,7 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int) -> jax.Array
     """
     if stride == size and padding == 0:
         return _max_of_patches(x, size)
-    return _max_of_windows(x, Window(size, stride, padding))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max_of_windows(x: jax.Array, window: Window) -> jax.Array:
-    """Maxima of windows that may overlap, with a fast gradient on CPUs."""
-    return _reduce_window(x, window)
-
-
-@_max_of_windows.defjvp
-def _max_of_windows_jvp(
-    window: Window, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (x_dot,) = primals, tangents
-    return _max_of_windows(x, window), _choose(x_dot, x, window)
+    return _max_of_windows(x, Window(size, stride, padding))[0]
 
 
 def _reduce_window(x: jax.Array, window: Window) -> jax.Array:
@@ -122,14 +108,15 @@ def _gradient(g: jax.Array, x: jax.Array, window: Window) -> jax.Array:
     return jax.lax.platform_dependent(g, x, cpu=fast, default=plain)
 
 
-def _output_shape(v: tuple[int, ...], x: tuple[int, ...], window: Window) -> Any:
-    del v
-    size, stride, padding = window
-    sides = ((n + 2 * padding - size) // stride + 1 for n in x[1:3])
-    return (x[0], *sides, x[3])
-
-
-_choose = make_choice("max_of_windows", _chosen, _gradient, _output_shape)
+# Maxima of windows that may overlap, with fast derivatives on CPUs. What the formula
+# picks by changes only where two values are equal.
+_max_of_windows = make_operation(
+    lambda x, window: (_chosen(x, jax.lax.stop_gradient(x), window),),
+    lambda x, window: (_reduce_window(x, window),),
+    lambda operands, _, cotangents, window: (
+        _gradient(cotangents[0], operands[0], window),
+    ),
+)
 
 
 def _phase_gradient(g: jax.Array, x: jax.Array, window: Window) -> jax.Array:
@@ -187,8 +174,9 @@ def _tap(x: jax.Array, place: int, window: Window, fill: float = 0) -> jax.Array
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(x, pads, constant_values=fill)
     i, j = divmod(place, size)
-    N, h, w, C = _output_shape(x.shape, x.shape, window)
-    end = (N, i + (h - 1) * stride + 1, j + (w - 1) * stride + 1, C)
+    N, H, W, C = padded.shape
+    h, w = ((n - size) // stride for n in (H, W))  # windows but the last
+    end = (N, i + h * stride + 1, j + w * stride + 1, C)
     return jax.lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1))
 
 

@@ -211,45 +211,170 @@ def output_shape(x: Shape, kernel: Shape, window: Window) -> Shape:
     return (x[0], *sides, kernel[3])
 
 
-# Maxima -----------------------------------------------------------------------------
+# Formulas ---------------------------------------------------------------------------
+
+Arrays = Sequence[jax.Array]
+Formula = Callable[..., Arrays]  # `(*operands, params)` to outputs
 
 
-def make_choice(
-    name: str, gather: Compute, scatter: Compute, shape: Callable[..., Shape]
-) -> Callable[..., jax.Array]:
-    """Returns the linear map `(v, x, window)` that picks from `v` by the values of `x`.
+def make_operation(
+    formula: Formula,
+    value: Formula,
+    gradient: Callable[[Arrays, Arrays, Arrays, Any], Arrays],
+) -> Formula:
+    """Returns a formula's operation, of which values and gradients are computed apart.
 
-    `v` is a tangent of `x`.
+    All its other derivatives are the formula's: those forwards, and of gradients again.
 
     Args:
-        name: Of the operation.
-        gather: `(v, x, window)` to the picked values.
-        scatter: `(g, x, window)` to the transpose: `g` at the places picked from.
-        shape: `(v.shape, x.shape, window)` to the shape of what is picked.
+        formula: `(*operands, params)` to a tuple of outputs, in operations of JAX.
+            Operands and outputs are float arrays, `params` is hashable.
+        value: Computes the same; what can be mapped by `jax.vmap`.
+        gradient: `(operands, outputs, cotangents, params)`, cotangents of the outputs,
+            to those of the operands; what can be mapped, too.
     """
-    forth = make_primitive(name, gather, shape, by_example=(True, True))
-    back = make_primitive(
-        f"{name}_transpose",
-        scatter,
-        lambda g, x, **_: x,  # noqa: ARG005
-        by_example=(True, True),
+
+    def tangents(
+        operands: Arrays, outputs: Arrays, directions: Arrays, params: Any
+    ) -> Arrays:
+        del outputs
+        return jax.jvp(_at(formula, params), (*operands,), (*directions,))[1]
+
+    def cotangents(
+        operands: Arrays, outputs: Arrays, directions: Arrays, params: Any
+    ) -> Arrays:
+        del outputs
+        return jax.vjp(_at(formula, params), *operands)[1]((*directions,))
+
+    forwards = _Linear(tangents, tangents, False)
+    backwards = _Linear(gradient, cotangents, True)
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def operation(params: Any, *operands: jax.Array) -> Arrays:
+        return (*value(*operands, params),)
+
+    @operation.defjvp
+    def _(params: Any, operands: Arrays, operands_dot: Arrays) -> tuple[Arrays, Arrays]:
+        outputs = operation(params, *operands)
+        outputs_dot = _linear.bind(
+            *(*operands, *outputs, *operands_dot),
+            count=len(operands),
+            ways=(forwards, backwards),
+            params=params,
+        )
+        return outputs, (*outputs_dot,)
+
+    return lambda *arguments: operation(arguments[-1], *arguments[:-1])
+
+
+class _Linear(NamedTuple):
+    """A linear map: a derivative's, or its transpose.
+
+    Both functions are `(operands, outputs, directions, params)` to the results.
+
+    Attributes:
+        compute: What is computed.
+        formula: The same as a formula of the operands, to be derived.
+        is_gradient: Whether it goes from outputs to operands.
+    """
+
+    compute: Callable[..., Arrays]
+    formula: Callable[..., Arrays]
+    is_gradient: bool
+
+
+def _at(formula: Formula, params: Any) -> Formula:
+    return lambda *operands: (*formula(*operands, params),)
+
+
+# `(*operands, *outputs, *directions)` to what the first of two `ways`, which are each
+# other's transpose, makes of the directions; `count` is the number of operands.
+_linear = Primitive("linear_of_formula")
+_linear.multiple_results = True
+
+Ways = tuple[_Linear, _Linear]
+
+
+def _parts(leaves: Sequence[Any], count: int, way: _Linear) -> tuple[Any, Any, Any]:
+    """Returns operands, outputs and directions."""
+    given = count if not way.is_gradient else (len(leaves) - count) // 2
+    end = len(leaves) - given
+    return leaves[:count], leaves[count:end], leaves[end:]
+
+
+def _compute(*leaves: jax.Array, count: int, ways: Ways, params: Any) -> list[Any]:
+    return [*ways[0].compute(*_parts(leaves, count, ways[0]), params)]
+
+
+@_linear.def_abstract_eval
+def _(*avals: Any, count: int, ways: Ways, params: Any) -> Any:
+    del params
+    operands, outputs, _ = _parts(avals, count, ways[0])
+    return [v.strip_weak_type() for v in (operands if ways[0].is_gradient else outputs)]
+
+
+@functools.partial(jax.jit, static_argnames=("count", "ways", "params"))
+def _compiled(*leaves: jax.Array, **params: Any) -> list[Any]:
+    return _compute(*leaves, **params)
+
+
+_linear.def_impl(_compiled)
+mlir.register_lowering(_linear, mlir.lower_fun(_compute, multiple_results=True))
+
+
+def _linear_jvp(
+    leaves: Sequence[Any],
+    leaves_dot: Sequence[Any],
+    count: int,
+    ways: Ways,
+    params: Any,
+) -> tuple[Any, Any]:
+    bound = functools.partial(_linear.bind, count=count, ways=ways, params=params)
+    parts = _parts(leaves, count, ways[0])
+    operands, outputs, directions = parts
+    operands_dot, _, directions_dot = _parts(leaves_dot, count, ways[0])
+    results = bound(*leaves)
+    # Outputs are functions of the operands, as which the formula knows them.
+    terms = []
+    if any(type(dot) is not ad.Zero for dot in directions_dot):
+        dots = map(ad.instantiate_zeros, directions_dot)
+        terms.append(bound(*operands, *outputs, *dots))
+    if any(type(dot) is not ad.Zero for dot in operands_dot):
+        dots = tuple(map(ad.instantiate_zeros, operands_dot))
+        of_operands = lambda *operands: [  # noqa: E731
+            *ways[0].formula(operands, outputs, directions, params)
+        ]
+        terms.append(jax.jvp(of_operands, (*operands,), dots)[1])
+    if not terms:
+        return results, [jnp.zeros_like(v) for v in results]
+    return results, [sum(dots[1:], dots[0]) for dots in zip(*terms, strict=True)]
+
+
+def _linear_transpose(
+    cotangents: Sequence[Any], *leaves: Any, count: int, ways: Ways, params: Any
+) -> list[Any]:
+    operands, outputs, directions = _parts(leaves, count, ways[0])
+    back = _linear.bind(
+        *(*operands, *outputs, *map(ad.instantiate_zeros, cotangents)),
+        count=count,
+        ways=ways[::-1],
+        params=params,
     )
-    for one, other in ((forth, back), (back, forth)):
+    # A direction of zeros may be known.
+    back = [
+        v if ad.is_undefined_primal(direction) else None
+        for v, direction in zip(back, directions, strict=True)
+    ]
+    return [None] * (len(operands) + len(outputs)) + back
 
-        def along(
-            v_dot: Any, v: Any, x: Any, *, one: Primitive = one, **params: Any
-        ) -> Any:
-            del v
-            return one.bind(v_dot, x, **params)
 
-        def transposed(
-            g: Any, v: Any, x: Any, *, other: Primitive = other, **params: Any
-        ) -> Any:
-            if type(g) is ad.Zero:
-                return ad.Zero(v.aval), None
-            return other.bind(g, x, **params), None
+def _linear_batch(
+    leaves: Arrays, axes: Sequence[int | None], **params: Any
+) -> tuple[Any, Any]:
+    results = jax.vmap(functools.partial(_compute, **params), axes)(*leaves)
+    return results, [0] * len(results)
 
-        # Which place is picked changes only where two are equal.
-        ad.defjvp(one, along, None)
-        ad.primitive_transposes[one] = transposed
-    return lambda v, x, window: forth.bind(v, x, window=window)
+
+ad.primitive_jvps[_linear] = _linear_jvp
+ad.primitive_transposes[_linear] = _linear_transpose
+batching.primitive_batchers[_linear] = _linear_batch
