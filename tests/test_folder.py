@@ -142,7 +142,7 @@ def test_images_are_scaled_by_eight_sevenths_of_the_size(size, resized):
         ({"crop_scale": 0.5}, r"data\.crop_scale=0\.5: must be a tuple"),
         ({"crop_ratio": (-1.0, 1.0)}, r"data\.crop_ratio.*above 0"),
         ({"crop_ratio": (1.0, math.inf)}, r"data\.crop_ratio.*finite"),
-        ({"image_size": 0}, r"data\.image_size=0: must be at least 1"),
+        ({"image_size": 0}, r"data\.image_size=0: must be from 1 to 10,000"),
         (
             {"on_bad_image": "ignore"},
             r"data\.on_bad_image='ignore': choices: error, skip\Z",
