@@ -13,14 +13,9 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "oneapi/dnnl/dnnl.hpp"
+#include "onednn.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -43,11 +38,6 @@ struct Shape {
 
   auto operator<=>(const Shape&) const = default;
 };
-
-const dnnl::engine& Cpu() {
-  static const auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
-  return *engine;
-}
 
 memory::desc InDesc(const Shape& s) {
   return {{s.n, s.c, s.h, s.w}, s.type, memory::format_tag::nhwc};
@@ -138,41 +128,6 @@ Primitive MakePrimitive(const Shape& s) {
   }
 }
 
-// Making a primitive takes milliseconds: oneDNN writes machine code for it.
-template <typename Key, typename Made>
-const Made& Find(const Key& key, Made (*make)(const Key&)) {
-  static auto* mutex = new std::mutex;
-  static auto* made = new std::map<Key, std::unique_ptr<Made>>;
-  std::lock_guard lock(*mutex);
-  auto& entry = (*made)[key];
-  if (!entry) entry = std::make_unique<Made>(make(key));
-  return *entry;
-}
-
-// Memory of a thread, kept for its next call.
-class Workspace {
- public:
-  void* Get(size_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = (bytes + 63) / 64 * 64;
-      data_ = std::aligned_alloc(64, size_);
-    }
-    return data_;
-  }
-  ~Workspace() { std::free(data_); }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
-
-memory::data_type Type(ffi::DataType type) {
-  if (type == ffi::F32) return memory::data_type::f32;
-  if (type == ffi::BF16) return memory::data_type::bf16;
-  throw std::invalid_argument("neither float32 nor bfloat16");
-}
-
 Shape MakeShape(Kind kind, memory::data_type type, const Dims& x, const Dims& kernel,
                 const Dims& y, int64_t stride, int64_t padding, int64_t dilation,
                 int64_t groups) {
@@ -195,7 +150,6 @@ struct Batch {
     part.n = std::min(size, shape.n - i * size);
     return part;
   }
-
 
   // Computes a chunk on this thread.
   void Run(int64_t i, const memory& kernel) const {
@@ -245,7 +199,7 @@ void KernelGradient(const Shape& shape, void* x, void* y, void* result,
   const Primitive& first = Find(batch.Part(0), MakePrimitive);
   const size_t bytes = (first.kernel.get_size() + 63) / 64 * 64;
   static thread_local Workspace sums;
-  char* partial = static_cast<char*>(sums.Get(bytes * batch.count));
+  char* partial = sums.Get(bytes * batch.count);
   ForEach(pool, batch.count, [&](int64_t i) {
     batch.Run(i, {first.kernel, Cpu(), partial + i * bytes});
   });
@@ -446,16 +400,6 @@ void KernelGradientByProducts(const Shape& s, void* x, void* y, void* result,
   Find(factors(s.c - (parts - 1) * size), MakeProduct);
   Find(factors(std::min(size, s.c)), MakeProduct);
   ForEach(pool, taps * parts, run);
-}
-
-template <typename Call>
-ffi::Error Guarded(const Call& call) {
-  try {
-    call();
-    return ffi::Error::Success();
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
-  }
 }
 
 ffi::Error Forward(ffi::ThreadPool pool, Map x, Map kernel, Result y, int64_t stride,

@@ -11,17 +11,11 @@
 #include <algorithm>
 #include <compare>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <stdexcept>
-#include <string>
 #include <unordered_map>
 #include <vector>
 
-#include "oneapi/dnnl/dnnl.hpp"
+#include "onednn.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -64,13 +58,6 @@ struct Plan {
   memory::desc kernel;  // of a task
   int64_t packed;       // kernels: one, or one for each task
 };
-
-const dnnl::engine& Cpu() {
-  static const auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
-  return *engine;
-}
-
-size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 memory::desc MapDesc(const Call& call, int64_t n, int64_t h, int64_t w, int64_t c) {
   return {{n, c, h, w}, call.type, memory::format_tag::nhwc};
@@ -183,34 +170,6 @@ Plan MakePlan(const Call& call) {
   return plan;
 }
 
-// Making a primitive takes milliseconds: oneDNN writes machine code for it.
-const Plan& FindPlan(const Call& call) {
-  static auto* mutex = new std::mutex;
-  static auto* made = new std::map<Call, std::unique_ptr<Plan>>;
-  std::lock_guard lock(*mutex);
-  auto& entry = (*made)[call];
-  if (!entry) entry = std::make_unique<Plan>(MakePlan(call));
-  return *entry;
-}
-
-// Memory of a thread, kept for its next task.
-class Memory {
- public:
-  char* Get(size_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = Aligned(bytes);
-      data_ = static_cast<char*>(std::aligned_alloc(64, size_));
-    }
-    return data_;
-  }
-  ~Memory() { std::free(data_); }
-
- private:
-  char* data_ = nullptr;
-  size_t size_ = 0;
-};
-
 // Copies channels of a map from one place to another, a position's at a time.
 void CopyChannels(int64_t positions, const char* from, size_t from_step, char* to,
                   size_t to_step, size_t bytes) {
@@ -226,7 +185,7 @@ struct Arrays {
 void RunTask(const Call& call, const Task& task, const Arrays& arrays,
              const memory& kernel) {
   omp_set_num_threads(1);
-  static thread_local Memory scratch, own_y, own_other;
+  static thread_local Workspace scratch, own_y, own_other;
   const Part& part = task.part;
   const size_t item = memory::data_type_size(call.type);
   const size_t channels = item * part.channels, pixel = item * call.o;
@@ -234,7 +193,7 @@ void RunTask(const Call& call, const Task& task, const Arrays& arrays,
   const int64_t positions = part.count * part.rows * call.out_w();
   const size_t place =
       ((part.n * call.out_h() + part.row) * call.out_w()) * pixel + item * part.channel;
-  const auto map = [&](char* array, Memory& own) {
+  const auto map = [&](char* array, Workspace& own) {
     return is_apart ? own.Get(positions * channels) : array + place;
   };
   char* y = map(arrays.y, own_y);
@@ -264,22 +223,6 @@ void RunTask(const Call& call, const Task& task, const Arrays& arrays,
   }
 }
 
-memory::data_type Type(ffi::DataType type) {
-  if (type == ffi::F32) return memory::data_type::f32;
-  if (type == ffi::BF16) return memory::data_type::bf16;
-  throw std::invalid_argument("neither float32 nor bfloat16");
-}
-
-template <typename Work>
-ffi::Error Guarded(const Work& work) {
-  try {
-    work();
-    return ffi::Error::Success();
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
-  }
-}
-
 ffi::Error Pack(ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> packed, int64_t n,
                 int64_t h, int64_t w, int64_t c, int64_t stride, int64_t padding,
                 int64_t dilation, int64_t groups, int64_t parts, int64_t adds,
@@ -289,7 +232,7 @@ ffi::Error Pack(ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> packed, int64
     const memory::data_type type = Type(kernel.element_type());
     const Call call = {n, h, w, c, k[0], k[1], k[3], stride, padding, dilation, groups,
                        parts, type, adds, activation};
-    const Plan& plan = FindPlan(call);
+    const Plan& plan = Find(call, MakePlan);
     const size_t bytes = Aligned(plan.kernel.get_size());
     const size_t item = memory::data_type_size(type);
     omp_set_num_threads(1);
@@ -317,7 +260,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer packe
     const Call call = {in[0], in[1], in[2], in[3], kh, kw, y->dimensions()[3], stride,
                        padding, dilation, groups, parts, Type(x.element_type()), adds,
                        activation};
-    const Plan& plan = FindPlan(call);
+    const Plan& plan = Find(call, MakePlan);
     const size_t bytes = Aligned(plan.kernel.get_size());
     const auto data = [](const auto& buffer) {
       return static_cast<char*>(buffer.untyped_data());
@@ -342,8 +285,8 @@ extern "C" int64_t jaxattn_packed_bytes(int64_t n, int64_t h, int64_t w, int64_t
                                         int64_t is_bfloat16, int64_t adds,
                                         int64_t activation) try {
   const auto type = is_bfloat16 ? memory::data_type::bf16 : memory::data_type::f32;
-  const Plan& plan = FindPlan({n, h, w, c, kh, kw, o, stride, padding, dilation, groups,
-                               parts, type, adds, activation});
+  const Plan& plan = Find(Call{n, h, w, c, kh, kw, o, stride, padding, dilation, groups,
+                               parts, type, adds, activation}, MakePlan);
   return plan.packed * Aligned(plan.kernel.get_size());
 } catch (const std::exception&) {
   return 0;
