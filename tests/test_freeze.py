@@ -101,8 +101,18 @@ def test_lower_dtype_is_folded_too():
     assert "rsqrt" not in operations(model, x)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", list_models())
+# One of each family in tier full; the others take minutes.
+FAMILIES = (
+    "canet_tiny", "efficient_resnet", "resnet18", "sccnet18", "shufflenet_v2_x0_5",
+    "vgg_a_bn",
+)  # fmt: skip
+NETWORKS = [
+    pytest.param(name, marks=pytest.mark.full if name in FAMILIES else pytest.mark.slow)
+    for name in list_models()
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_answers_the_same(name):
     """In float64: SCC jumps where two kernel sizes are equal but for rounding."""
     has_stem = hasattr(create_model(name), "stem")
@@ -115,13 +125,12 @@ def test_every_network_answers_the_same(name):
     assert_close(frozen, plain, rtol=1e-10)
 
 
-@pytest.mark.full
 @pytest.mark.usefixtures("enabled")
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(
-    "name", [name for name in list_models() if not name.startswith("sccnet")]
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_answers_the_same_by_onednn(name, batch):
+    if name.startswith("sccnet"):
+        pytest.skip("in float32 SCC jumps where two kernel sizes are equal")
     has_stem = hasattr(create_model(name), "stem")
     model = create_model(name, 5, **({"stem": "cifar"} if has_stem else {}))
     assert_close(*frozen_and_plain(model, normal(1, batch, 32, 32, 3)))
