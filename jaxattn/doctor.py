@@ -18,7 +18,7 @@ from jaxattn.data.checking import find_bad_images
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.source import Data, Source
 from jaxattn.errors import UserError, describe_fault, find_device_fault
-from jaxattn.ops import cpu_kernels
+from jaxattn.ops import cpu_build, cpu_kernels
 from jaxattn.packages import TENSORFLOW, is_installed
 from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import BEST_PREFIX, Checkpoints
@@ -166,7 +166,7 @@ def _kernels() -> Iterator[Finding]:
     if cpu_kernels.is_enabled():
         yield Finding(OK, f"{_KERNELS}: built and used")
         return
-    advice = cpu_kernels.find_obstacle()
+    advice = cpu_build.find_obstacle()
     if advice is None:  # which is tried, and failed, where it is tried unasked
         advice = "jaxattn build-cpu-kernels tries to, with g++ and oneDNN"
     yield Finding(WARNING, f"{_KERNELS}: not built, training is slower: {advice}")

@@ -59,24 +59,25 @@ def pytest_collection_modifyitems(items):
 # What a worker may hold from one test to the next, in bytes; and what it may hold over
 # that which stays in any case (packages alone may take 0.8 GB).
 HELD, OVER = 1_100_000_000, 150_000_000
+STAYS = {"bytes": 0}
 
 
 @pytest.fixture(autouse=True)
-def give_memory_back(stays={"bytes": 0}):  # noqa: B006
+def give_memory_back():
     """Returns what was freed to the system, and if that is little, drops programs.
 
     The allocator keeps what compiling took, and JAX every program: a worker would grow
     to 7 GB. To compile all anew after each test would take longer than the tests.
     """
     yield
-    allowed = max(HELD, stays["bytes"] + OVER)
+    allowed = max(HELD, STAYS["bytes"] + OVER)
     if resident() > allowed:
         trim()
     if resident() > allowed:
         jax.clear_caches()
         gc.collect()
         trim()
-        stays["bytes"] = resident()
+        STAYS["bytes"] = resident()
 
 
 def trim():
@@ -214,12 +215,12 @@ def built(once):
 @pytest.fixture
 def library(built, monkeypatch):
     """The path of the oneDNN calls that a program finds which starts now."""
-    from jaxattn.ops import cpu_kernels
+    from jaxattn.ops import cpu_build, cpu_kernels
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(built[0].parent))
     monkeypatch.delenv("JAXATTN_CPU_KERNELS")
     cpu_kernels._registered_suffix.cache_clear()
-    yield cpu_kernels.compiled_path()
+    yield cpu_build.compiled_path()
     cpu_kernels._registered_suffix.cache_clear()
 
 

@@ -20,7 +20,7 @@ import smoke
 from jaxattn import doctor
 from jaxattn.errors import UserError
 from jaxattn.inference import Predictor
-from jaxattn.ops import cpu_kernels
+from jaxattn.ops import cpu_build, cpu_kernels
 from jaxattn.ops.conv import conv2d
 from jaxattn.training.loop import train_and_evaluate
 from jaxattn.training.resume import convolutions_by_step
@@ -41,7 +41,7 @@ class Machine:
         header = folder / "include" / "oneapi" / "dnnl" / "dnnl.hpp"
         header.parent.mkdir(parents=True)
         header.touch()
-        monkeypatch.setattr(cpu_kernels, "_find_onednn", lambda: header)
+        monkeypatch.setattr(cpu_build, "_find_onednn", lambda: header)
         monkeypatch.setattr(jax, "device_count", lambda: 1)
         monkeypatch.setattr(cpu_kernels, "is_built_unasked", lambda: True)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -68,7 +68,7 @@ class Machine:
 
     def start(self):
         """Begins as a new process would; returns the lines it says."""
-        cpu_kernels._told.clear()
+        cpu_build._told.clear()
         cpu_kernels._registered_suffix.cache_clear()
         cpu_kernels.prepare()
 
@@ -76,7 +76,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     yield Machine(tmp_path, monkeypatch)
-    cpu_kernels._told.clear()
+    cpu_build._told.clear()
     cpu_kernels._registered_suffix.cache_clear()
 
 
@@ -139,7 +139,7 @@ def test_another_compiler_is_tried(machine, said):
 def test_failure_is_tried_again_a_day_later(machine):
     machine.start()
     (record,) = machine.cache.glob("*.failed")
-    yesterday = time.time() - cpu_kernels._REMEMBERED_S - 1
+    yesterday = time.time() - cpu_build.REMEMBERED_S - 1
     os.utime(record, (yesterday, yesterday))
     machine.start()
     assert machine.tries == 2
@@ -170,7 +170,7 @@ def no_compiler(machine):
 
 
 def no_onednn(machine):
-    machine.patch(cpu_kernels, "_find_onednn", lambda: None)
+    machine.patch(cpu_build, "_find_onednn", lambda: None)
 
 
 def no_folder(machine):
@@ -181,7 +181,7 @@ def full_disk(machine):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "F")
 
-    machine.patch(cpu_kernels.tempfile, "TemporaryDirectory", fail)
+    machine.patch(cpu_build.tempfile, "TemporaryDirectory", fail)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_what_is_missing_is_one_line(break_it, line, machine, said):
 
 
 def test_compiler_that_hangs_is_ended(machine, monkeypatch, said):
-    monkeypatch.setattr(cpu_kernels, "_COMPILER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(cpu_build, "_COMPILER_TIMEOUT_S", 0.2)
     machine.compile_by("exec sleep 60")
     machine.start()
     assert "the C++ compiler: not done after" in said()[-1]
@@ -223,7 +223,7 @@ def test_library_that_cannot_be_loaded_any_more_is_built_again(machine, built):
     """Its oneDNN was in an environment that has been removed."""
     (library,) = built[0].glob("*.so")
     machine.cache.mkdir(parents=True)
-    cpu_kernels.compiled_path().write_bytes(b"no library")
+    cpu_build.compiled_path().write_bytes(b"no library")
     machine.start()
     assert not cpu_kernels.is_enabled()
     machine.compile_by(f'cp {library} "$made"')
@@ -255,7 +255,7 @@ def test_two_processes_build_once(machine, built, said):
 
     def other():
         time.sleep(0.3)
-        shutil.copy(library, cpu_kernels.compiled_path())
+        shutil.copy(library, cpu_build.compiled_path())
         lock.close()
 
     thread = threading.Thread(target=other)
@@ -268,7 +268,7 @@ def test_two_processes_build_once(machine, built, said):
 
 
 def test_process_that_hangs_is_not_waited_for_forever(machine, monkeypatch, said):
-    monkeypatch.setattr(cpu_kernels, "_WAIT_FOR_OTHERS_S", 0.2)
+    monkeypatch.setattr(cpu_build, "_WAIT_FOR_OTHERS_S", 0.2)
     machine.cache.mkdir(parents=True)
     with (machine.cache / "cpu-kernels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -18,7 +18,7 @@ from tiers import full_but
 from jaxattn import create_model
 from jaxattn.cli import main
 from jaxattn.models.cost import measure_cost
-from jaxattn.ops import conv, cpu_kernels, onednn
+from jaxattn.ops import conv, cpu_build, cpu_kernels, onednn
 from jaxattn.training.run import build
 
 
@@ -295,7 +295,7 @@ def test_a_second_library_in_a_process_is_used(folder, enabled, tmp_path, monkey
     if folder == "another":
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         (tmp_path / "jaxattn").mkdir()
-    path = cpu_kernels.compiled_path()
+    path = cpu_build.compiled_path()
     other = path.with_suffix(".new")
     shutil.copy(enabled, other)
     other.replace(path)  # as `build` does: another file of the same name
@@ -314,7 +314,7 @@ def test_what_a_process_builds_it_uses(tmp_path, monkeypatch, library):
     cpu_kernels._registered_suffix.cache_clear()
     assert not cpu_kernels.is_enabled()
     monkeypatch.setattr(
-        cpu_kernels.subprocess, "run", lambda command, **_: copy(library, command[-1])
+        cpu_build.subprocess, "run", lambda command, **_: copy(library, command[-1])
     )
     cpu_kernels.build()
     assert cpu_kernels.is_enabled()
@@ -330,7 +330,7 @@ def copy(library, path):
 @pytest.mark.usefixtures("enabled")
 def test_variable_refuses_the_library(monkeypatch):
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "0")
-    monkeypatch.setattr(cpu_kernels, "_load", None)
+    monkeypatch.setattr(cpu_build, "load", None)
     cpu_kernels._registered_suffix.cache_clear()
     assert not cpu_kernels.is_enabled()
     monkeypatch.setenv("JAXATTN_CPU_KERNELS", "")
@@ -413,6 +413,6 @@ def test_what_is_missing_is_said(compiler, message, tmp_path, monkeypatch, capsy
 
 
 def test_a_version_has_a_path_of_its_own(monkeypatch):
-    before = cpu_kernels.compiled_path()
-    monkeypatch.setattr(cpu_kernels.metadata, "version", lambda _: "0.0.1")
-    assert cpu_kernels.compiled_path() != before
+    before = cpu_build.compiled_path()
+    monkeypatch.setattr(cpu_build.metadata, "version", lambda _: "0.0.1")
+    assert cpu_build.compiled_path() != before

@@ -9,9 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxattn.ops import conv
-from jaxattn.ops.activations import relu
+from jaxattn.ops.activations import relu, sigmoid
 from jaxattn.ops.conv import conv2d
-from jaxattn.ops.gates import sigmoid
 from jaxattn.ops.group_norm import GroupNorm
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool, max_along, max_pool

@@ -23,9 +23,8 @@ from jax.typing import DTypeLike
 
 from jaxattn.attention.cbam import SpatialAttention
 from jaxattn.errors import require
-from jaxattn.ops.activations import relu
+from jaxattn.ops.activations import relu, sigmoid
 from jaxattn.ops.conv import Conv, ConvKernel
-from jaxattn.ops.gates import sigmoid
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 

@@ -200,7 +200,7 @@ def build(
     if task is not None:
         require_task(task)
     options = choose_dtype(bind(Options, values, "config")(), tell)
-    # A run stays with what it has begun with, so that is what it records.
+    # What was chosen is recorded, and compared when the run is resumed.
     values |= {"dtype": options.dtype} if "dtype" in values else {}
     parallel = make_parallel(options, devices or jax.devices())
     # All that can be checked without the data comes before the data.
