@@ -30,16 +30,19 @@ from jaxattn.attention.cbam import (
 )
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.se import SE, EffectiveSE
 
 __all__ = [
     "CBAM",
     "SCC",
     "SCSA",
+    "SE",
     "AttResBlock",
     "AttentionResidualBlock",
     "ChannelAttention",
     "ChannelAttentionBlock",
     "CompetitiveAttention",
+    "EffectiveSE",
     "MultiKernelECA",
     "SpatialAttention",
     "SpatialGate",
