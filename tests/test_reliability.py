@@ -5,7 +5,6 @@ Faults of single parts are in the tests of those parts.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
