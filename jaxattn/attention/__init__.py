@@ -7,7 +7,9 @@ costs nothing without. Every block sows the arrays that it multiplies with, in a
 that broadcasts against the map they multiply, under one of these names:
 
   - `spatial_gate` `[N, H, W, 1]`, `channel_gate` `[N, 1, 1, C]`;
-  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: SCSA's strips;
+  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: of strips;
+  - `group_gate` `[N, H, W, C]`: one map for each group of channels;
+  - `product_gate`, `unit_gate` `[N, H, W, C]`: BAM's, and SA's before its shuffle;
   - `spatial_unit_gate`, `channel_unit_gate` `[N, H, W, C]`: u1 and u2 of CANet, with
     which its two branches compete;
   - `winner` `[N, H, W, C]` uint8: the branch i, of kernel size 2i + 1, that SCC took.
@@ -15,6 +17,7 @@ that broadcasts against the map they multiply, under one of these names:
 `jaxattn.viz.attention_maps` draws them, and any other that is sown as `..._gate`.
 """
 
+from jaxattn.attention.bam import BAM
 from jaxattn.attention.canet import (
     AttResBlock,
     CompetitiveAttention,
@@ -28,19 +31,33 @@ from jaxattn.attention.cbam import (
     ChannelAttentionBlock,
     SpatialAttention,
 )
+from jaxattn.attention.coordinate import CoordinateAttention
+from jaxattn.attention.eca import ECA
+from jaxattn.attention.ela import ELA
+from jaxattn.attention.ema import EfficientMultiscaleAttention
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.se import SE, EffectiveSE
+from jaxattn.attention.shuffle import ShuffleAttention
 
 __all__ = [
+    "BAM",
     "CBAM",
+    "ECA",
+    "ELA",
     "SCC",
     "SCSA",
+    "SE",
     "AttResBlock",
     "AttentionResidualBlock",
     "ChannelAttention",
     "ChannelAttentionBlock",
     "CompetitiveAttention",
+    "CoordinateAttention",
+    "EffectiveSE",
+    "EfficientMultiscaleAttention",
     "MultiKernelECA",
+    "ShuffleAttention",
     "SpatialAttention",
     "SpatialGate",
 ]
