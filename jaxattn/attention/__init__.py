@@ -28,11 +28,23 @@ from jaxattn.attention.cbam import (
     ChannelAttentionBlock,
     SpatialAttention,
 )
+from jaxattn.attention.cpca import CPCA
+from jaxattn.attention.fca import FrequencyChannelAttention
+from jaxattn.attention.gather_excite import GatherExcite
+from jaxattn.attention.gc import GlobalContext
+from jaxattn.attention.gct import GatedChannelTransformation
+from jaxattn.attention.mca import MCA
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.simam import SimAM
+from jaxattn.attention.srm import StyleRecalibration
+from jaxattn.attention.triplet import TripletAttention
 
 __all__ = [
     "CBAM",
+    "CPCA",
+    "MCA",
     "SCC",
     "SCSA",
     "AttResBlock",
@@ -40,7 +52,15 @@ __all__ = [
     "ChannelAttention",
     "ChannelAttentionBlock",
     "CompetitiveAttention",
+    "FrequencyChannelAttention",
+    "GatedChannelTransformation",
+    "GatherExcite",
+    "GlobalContext",
     "MultiKernelECA",
+    "SimAM",
     "SpatialAttention",
     "SpatialGate",
+    "SpatialGroupEnhance",
+    "StyleRecalibration",
+    "TripletAttention",
 ]
