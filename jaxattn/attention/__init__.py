@@ -36,6 +36,7 @@ from jaxattn.attention.gct import GatedChannelTransformation
 from jaxattn.attention.mca import MCA
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.se import SE, EffectiveSE
 from jaxattn.attention.sge import SpatialGroupEnhance
 from jaxattn.attention.simam import SimAM
 from jaxattn.attention.srm import StyleRecalibration
@@ -47,11 +48,13 @@ __all__ = [
     "MCA",
     "SCC",
     "SCSA",
+    "SE",
     "AttResBlock",
     "AttentionResidualBlock",
     "ChannelAttention",
     "ChannelAttentionBlock",
     "CompetitiveAttention",
+    "EffectiveSE",
     "FrequencyChannelAttention",
     "GatedChannelTransformation",
     "GatherExcite",

@@ -5,7 +5,8 @@ The torch name of a parameter is its Flax path joined with dots. Of the leaves,
 `mean` and `var` are `running_mean` and `running_var`; every other leaf keeps name and
 shape.
 
-Classifiers of mmpretrain are renamed first (`torch_layouts`).
+Classifiers of mmpretrain and blocks of other code are renamed first (`torch_layouts`).
+A 1x1 convolution and a linear layer hold the same weights: each loads as the other.
 """
 
 import importlib
@@ -20,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxattn.errors import UserError, reason, reraise_machine_fault
-from jaxattn.models.torch_layouts import torchvision_names
+from jaxattn.models.torch_layouts import block_names, torchvision_names
 
 _TORCH_LEAF = {
     "kernel": "weight",
@@ -48,7 +49,7 @@ def from_torch(
     Args:
         module: A network or block of this package.
         state_dict: Arrays (anything NumPy converts) by PyTorch name, this package's or
-            mmpretrain's.
+            one that `torch_layouts` knows.
         example: An input of the module `[N, H, W, C]`, array or `ShapeDtypeStruct`.
 
     Returns:
@@ -64,6 +65,8 @@ def from_torch(
     given = {
         renamed[k]: v for k, v in state_dict.items() if k.split(".")[-1] != _COUNTER
     }
+    ours = block_names(given, names)
+    given = {ours[k]: v for k, v in given.items()}
     problems = []
     if missing := sorted(names.keys() - given.keys()):
         problems.append(f"missing: {', '.join(missing)}")
@@ -72,7 +75,8 @@ def from_torch(
     leaves, misshaped = {}, []
     for name in sorted(names.keys() & given.keys()):
         path = names[name]
-        array = _to_flax(path, np.asarray(given[name], np.float32))
+        array = np.asarray(given[name], np.float32)
+        array = _to_flax(path, array, wanted[path].ndim)
         if array.shape != wanted[path].shape:
             want = _torch_shape(path, wanted[path].shape)
             misshaped.append(f"{name} {np.shape(given[name])}, not {want}")
@@ -186,9 +190,16 @@ def torch_name(path: _Path) -> str:
     return ".".join((*path[1:-1], _TORCH_LEAF.get(path[-1], path[-1])))
 
 
-def _to_flax(path: _Path, array: np.ndarray) -> np.ndarray:
+def _to_flax(path: _Path, array: np.ndarray, ndim: int) -> np.ndarray:
+    if path[-1] == "kernel" and {array.ndim, ndim} == {2, 4}:
+        array = _as_linear(array) if ndim == 2 else array[:, :, None, None]
     axes = _TO_FLAX.get(array.ndim)
     return array.transpose(axes) if path[-1] == "kernel" and axes else array
+
+
+def _as_linear(array: np.ndarray) -> np.ndarray:
+    """Returns `[O, I]` of a 1x1 convolution's `[O, I, 1, 1]`, others as they are."""
+    return array[:, :, 0, 0] if array.shape[2:] == (1, 1) else array
 
 
 def _torch_shape(path: _Path, shape: tuple[int, ...]) -> tuple[int, ...]:
