@@ -139,7 +139,7 @@ def test_mca_merges_statistics_exactly():
         return jax.nn.sigmoid(sum(k[i] * z[:, i : i + len(z[0]) - 2] for i in range(3)))
 
     _, sown = jax.jit(lambda x: module.apply(variables, x, mutable="intermediates"))(x)
-    wide = np.float64(x)
+    wide = x.astype(np.float64)
     rows = gate("h_cw", wide.reshape(2, 5, 96))
     columns = gate("w_hc", wide.swapaxes(1, 2).reshape(2, 6, 80))
     gates = sown["intermediates"]

@@ -126,7 +126,7 @@ class FrequencyPooling(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the coefficients `[N, C]` of `x` `[N, H, W, C]`, float32."""
         N, H, W, C = x.shape
-        size = tuple(self.size or self._size_at_init() or (H, W))
+        size = self.size or self._size_at_init() or (H, W)
         self._keep_filters(size, C)
         frequencies = _frequencies(self.freq_sel_method)
         rows, columns = (
@@ -139,10 +139,11 @@ class FrequencyPooling(nn.Module):
         z = jnp.sum(z * columns.reshape(1, 1, W, n, 1), 2)
         return jnp.sum(z * rows.reshape(1, H, n, 1), 1).reshape(N, C)
 
-    def _size_at_init(self) -> tuple[int, ...] | None:
+    def _size_at_init(self) -> tuple[int, int] | None:
         if not self.has_variable("batch_stats", "weight"):
             return None
-        return self.get_variable("batch_stats", "weight").shape[1:]
+        _, P, Q = self.get_variable("batch_stats", "weight").shape
+        return P, Q
 
     def _keep_filters(self, size: tuple[int, int], C: int) -> None:
         """Writes them anew whenever statistics are, so that no average blurs them."""

@@ -143,7 +143,7 @@ def _mean(x: jax.Array, extent: int) -> jax.Array:
         return jnp.mean(x, (1, 2), keepdims=True)
     k, e = 2 * extent - 1, extent
     pads = ((e - 1, e - 1), (e - 1, e - 1))
-    return nn.avg_pool(x, (k, k), (e, e), pads, count_include_pad=False)
+    return nn.avg_pool(x, (k, k), (e, e), pads, count_include_pad=False)  # pyright: ignore
 
 
 class WholeMapConv(nn.Module):

@@ -15,6 +15,7 @@ Deviations from the code:
   - the map is multiplied once, by the mean of the gates.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -60,8 +61,9 @@ class MCA(nn.Module):
         x = as_feature_map(self, x)
         N, H, W, C = x.shape
         # Of rows and columns from those of positions: two passes over the map less.
-        mean = jnp.mean(at_least_float32(x), -1)
-        squares = jnp.sum(jnp.square(at_least_float32(x) - mean[..., None]), -1)
+        wide = at_least_float32(x)
+        mean = jnp.mean(wide, -1)
+        squares = jnp.sum(jnp.square(wide - mean[..., None]), -1)
         rows = _merge(mean, squares, C, axis=2)
         columns = _merge(mean, squares, C, axis=1)
         gates = {
@@ -74,7 +76,8 @@ class MCA(nn.Module):
             gates["channel_gate"] = gate.reshape(N, 1, 1, C)
         for name, gate in gates.items():
             self.sow("intermediates", name, gate)
-        return x * (sum(gates.values()) / len(gates)).astype(x.dtype)
+        gate = functools.reduce(jnp.add, gates.values()) / len(gates)
+        return x * gate.astype(x.dtype)
 
 
 class StripGate(nn.Module):

@@ -14,6 +14,8 @@ Deviations from the code:
     a gate keeps, and the map is multiplied once, by the mean of the gates.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,7 +73,8 @@ class TripletAttention(nn.Module):
             gates["spatial_gate"] = self._gate("hw")(x, 3, train=train)
         for name, gate in gates.items():
             self.sow("intermediates", name, gate)
-        return x * (sum(gates.values()) / len(gates)).astype(x.dtype)
+        gate = functools.reduce(jnp.add, gates.values()) / len(gates)
+        return x * gate.astype(x.dtype)
 
     def _gate(self, name: str, transposed: bool = False) -> "PooledGate":
         return PooledGate(self.kernel_size, transposed, self.axis_name, name=name)
