@@ -12,8 +12,10 @@ import flax.linen as nn
 from jaxattn.attention import (
     BAM,
     CBAM,
+    CPCA,
     ECA,
     ELA,
+    MCA,
     SCC,
     SCSA,
     SE,
@@ -25,10 +27,18 @@ from jaxattn.attention import (
     CoordinateAttention,
     EffectiveSE,
     EfficientMultiscaleAttention,
+    FrequencyChannelAttention,
+    GatedChannelTransformation,
+    GatherExcite,
+    GlobalContext,
     MultiKernelECA,
     ShuffleAttention,
+    SimAM,
     SpatialAttention,
     SpatialGate,
+    SpatialGroupEnhance,
+    StyleRecalibration,
+    TripletAttention,
 )
 from jaxattn.attention.eca import adaptive_kernel_size
 
@@ -55,6 +65,59 @@ def timm_width(config: dict[str, Any], divisor: int = 8) -> int:
     width = config["channels"] * config.get("rd_ratio", 1 / 16)
     width *= config.get("se_factor", 1)
     return max(divisor, int(width + divisor / 2) // divisor * divisor)
+
+
+def cpca(config: dict[str, Any]) -> nn.Module:
+    if "in_channels" in config:  # CPCANet's
+        return CPCA(config.get("channelAttention_reduce", 4))
+    return CPCA(config.get("reduction", 16))
+
+
+def fca(config: dict[str, Any]) -> nn.Module:
+    return FrequencyChannelAttention(
+        config.get("reduction", 16),
+        config.get("freq_sel_method", "top16"),
+        (config["dct_h"], config["dct_w"]),
+    )
+
+
+def gc(config: dict[str, Any]) -> nn.Module:
+    if "channels" in config:
+        return gc_timm(config)
+    return GlobalContext(
+        hidden=int(config["inplanes"] * config["ratio"]),
+        pooling_type=config.get("pooling_type", "att"),
+        fusion_types=tuple(config.get("fusion_types", ["channel_add"])),
+    )
+
+
+def gc_timm(config: dict[str, Any]) -> nn.Module:
+    adds, scales = config.get("fuse_add", False), config.get("fuse_scale", True)
+    return GlobalContext(
+        hidden=timm_width({"rd_ratio": 1 / 8, **config}, divisor=1),
+        pooling_type="att" if config.get("use_attn", True) else "avg",
+        fusion_types=("channel_add",) * adds + ("channel_mul",) * scales,
+        epsilon=1e-6,
+    )
+
+
+def gct(config: dict[str, Any]) -> nn.Module:
+    keys = ("mode", "epsilon", "after_relu")
+    return GatedChannelTransformation(**{k: config[k] for k in keys if k in config})
+
+
+def ge(config: dict[str, Any]) -> nn.Module:
+    if "kind" in config:
+        return GatherExcite(config["kind"], reduction=config.get("reduction", 16))
+    kind = {
+        (False, False): "theta_minus",
+        (False, True): "theta_minus_mlp",
+        (True, False): "theta",
+        (True, True): "theta_plus",
+    }[config.get("extra_params", False), config.get("use_mlp", True)]
+    return GatherExcite(
+        kind, config.get("extent", 0), hidden=timm_width(config, divisor=1)
+    )
 
 
 def ca_timm(config: dict[str, Any]) -> CoordinateAttention:
@@ -131,6 +194,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     ),
     "cbam_timm": cbam_timm,
     "ceca_timm": lambda c: eca_timm(c, "circular"),
+    "cpca": cpca,
     "eca": lambda c: ECA(c.get("k_size", 3)),
     "eca_scsa": eca_scsa,
     "eca_timm": eca_timm,
@@ -138,11 +202,20 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "ela_timm": lambda c: ELA(c.get("kernel_size", 7), norm_groups=1, shared=False),
     "ema": lambda c: EfficientMultiscaleAttention(c.get("factor", 32)),
     "ese": lambda c: EffectiveSE(c.get("add_maxpool", False)),
+    "fca": fca,
+    "gc": gc,
+    "gct": gct,
+    "ge": ge,
+    "mca": lambda c: MCA(c.get("no_spatial", False)),
     "sa": lambda c: ShuffleAttention(c.get("groups", 64)),
     "sa_scsa": lambda c: ShuffleAttention(c.get("group_num", 64)),
     "se": lambda c: SE(c.get("reduction", 16)),
     "se_conv": lambda c: SE(c.get("reduction", 16), norm=True),
     "se_timm": se_timm,
+    "sge": lambda c: SpatialGroupEnhance(c.get("groups", 64)),
+    "simam": lambda c: SimAM(c.get("e_lambda", 1e-4)),
+    "srm": lambda c: StyleRecalibration(),  # noqa: ARG005
+    "triplet": lambda c: TripletAttention(c.get("no_spatial", False)),
 }
 
 # By class: a block that takes maps `[2, 5, 7, 32]`, and gives the same shape.
@@ -151,6 +224,7 @@ BLOCKS: dict[str, nn.Module] = {
     "AttentionResidualBlock": AttentionResidualBlock(32),
     "BAM": BAM(4),
     "CBAM": CBAM(),
+    "CPCA": CPCA(),
     "ChannelAttention": ChannelAttention(),
     "ChannelAttentionBlock": ChannelAttentionBlock(32),
     "CompetitiveAttention": CompetitiveAttention(),
@@ -159,11 +233,21 @@ BLOCKS: dict[str, nn.Module] = {
     "ELA": ELA(),
     "EffectiveSE": EffectiveSE(),
     "EfficientMultiscaleAttention": EfficientMultiscaleAttention(8),
+    "FrequencyChannelAttention": FrequencyChannelAttention(4),
+    "GatedChannelTransformation": GatedChannelTransformation(),
+    # Of all positions it takes maps of one size.
+    "GatherExcite": GatherExcite("theta_plus", extent=4, reduction=4),
+    "GlobalContext": GlobalContext(4, fusion_types=("channel_add", "channel_mul")),
+    "MCA": MCA(),
     "MultiKernelECA": MultiKernelECA(),
     "SCC": SCC(32),
     "SCSA": SCSA(window_size=2),
     "SE": SE(),
     "ShuffleAttention": ShuffleAttention(4),
+    "SimAM": SimAM(),
     "SpatialAttention": SpatialAttention(),
     "SpatialGate": SpatialGate(),
+    "SpatialGroupEnhance": SpatialGroupEnhance(8),
+    "StyleRecalibration": StyleRecalibration(),
+    "TripletAttention": TripletAttention(),
 }

@@ -74,6 +74,19 @@ def _mobilenet_names(names: list[str]) -> dict[str, str]:
 # By block: beginnings of its names in other code, and here. What fits is what the
 # module has, so that two blocks may claim one name.
 _BLOCKS = {
+    "cpca": [
+        (f"dconv{size}", f"dwc{size}")
+        for size in ("5_5", "1_7", "7_1", "1_11", "11_1", "1_21", "21_1")
+    ],
+    "gc": [
+        ("conv_attn", "conv_mask"),
+        *(
+            (f"mlp_{here}.{name}", f"channel_{there}_conv.{i}")
+            for here, there in (("add", "add"), ("scale", "mul"))
+            for name, i in (("fc1", 0), ("norm", 1), ("fc2", 3))
+        ),
+    ],
+    "ge": [("mlp.fc1", "down"), ("mlp.fc2", "up")],
     "ca": [  # SCSA's
         ("conv.conv", "conv1"),
         ("conv.bn", "bn1"),
@@ -93,6 +106,11 @@ _BLOCKS = {
     ],
     "sa": [("c_w", "cweight"), ("c_b", "cbias"), ("s_w", "sweight"), ("s_b", "sbias")],
     "se": [("fc1", "fc.0"), ("bn", "fc.1"), ("fc2", "fc.2"), ("fc2", "fc.3")],
+    "triplet": [
+        ("ChannelGateH.spatial", "cw.conv"),
+        ("ChannelGateW.spatial", "hc.conv"),
+        ("SpatialGate.spatial", "hw.conv"),
+    ],
 }
 _PATTERNS = [
     (re.compile(rf"(^|.*\.){re.escape(other)}(?=\.|$)"), rf"\g<1>{ours}")
