@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from jaxattn.attention import (
     CBAM,
@@ -17,12 +18,25 @@ from jaxattn.attention import (
     AttResBlock,
     ChannelAttention,
     ChannelAttentionBlock,
+    ChannelSelfAttention,
     CompetitiveAttention,
+    CondConv,
+    DualAttention,
     EffectiveSE,
+    LargeSelectiveKernel,
+    MixedPooling,
     MultiKernelECA,
+    NonLocal,
+    PositionAttention,
+    ReconstructionConv,
+    SelectiveKernel,
+    SelfCalibratedConv,
     SpatialAttention,
     SpatialGate,
+    SplitAttention,
+    StripPooling,
 )
+from jaxattn.ops import BatchNorm, Conv
 
 
 def make(file: str, config: dict[str, Any]) -> nn.Module:
@@ -39,9 +53,13 @@ def make(file: str, config: dict[str, Any]) -> nn.Module:
     return MAKERS[keys[max(fitting, key=len)]](config)
 
 
-def rounded(channels: float, divisor: int = 8) -> int:
-    """Returns timm's width of a bottleneck: to the nearest multiple, at least one."""
-    return max(divisor, int(channels + divisor / 2) // divisor * divisor)
+def rounded(channels: float, divisor: int = 8, limit: float = 0.0) -> int:
+    """Returns timm's width of a bottleneck: to the nearest multiple, at least one.
+
+    The next, if that is less than `limit` of it.
+    """
+    width = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return width + divisor if width < limit * channels else width
 
 
 def make_se_timm(config: dict[str, Any]) -> nn.Module:
@@ -55,13 +73,160 @@ def make_se_timm(config: dict[str, Any]) -> nn.Module:
     )
 
 
+def make_condconv(config: dict[str, Any]) -> nn.Module:
+    return CondConv(
+        **of_convolution(config, "out_channels", padding=""),
+        num_experts=config.get("num_experts", 4),
+        use_bias=config.get("bias", False),
+    )
+
+
+def make_mpm(config: dict[str, Any]) -> nn.Module:
+    return MixedPooling(tuple(config["pool_size"]))
+
+
+def make_nonlocal(config: dict[str, Any]) -> nn.Module:
+    return NonLocal(
+        config.get("inter_channels"),
+        sub_sample=config.get("sub_sample", True),
+        norm=config.get("bn_layer", True),
+    )
+
+
+def make_nonlocal_timm(config: dict[str, Any]) -> nn.Module:
+    hidden = config.get("rd_channels") or rounded(
+        config["in_channels"] * config.get("rd_ratio", 1 / 8),
+        config.get("rd_divisor", 8),
+        0.9,
+    )
+    use_scale = config.get("use_scale", True)
+    return NonLocal(hidden, sub_sample=False, use_scale=use_scale)
+
+
+def make_sc_scconv(config: dict[str, Any]) -> nn.Module:
+    return ReconstructionConv(
+        num_groups=config.get("group_num", 4),
+        gate_threshold=config.get("gate_threshold", 0.5),
+        alpha=config.get("alpha", 0.5),
+        squeeze_ratio=config.get("squeeze_ratio", 2),
+        groups=config.get("groups", 2),
+        stride=config.get("stride", 1),
+    )
+
+
+def make_sk(config: dict[str, Any]) -> nn.Module:
+    return SelectiveKernel(
+        config["out_chans"],
+        num_branches=config.get("num", 2),
+        kernel_size=config.get("kernel_size", 3),
+        stride=config.get("stride", 1),
+        groups=config.get("groups", 1),
+        reduction=config.get("reduction", 16),
+    )
+
+
+def make_sk_timm(config: dict[str, Any]) -> nn.Module:
+    features = config.get("out_channels") or config["in_channels"]
+    hidden = config.get("rd_channels") or rounded(
+        features * config.get("rd_ratio", 1 / 16), config.get("rd_divisor", 8), 0.9
+    )
+    sizes = config.get("kernel_size") or [3, 5]
+    sizes = sizes if isinstance(sizes, list) else [sizes] * 2
+    dilation = config.get("dilation", 1)
+    if config.get("keep_3x3", True):
+        dilations = [dilation * (k - 1) // 2 for k in sizes]
+        sizes = [3] * len(sizes)
+    else:
+        dilations = [dilation] * len(sizes)
+    return SelectiveKernel(
+        features,
+        num_branches=len(sizes),
+        kernel_size=tuple(sizes),
+        stride=config.get("stride", 1),
+        dilation=tuple(dilations),
+        groups=min(config.get("groups", 1), features),
+        reduction=features,  # `hidden` is larger than the quotient of 1
+        min_hidden=hidden,
+        split_input=config.get("split_input", True),
+    )
+
+
+def make_scnet(config: dict[str, Any]) -> nn.Module:
+    return SelfCalibratedConv(
+        **of_convolution(config, "planes"), pool_size=config.get("pooling_r", 4)
+    )
+
+
+def make_split_attention(config: dict[str, Any]) -> nn.Module:
+    return SplitAttention(
+        **of_convolution(config, "channels"),
+        radix=config.get("radix", 2),
+        reduction=config.get("reduction_factor", 4),
+        use_bias=config.get("bias", True),
+    )
+
+
+def of_convolution(
+    config: dict[str, Any], features: str, padding: Any = 0
+) -> dict[str, Any]:
+    """Returns the keywords of what replaces a convolution that keeps a map's size."""
+    keys = {"kernel_size": 3, "stride": 1, "dilation": 1, "groups": 1}
+    kwargs = {key: config.get(key, default) for key, default in keys.items()}
+    kwargs = {
+        key: value[0] if isinstance(value, list) else value
+        for key, value in kwargs.items()
+    }
+    kept = kwargs["dilation"] * (kwargs["kernel_size"] // 2)
+    assert config.get("padding", padding) in ("", kept, [kept, kept])
+    return {"features": config[features], **kwargs}
+
+
+class StripGate(StripPooling):
+    """The gate that SPBlock returns."""
+
+    features: int = 0
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return self.gate(x, self.features, train=train)
+
+
+class SKStarBottleneck(nn.Module):
+    """The bottleneck of PytorchInsight's SK*, of which the shortcut is the identity."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        y = Conv(self.width, 1, name="conv1")(x)
+        y = BatchNorm(name="bn1")(y, train=train, activation="relu")
+        sk = SelectiveKernel(self.width, dilation=(1, 1), groups=(1, 32), name="conv2")
+        y = Conv(4 * self.width, 1, name="conv3")(sk(y, train=train))
+        norm = BatchNorm(name="bn3")
+        return norm(y, train=train, residual=x, activation="relu")
+
+
 # By words of a file's name, of which the most that fit are taken: of "se_timm" two, of
 # "se_reduction8" one.
 MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "condconv": make_condconv,
+    "da": lambda _: DualAttention(),
+    "danet_channel": lambda _: ChannelSelfAttention(),
+    "danet_position": lambda _: PositionAttention(),
     "ese": lambda c: EffectiveSE(maximum=c.get("add_maxpool", False)),
+    "lsk": lambda _: LargeSelectiveKernel(),
+    "nonlocal": make_nonlocal,
+    "nonlocal_timm": make_nonlocal_timm,
+    "sc_scconv": make_sc_scconv,
+    "scnet": make_scnet,
     "se": lambda c: SE(c.get("reduction", 16)),
     "se_conv_bn": lambda c: SE(c.get("reduction", 16), norm=True),
     "se_timm": make_se_timm,
+    "sk": make_sk,
+    "sk_star": lambda c: SKStarBottleneck(c["planes"]),
+    "sk_timm": make_sk_timm,
+    "split_attention": make_split_attention,
+    "strip_pool_mpm": make_mpm,
+    "strip_pool_sp": lambda c: StripGate(features=c["outplanes"]),
 }
 
 # By class: a block that takes maps `[2, 5, 7, 32]`, and gives the same shape.
@@ -71,12 +236,24 @@ BLOCKS: dict[str, nn.Module] = {
     "CBAM": CBAM(),
     "ChannelAttention": ChannelAttention(),
     "ChannelAttentionBlock": ChannelAttentionBlock(32),
+    "ChannelSelfAttention": ChannelSelfAttention(gamma_init=nn.initializers.ones),
     "CompetitiveAttention": CompetitiveAttention(),
+    "CondConv": CondConv(),
+    "DualAttention": DualAttention(gamma_init=nn.initializers.ones),
     "EffectiveSE": EffectiveSE(),
+    "LargeSelectiveKernel": LargeSelectiveKernel(),
+    "MixedPooling": MixedPooling((3, 2)),
     "MultiKernelECA": MultiKernelECA(),
+    "NonLocal": NonLocal(scale_init=nn.initializers.ones),
+    "PositionAttention": PositionAttention(gamma_init=nn.initializers.ones),
+    "ReconstructionConv": ReconstructionConv(),
     "SCC": SCC(32),
     "SCSA": SCSA(window_size=2),
     "SE": SE(),
+    "SelectiveKernel": SelectiveKernel(),
+    "SelfCalibratedConv": SelfCalibratedConv(),
     "SpatialAttention": SpatialAttention(),
     "SpatialGate": SpatialGate(),
+    "SplitAttention": SplitAttention(),
+    "StripPooling": StripPooling(),
 }

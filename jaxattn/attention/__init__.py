@@ -10,7 +10,11 @@ that broadcasts against the map they multiply, under one of these names:
   - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: SCSA's strips;
   - `spatial_unit_gate`, `channel_unit_gate` `[N, H, W, C]`: u1 and u2 of CANet, with
     which its two branches compete;
+  - `unit_gate` `[N, H, W, C]`, of all others that have one for every element;
+  - `branch_<i>_gate` `[N, 1, 1, C]` or `[N, H, W, 1]`: the share of branch i in a sum;
   - `winner` `[N, H, W, C]` uint8: the branch i, of kernel size 2i + 1, that SCC took.
+
+Matrices, with which positions or channels attend to each other, are not sown.
 
 `jaxattn.viz.attention_maps` draws them, and any other that is sown as `..._gate`.
 """
@@ -28,9 +32,22 @@ from jaxattn.attention.cbam import (
     ChannelAttentionBlock,
     SpatialAttention,
 )
+from jaxattn.attention.cond_conv import CondConv
+from jaxattn.attention.dual_attention import (
+    ChannelSelfAttention,
+    DualAttention,
+    PositionAttention,
+)
+from jaxattn.attention.large_selective_kernel import LargeSelectiveKernel
+from jaxattn.attention.non_local import NonLocal
+from jaxattn.attention.reconstruction_conv import ReconstructionConv
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
 from jaxattn.attention.se import SE, EffectiveSE
+from jaxattn.attention.selective_kernel import SelectiveKernel
+from jaxattn.attention.self_calibrated_conv import SelfCalibratedConv
+from jaxattn.attention.split_attention import SplitAttention
+from jaxattn.attention.strip_pooling import MixedPooling, StripPooling
 
 __all__ = [
     "CBAM",
@@ -41,9 +58,21 @@ __all__ = [
     "AttentionResidualBlock",
     "ChannelAttention",
     "ChannelAttentionBlock",
+    "ChannelSelfAttention",
     "CompetitiveAttention",
+    "CondConv",
+    "DualAttention",
     "EffectiveSE",
+    "LargeSelectiveKernel",
+    "MixedPooling",
     "MultiKernelECA",
+    "NonLocal",
+    "PositionAttention",
+    "ReconstructionConv",
+    "SelectiveKernel",
+    "SelfCalibratedConv",
     "SpatialAttention",
     "SpatialGate",
+    "SplitAttention",
+    "StripPooling",
 ]

@@ -74,7 +74,27 @@ def _mobilenet_names(names: list[str]) -> dict[str, str]:
 # By block: beginnings of its names in other code, and here. What fits is what the
 # module has, so that two blocks may claim one name.
 _BLOCKS = {
+    "da": [
+        (f"pam.{name[0]}", f"pam.{name}_conv") for name in ("query", "key", "value")
+    ],
+    "non_local": [("norm", "W.1"), ("p", "phi"), ("t", "theta"), ("z", "W.0")],
     "se": [("fc1", "fc.0"), ("bn", "fc.1"), ("fc2", "fc.2"), ("fc2", "fc.3")],
+    "sk": [
+        ("attn.bn", "fc.0.bn"),
+        ("attn.fc_reduce", "fc.0.conv"),
+        ("attn.fc_select", "fc.1"),
+        ("paths", "conv"),
+    ],
+    # SK*, whose layers are the bottleneck's.
+    "sk_star": [
+        ("bn2", "conv2.conv.0.bn"),
+        ("bn2g", "conv2.conv.1.bn"),
+        ("bn_fc1", "conv2.fc.0.bn"),
+        ("conv2", "conv2.conv.0.conv"),
+        ("conv2g", "conv2.conv.1.conv"),
+        ("conv_fc1", "conv2.fc.0.conv"),
+        ("conv_fc2", "conv2.fc.1"),
+    ],
 }
 _PATTERNS = [
     (re.compile(rf"(^|.*\.){re.escape(other)}(?=\.|$)"), rf"\g<1>{ours}")
