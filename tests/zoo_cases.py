@@ -11,6 +11,8 @@ import jax
 
 from jaxattn.attention import (
     CBAM,
+    CPCA,
+    MCA,
     SCC,
     SCSA,
     SE,
@@ -23,6 +25,10 @@ from jaxattn.attention import (
     CondConv,
     DualAttention,
     EffectiveSE,
+    FrequencyChannelAttention,
+    GatedChannelTransformation,
+    GatherExcite,
+    GlobalContext,
     LargeSelectiveKernel,
     MixedPooling,
     MultiKernelECA,
@@ -31,10 +37,14 @@ from jaxattn.attention import (
     ReconstructionConv,
     SelectiveKernel,
     SelfCalibratedConv,
+    SimAM,
     SpatialAttention,
     SpatialGate,
+    SpatialGroupEnhance,
     SplitAttention,
     StripPooling,
+    StyleRecalibration,
+    TripletAttention,
 )
 from jaxattn.ops import BatchNorm, Conv
 
@@ -60,6 +70,67 @@ def rounded(channels: float, divisor: int = 8, limit: float = 0.0) -> int:
     """
     width = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return width + divisor if width < limit * channels else width
+
+
+def make_cpca(config: dict[str, Any]) -> nn.Module:
+    if "in_channels" in config:  # CPCANet's
+        return CPCA(config.get("channelAttention_reduce", 4))
+    return CPCA(config.get("reduction", 16))
+
+
+def make_fca(config: dict[str, Any]) -> nn.Module:
+    return FrequencyChannelAttention(
+        config.get("reduction", 16),
+        config.get("freq_sel_method", "top16"),
+        (config["dct_h"], config["dct_w"]),
+    )
+
+
+def make_gc(config: dict[str, Any]) -> nn.Module:
+    if "channels" in config:
+        return make_gc_timm(config)
+    return GlobalContext(
+        hidden=int(config["inplanes"] * config["ratio"]),
+        pooling_type=config.get("pooling_type", "att"),
+        fusion_types=tuple(config.get("fusion_types", ["channel_add"])),
+    )
+
+
+def make_gc_timm(config: dict[str, Any]) -> nn.Module:
+    adds, scales = config.get("fuse_add", False), config.get("fuse_scale", True)
+    return GlobalContext(
+        hidden=timm_hidden(config, 1 / 8),
+        pooling_type="att" if config.get("use_attn", True) else "avg",
+        fusion_types=("channel_add",) * adds + ("channel_mul",) * scales,
+        epsilon=1e-6,
+    )
+
+
+def make_gct(config: dict[str, Any]) -> nn.Module:
+    keys = ("mode", "epsilon", "after_relu")
+    return GatedChannelTransformation(**{k: config[k] for k in keys if k in config})
+
+
+def make_ge(config: dict[str, Any]) -> nn.Module:
+    if "kind" in config:
+        return GatherExcite(config["kind"], reduction=config.get("reduction", 16))
+    kind = {
+        (False, False): "theta_minus",
+        (False, True): "theta_minus_mlp",
+        (True, False): "theta",
+        (True, True): "theta_plus",
+    }[config.get("extra_params", False), config.get("use_mlp", True)]
+    return GatherExcite(
+        kind, config.get("extent", 0), hidden=timm_hidden(config, 1 / 16)
+    )
+
+
+def timm_hidden(config: dict[str, Any], rd_ratio: float) -> int:
+    """Returns the width of a bottleneck of timm's whose divisor is 1 by default."""
+    return config.get("rd_channels") or rounded(
+        config["channels"] * config.get("rd_ratio", rd_ratio),
+        config.get("rd_divisor", 1),
+    )
 
 
 def make_se_timm(config: dict[str, Any]) -> nn.Module:
@@ -209,11 +280,17 @@ class SKStarBottleneck(nn.Module):
 # "se_reduction8" one.
 MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "condconv": make_condconv,
+    "cpca": make_cpca,
     "da": lambda _: DualAttention(),
     "danet_channel": lambda _: ChannelSelfAttention(),
     "danet_position": lambda _: PositionAttention(),
     "ese": lambda c: EffectiveSE(maximum=c.get("add_maxpool", False)),
+    "fca": make_fca,
+    "gc": make_gc,
+    "gct": make_gct,
+    "ge": make_ge,
     "lsk": lambda _: LargeSelectiveKernel(),
+    "mca": lambda c: MCA(c.get("no_spatial", False)),
     "nonlocal": make_nonlocal,
     "nonlocal_timm": make_nonlocal_timm,
     "sc_scconv": make_sc_scconv,
@@ -221,12 +298,16 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "se": lambda c: SE(c.get("reduction", 16)),
     "se_conv_bn": lambda c: SE(c.get("reduction", 16), norm=True),
     "se_timm": make_se_timm,
+    "sge": lambda c: SpatialGroupEnhance(c.get("groups", 64)),
+    "simam": lambda c: SimAM(c.get("e_lambda", 1e-4)),
     "sk": make_sk,
     "sk_star": lambda c: SKStarBottleneck(c["planes"]),
     "sk_timm": make_sk_timm,
     "split_attention": make_split_attention,
+    "srm": lambda c: StyleRecalibration(),  # noqa: ARG005
     "strip_pool_mpm": make_mpm,
     "strip_pool_sp": lambda c: StripGate(features=c["outplanes"]),
+    "triplet": lambda c: TripletAttention(c.get("no_spatial", False)),
 }
 
 # By class: a block that takes maps `[2, 5, 7, 32]`, and gives the same shape.
@@ -234,6 +315,7 @@ BLOCKS: dict[str, nn.Module] = {
     "AttResBlock": AttResBlock(32),
     "AttentionResidualBlock": AttentionResidualBlock(32),
     "CBAM": CBAM(),
+    "CPCA": CPCA(),
     "ChannelAttention": ChannelAttention(),
     "ChannelAttentionBlock": ChannelAttentionBlock(32),
     "ChannelSelfAttention": ChannelSelfAttention(gamma_init=nn.initializers.ones),
@@ -241,7 +323,13 @@ BLOCKS: dict[str, nn.Module] = {
     "CondConv": CondConv(),
     "DualAttention": DualAttention(gamma_init=nn.initializers.ones),
     "EffectiveSE": EffectiveSE(),
+    "FrequencyChannelAttention": FrequencyChannelAttention(4),
+    "GatedChannelTransformation": GatedChannelTransformation(),
+    # Of all positions it takes maps of one size.
+    "GatherExcite": GatherExcite("theta_plus", extent=4, reduction=4),
+    "GlobalContext": GlobalContext(4, fusion_types=("channel_add", "channel_mul")),
     "LargeSelectiveKernel": LargeSelectiveKernel(),
+    "MCA": MCA(),
     "MixedPooling": MixedPooling((3, 2)),
     "MultiKernelECA": MultiKernelECA(),
     "NonLocal": NonLocal(scale_init=nn.initializers.ones),
@@ -252,8 +340,12 @@ BLOCKS: dict[str, nn.Module] = {
     "SE": SE(),
     "SelectiveKernel": SelectiveKernel(),
     "SelfCalibratedConv": SelfCalibratedConv(),
+    "SimAM": SimAM(),
     "SpatialAttention": SpatialAttention(),
     "SpatialGate": SpatialGate(),
+    "SpatialGroupEnhance": SpatialGroupEnhance(8),
     "SplitAttention": SplitAttention(),
     "StripPooling": StripPooling(),
+    "StyleRecalibration": StyleRecalibration(),
+    "TripletAttention": TripletAttention(),
 }

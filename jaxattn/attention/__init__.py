@@ -7,10 +7,13 @@ costs nothing without. Every block sows the arrays that it multiplies with, in a
 that broadcasts against the map they multiply, under one of these names:
 
   - `spatial_gate` `[N, H, W, 1]`, `channel_gate` `[N, 1, 1, C]`;
-  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: SCSA's strips;
+  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: of SCSA's strips, and of
+    triplet attention; MCA's have one channel;
+  - `unit_gate`, `group_gate`, `neighbourhood_gate` `[N, H, W, C]`: of every value
+    (SimAM, CPCA, ...), of groups of channels (SGE), of extents (GE);
+  - `context_gate` `[N, H, W, 1]`: the weights of GC's mean over positions;
   - `spatial_unit_gate`, `channel_unit_gate` `[N, H, W, C]`: u1 and u2 of CANet, with
     which its two branches compete;
-  - `unit_gate` `[N, H, W, C]`, of all others that have one for every element;
   - `branch_<i>_gate` `[N, 1, 1, C]` or `[N, H, W, 1]`: the share of branch i in a sum;
   - `winner` `[N, H, W, C]` uint8: the branch i, of kernel size 2i + 1, that SCC took.
 
@@ -33,12 +36,18 @@ from jaxattn.attention.cbam import (
     SpatialAttention,
 )
 from jaxattn.attention.cond_conv import CondConv
+from jaxattn.attention.cpca import CPCA
 from jaxattn.attention.dual_attention import (
     ChannelSelfAttention,
     DualAttention,
     PositionAttention,
 )
+from jaxattn.attention.fca import FrequencyChannelAttention
+from jaxattn.attention.gather_excite import GatherExcite
+from jaxattn.attention.gc import GlobalContext
+from jaxattn.attention.gct import GatedChannelTransformation
 from jaxattn.attention.large_selective_kernel import LargeSelectiveKernel
+from jaxattn.attention.mca import MCA
 from jaxattn.attention.non_local import NonLocal
 from jaxattn.attention.reconstruction_conv import ReconstructionConv
 from jaxattn.attention.scc import SCC
@@ -46,11 +55,17 @@ from jaxattn.attention.scsa import SCSA
 from jaxattn.attention.se import SE, EffectiveSE
 from jaxattn.attention.selective_kernel import SelectiveKernel
 from jaxattn.attention.self_calibrated_conv import SelfCalibratedConv
+from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.simam import SimAM
 from jaxattn.attention.split_attention import SplitAttention
+from jaxattn.attention.srm import StyleRecalibration
 from jaxattn.attention.strip_pooling import MixedPooling, StripPooling
+from jaxattn.attention.triplet import TripletAttention
 
 __all__ = [
     "CBAM",
+    "CPCA",
+    "MCA",
     "SCC",
     "SCSA",
     "SE",
@@ -63,6 +78,10 @@ __all__ = [
     "CondConv",
     "DualAttention",
     "EffectiveSE",
+    "FrequencyChannelAttention",
+    "GatedChannelTransformation",
+    "GatherExcite",
+    "GlobalContext",
     "LargeSelectiveKernel",
     "MixedPooling",
     "MultiKernelECA",
@@ -71,8 +90,12 @@ __all__ = [
     "ReconstructionConv",
     "SelectiveKernel",
     "SelfCalibratedConv",
+    "SimAM",
     "SpatialAttention",
     "SpatialGate",
+    "SpatialGroupEnhance",
     "SplitAttention",
     "StripPooling",
+    "StyleRecalibration",
+    "TripletAttention",
 ]

@@ -17,6 +17,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -33,6 +34,8 @@ _TORCH_LEAF = {
 _TO_FLAX = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 # PyTorch counts training steps there; nothing of ours reads it.
 _COUNTER = "num_batches_tracked"
+# The filters of FcaNet, which the size of the map determines.
+_COMPUTED = "dct_layer.weight"
 
 # Where a checkpoint of a training script keeps its state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -53,7 +56,8 @@ def from_torch(
         example: An input of the module `[N, H, W, C]`, array or `ShapeDtypeStruct`.
 
     Returns:
-        Variables for `module.apply`, float32 NumPy arrays.
+        Variables for `module.apply`, float32 NumPy arrays. The filters of
+        `FrequencyChannelAttention` are those of the example's size, whatever is given.
 
     Raises:
         ValueError: If an entry is missing, unexpected or of another shape; the message
@@ -67,6 +71,7 @@ def from_torch(
     }
     ours = block_names(given, names)
     given = {ours[k]: v for k, v in given.items()}
+    given |= _computed_entries(module, example, names)
     problems = []
     if missing := sorted(names.keys() - given.keys()):
         problems.append(f"missing: {', '.join(missing)}")
@@ -181,6 +186,24 @@ def _abstract_leaves(module: nn.Module, example: Any) -> dict[_Path, Any]:
     return traverse_util.flatten_dict(jax.eval_shape(init, example))
 
 
+def _computed_entries(
+    module: nn.Module, example: Any, names: Mapping[str, _Path]
+) -> dict[str, Any]:
+    """Returns the entries by name that follow from the shape of the input."""
+    paths = {name: path for name, path in names.items() if name.endswith(_COMPUTED)}
+    if not paths:
+        return {}
+
+    @jax.jit  # which leaves out what is not returned
+    def compute() -> dict[str, Any]:
+        x = jnp.zeros(example.shape, example.dtype)
+        variables = module.init(jax.random.key(0), x, train=False)
+        leaves = traverse_util.flatten_dict(variables)
+        return {name: leaves[path] for name, path in paths.items()}
+
+    return jax.device_get(compute())
+
+
 def torch_name(path: _Path) -> str:
     """Returns the name of a variable in a state dict.
 
@@ -193,6 +216,8 @@ def torch_name(path: _Path) -> str:
 def _to_flax(path: _Path, array: np.ndarray, ndim: int) -> np.ndarray:
     if path[-1] == "kernel" and {array.ndim, ndim} == {2, 4}:
         array = _as_linear(array) if ndim == 2 else array[:, :, None, None]
+    if path[-1] in ("scale", "bias") and (array.ndim, ndim) == (1, 3):
+        array = array[:, None, None]  # GCNet's normalisation, from timm's
     axes = _TO_FLAX.get(array.ndim)
     return array.transpose(axes) if path[-1] == "kernel" and axes else array
 
