@@ -3,6 +3,7 @@
 Each block has its lines in both tables, which are in alphabetical order.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,11 @@ import flax.linen as nn
 import jax
 
 from jaxattn.attention import (
+    BAM,
     CBAM,
     CPCA,
+    ECA,
+    ELA,
     MCA,
     SCC,
     SCSA,
@@ -23,8 +27,10 @@ from jaxattn.attention import (
     ChannelSelfAttention,
     CompetitiveAttention,
     CondConv,
+    CoordinateAttention,
     DualAttention,
     EffectiveSE,
+    EfficientMultiscaleAttention,
     FrequencyChannelAttention,
     GatedChannelTransformation,
     GatherExcite,
@@ -37,6 +43,7 @@ from jaxattn.attention import (
     ReconstructionConv,
     SelectiveKernel,
     SelfCalibratedConv,
+    ShuffleAttention,
     SimAM,
     SpatialAttention,
     SpatialGate,
@@ -46,6 +53,7 @@ from jaxattn.attention import (
     StyleRecalibration,
     TripletAttention,
 )
+from jaxattn.attention.eca import adaptive_kernel_size
 from jaxattn.ops import BatchNorm, Conv
 
 
@@ -63,22 +71,27 @@ def make(file: str, config: dict[str, Any]) -> nn.Module:
     return MAKERS[keys[max(fitting, key=len)]](config)
 
 
-def rounded(channels: float, divisor: int = 8, limit: float = 0.0) -> int:
-    """Returns timm's width of a bottleneck: to the nearest multiple, at least one.
+def timm_width(config: dict[str, Any], divisor: int = 8, least: float = 0) -> int:
+    """Returns a bottleneck's width: to the nearest multiple, and at least one.
 
-    The next, if that is less than `limit` of it.
+    If that is less than a share `least` of what is wanted, it is one more.
     """
-    width = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return width + divisor if width < limit * channels else width
+    if config.get("rd_channels"):
+        return config["rd_channels"]
+    divisor = config.get("rd_divisor", divisor)
+    width = config["channels"] * config.get("rd_ratio", 1 / 16)
+    width *= config.get("se_factor", 1)
+    multiple = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return multiple + divisor if multiple < least * width else multiple
 
 
-def make_cpca(config: dict[str, Any]) -> nn.Module:
+def cpca(config: dict[str, Any]) -> nn.Module:
     if "in_channels" in config:  # CPCANet's
         return CPCA(config.get("channelAttention_reduce", 4))
     return CPCA(config.get("reduction", 16))
 
 
-def make_fca(config: dict[str, Any]) -> nn.Module:
+def fca(config: dict[str, Any]) -> nn.Module:
     return FrequencyChannelAttention(
         config.get("reduction", 16),
         config.get("freq_sel_method", "top16"),
@@ -86,9 +99,9 @@ def make_fca(config: dict[str, Any]) -> nn.Module:
     )
 
 
-def make_gc(config: dict[str, Any]) -> nn.Module:
+def gc(config: dict[str, Any]) -> nn.Module:
     if "channels" in config:
-        return make_gc_timm(config)
+        return gc_timm(config)
     return GlobalContext(
         hidden=int(config["inplanes"] * config["ratio"]),
         pooling_type=config.get("pooling_type", "att"),
@@ -96,22 +109,22 @@ def make_gc(config: dict[str, Any]) -> nn.Module:
     )
 
 
-def make_gc_timm(config: dict[str, Any]) -> nn.Module:
+def gc_timm(config: dict[str, Any]) -> nn.Module:
     adds, scales = config.get("fuse_add", False), config.get("fuse_scale", True)
     return GlobalContext(
-        hidden=timm_hidden(config, 1 / 8),
+        hidden=timm_width({"rd_ratio": 1 / 8, **config}, divisor=1),
         pooling_type="att" if config.get("use_attn", True) else "avg",
         fusion_types=("channel_add",) * adds + ("channel_mul",) * scales,
         epsilon=1e-6,
     )
 
 
-def make_gct(config: dict[str, Any]) -> nn.Module:
+def gct(config: dict[str, Any]) -> nn.Module:
     keys = ("mode", "epsilon", "after_relu")
     return GatedChannelTransformation(**{k: config[k] for k in keys if k in config})
 
 
-def make_ge(config: dict[str, Any]) -> nn.Module:
+def ge(config: dict[str, Any]) -> nn.Module:
     if "kind" in config:
         return GatherExcite(config["kind"], reduction=config.get("reduction", 16))
     kind = {
@@ -121,30 +134,70 @@ def make_ge(config: dict[str, Any]) -> nn.Module:
         (True, True): "theta_plus",
     }[config.get("extra_params", False), config.get("use_mlp", True)]
     return GatherExcite(
-        kind, config.get("extent", 0), hidden=timm_hidden(config, 1 / 16)
+        kind, config.get("extent", 0), hidden=timm_width(config, divisor=1)
     )
 
 
-def timm_hidden(config: dict[str, Any], rd_ratio: float) -> int:
-    """Returns the width of a bottleneck of timm's whose divisor is 1 by default."""
-    return config.get("rd_channels") or rounded(
-        config["channels"] * config.get("rd_ratio", rd_ratio),
-        config.get("rd_divisor", 1),
+def ca_timm(config: dict[str, Any]) -> CoordinateAttention:
+    bias = config.get("bias", False)
+    width = timm_width({"se_factor": 2 / 3, **config})
+    return CoordinateAttention(config["channels"], width, bias, bias)
+
+
+def cbam(config: dict[str, Any]) -> CBAM:
+    return CBAM(
+        config.get("reduction_ratio", 16),
+        biases=True,
+        pool_types=tuple(config.get("pool_types", ("avg", "max"))),
+        no_spatial=config.get("no_spatial", False),
+        spatial_norm=True,
     )
 
 
-def make_se_timm(config: dict[str, Any]) -> nn.Module:
-    hidden = config.get("rd_channels") or rounded(
-        config["channels"] * config.get("rd_ratio", 1 / 16), config.get("rd_divisor", 8)
+def cbam_timm(config: dict[str, Any]) -> CBAM:
+    return CBAM(
+        config["channels"],
+        config.get("spatial_kernel_size", 7),
+        min_channels=timm_width(config, divisor=1),
+        biases=config.get("mlp_bias", False),
+        spatial_norm=True,
+        max_first=False,
+        norm_momentum=0.9,
     )
+
+
+def eca_scsa(config: dict[str, Any]) -> ECA:
+    """With its own default; its rule overrules a `kernel_size` where it has an even."""
+    channels, size = config["in_chans"], config.get("kernel_size")
+    if config.get("auto", False):
+        gamma, b = config.get("gamma", 2), config.get("b", 1)
+        t = int(abs((math.log2(channels) + b) / gamma))
+        return ECA((size or t) if t % 2 else t + 1)
+    return ECA(size or (1 if channels < 96 else 3))
+
+
+def eca_timm(config: dict[str, Any], padding: str = "zero") -> ECA:
+    size = config.get("kernel_size", 3)
+    if (channels := config.get("channels")) is not None:
+        gamma, b = config.get("gamma", 2), config.get("beta", 1)
+        size = max(3, adaptive_kernel_size(channels, gamma, b))
+    return ECA(size, padding=padding)
+
+
+def ela(config: dict[str, Any]) -> ELA:
+    keys = ("kernel_size", "conv_groups", "norm_groups")
+    return ELA(**{key: config[key] for key in keys if key in config})
+
+
+def se_timm(config: dict[str, Any]) -> SE:
     return SE(
-        hidden=hidden,
+        hidden=timm_width(config),
         biases=config.get("bias", True),
         maximum=config.get("add_maxpool", False),
     )
 
 
-def make_condconv(config: dict[str, Any]) -> nn.Module:
+def condconv(config: dict[str, Any]) -> nn.Module:
     return CondConv(
         **of_convolution(config, "out_channels", padding=""),
         num_experts=config.get("num_experts", 4),
@@ -152,11 +205,11 @@ def make_condconv(config: dict[str, Any]) -> nn.Module:
     )
 
 
-def make_mpm(config: dict[str, Any]) -> nn.Module:
+def mpm(config: dict[str, Any]) -> nn.Module:
     return MixedPooling(tuple(config["pool_size"]))
 
 
-def make_nonlocal(config: dict[str, Any]) -> nn.Module:
+def non_local(config: dict[str, Any]) -> nn.Module:
     return NonLocal(
         config.get("inter_channels"),
         sub_sample=config.get("sub_sample", True),
@@ -164,17 +217,14 @@ def make_nonlocal(config: dict[str, Any]) -> nn.Module:
     )
 
 
-def make_nonlocal_timm(config: dict[str, Any]) -> nn.Module:
-    hidden = config.get("rd_channels") or rounded(
-        config["in_channels"] * config.get("rd_ratio", 1 / 8),
-        config.get("rd_divisor", 8),
-        0.9,
-    )
+def non_local_timm(config: dict[str, Any]) -> nn.Module:
+    config = {"rd_ratio": 1 / 8, "channels": config["in_channels"], **config}
+    hidden = timm_width(config, least=0.9)
     use_scale = config.get("use_scale", True)
     return NonLocal(hidden, sub_sample=False, use_scale=use_scale)
 
 
-def make_sc_scconv(config: dict[str, Any]) -> nn.Module:
+def sc_scconv(config: dict[str, Any]) -> nn.Module:
     return ReconstructionConv(
         num_groups=config.get("group_num", 4),
         gate_threshold=config.get("gate_threshold", 0.5),
@@ -185,7 +235,7 @@ def make_sc_scconv(config: dict[str, Any]) -> nn.Module:
     )
 
 
-def make_sk(config: dict[str, Any]) -> nn.Module:
+def sk(config: dict[str, Any]) -> nn.Module:
     return SelectiveKernel(
         config["out_chans"],
         num_branches=config.get("num", 2),
@@ -196,11 +246,9 @@ def make_sk(config: dict[str, Any]) -> nn.Module:
     )
 
 
-def make_sk_timm(config: dict[str, Any]) -> nn.Module:
+def sk_timm(config: dict[str, Any]) -> nn.Module:
     features = config.get("out_channels") or config["in_channels"]
-    hidden = config.get("rd_channels") or rounded(
-        features * config.get("rd_ratio", 1 / 16), config.get("rd_divisor", 8), 0.9
-    )
+    hidden = timm_width({"channels": features, **config}, least=0.9)
     sizes = config.get("kernel_size") or [3, 5]
     sizes = sizes if isinstance(sizes, list) else [sizes] * 2
     dilation = config.get("dilation", 1)
@@ -222,13 +270,13 @@ def make_sk_timm(config: dict[str, Any]) -> nn.Module:
     )
 
 
-def make_scnet(config: dict[str, Any]) -> nn.Module:
+def scnet(config: dict[str, Any]) -> nn.Module:
     return SelfCalibratedConv(
         **of_convolution(config, "planes"), pool_size=config.get("pooling_r", 4)
     )
 
 
-def make_split_attention(config: dict[str, Any]) -> nn.Module:
+def split_attention(config: dict[str, Any]) -> nn.Module:
     return SplitAttention(
         **of_convolution(config, "channels"),
         radix=config.get("radix", 2),
@@ -279,33 +327,53 @@ class SKStarBottleneck(nn.Module):
 # By words of a file's name, of which the most that fit are taken: of "se_timm" two, of
 # "se_reduction8" one.
 MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
-    "condconv": make_condconv,
-    "cpca": make_cpca,
+    "bam": lambda c: BAM(c.get("reduction_ratio", 16), square_window=True),
+    "ca": lambda c: CoordinateAttention(c.get("reduction", 32)),
+    "ca_scsa": lambda c: CoordinateAttention(
+        c.get("reduction", 32), squeeze_bias=False
+    ),
+    "ca_timm": ca_timm,
+    "cbam": cbam,
+    "cbam_scsa": lambda c: CBAM(
+        c.get("reduction", 16), min_channels=c.get("min_channels", 8)
+    ),
+    "cbam_timm": cbam_timm,
+    "ceca_timm": lambda c: eca_timm(c, "circular"),
+    "condconv": condconv,
+    "cpca": cpca,
     "da": lambda _: DualAttention(),
     "danet_channel": lambda _: ChannelSelfAttention(),
     "danet_position": lambda _: PositionAttention(),
-    "ese": lambda c: EffectiveSE(maximum=c.get("add_maxpool", False)),
-    "fca": make_fca,
-    "gc": make_gc,
-    "gct": make_gct,
-    "ge": make_ge,
+    "eca": lambda c: ECA(c.get("k_size", 3)),
+    "eca_scsa": eca_scsa,
+    "eca_timm": eca_timm,
+    "ela": ela,
+    "ela_timm": lambda c: ELA(c.get("kernel_size", 7), norm_groups=1, shared=False),
+    "ema": lambda c: EfficientMultiscaleAttention(c.get("factor", 32)),
+    "ese": lambda c: EffectiveSE(c.get("add_maxpool", False)),
+    "fca": fca,
+    "gc": gc,
+    "gct": gct,
+    "ge": ge,
     "lsk": lambda _: LargeSelectiveKernel(),
     "mca": lambda c: MCA(c.get("no_spatial", False)),
-    "nonlocal": make_nonlocal,
-    "nonlocal_timm": make_nonlocal_timm,
-    "sc_scconv": make_sc_scconv,
-    "scnet": make_scnet,
+    "nonlocal": non_local,
+    "nonlocal_timm": non_local_timm,
+    "sa": lambda c: ShuffleAttention(c.get("groups", 64)),
+    "sa_scsa": lambda c: ShuffleAttention(c.get("group_num", 64)),
+    "sc_scconv": sc_scconv,
+    "scnet": scnet,
     "se": lambda c: SE(c.get("reduction", 16)),
-    "se_conv_bn": lambda c: SE(c.get("reduction", 16), norm=True),
-    "se_timm": make_se_timm,
+    "se_conv": lambda c: SE(c.get("reduction", 16), norm=True),
+    "se_timm": se_timm,
     "sge": lambda c: SpatialGroupEnhance(c.get("groups", 64)),
     "simam": lambda c: SimAM(c.get("e_lambda", 1e-4)),
-    "sk": make_sk,
+    "sk": sk,
     "sk_star": lambda c: SKStarBottleneck(c["planes"]),
-    "sk_timm": make_sk_timm,
-    "split_attention": make_split_attention,
+    "sk_timm": sk_timm,
+    "split_attention": split_attention,
     "srm": lambda c: StyleRecalibration(),  # noqa: ARG005
-    "strip_pool_mpm": make_mpm,
+    "strip_pool_mpm": mpm,
     "strip_pool_sp": lambda c: StripGate(features=c["outplanes"]),
     "triplet": lambda c: TripletAttention(c.get("no_spatial", False)),
 }
@@ -314,15 +382,20 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 BLOCKS: dict[str, nn.Module] = {
     "AttResBlock": AttResBlock(32),
     "AttentionResidualBlock": AttentionResidualBlock(32),
+    "BAM": BAM(),
     "CBAM": CBAM(),
     "CPCA": CPCA(),
     "ChannelAttention": ChannelAttention(),
     "ChannelAttentionBlock": ChannelAttentionBlock(32),
-    "ChannelSelfAttention": ChannelSelfAttention(gamma_init=nn.initializers.ones),
+    "ChannelSelfAttention": ChannelSelfAttention(),
     "CompetitiveAttention": CompetitiveAttention(),
     "CondConv": CondConv(),
-    "DualAttention": DualAttention(gamma_init=nn.initializers.ones),
+    "CoordinateAttention": CoordinateAttention(),
+    "DualAttention": DualAttention(),
+    "ECA": ECA(),
+    "ELA": ELA(),
     "EffectiveSE": EffectiveSE(),
+    "EfficientMultiscaleAttention": EfficientMultiscaleAttention(8),
     "FrequencyChannelAttention": FrequencyChannelAttention(4),
     "GatedChannelTransformation": GatedChannelTransformation(),
     # Of all positions it takes maps of one size.
@@ -332,14 +405,15 @@ BLOCKS: dict[str, nn.Module] = {
     "MCA": MCA(),
     "MixedPooling": MixedPooling((3, 2)),
     "MultiKernelECA": MultiKernelECA(),
-    "NonLocal": NonLocal(scale_init=nn.initializers.ones),
-    "PositionAttention": PositionAttention(gamma_init=nn.initializers.ones),
+    "NonLocal": NonLocal(),
+    "PositionAttention": PositionAttention(),
     "ReconstructionConv": ReconstructionConv(),
     "SCC": SCC(32),
     "SCSA": SCSA(window_size=2),
     "SE": SE(),
     "SelectiveKernel": SelectiveKernel(),
     "SelfCalibratedConv": SelfCalibratedConv(),
+    "ShuffleAttention": ShuffleAttention(4),
     "SimAM": SimAM(),
     "SpatialAttention": SpatialAttention(),
     "SpatialGate": SpatialGate(),

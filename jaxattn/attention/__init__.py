@@ -7,10 +7,12 @@ costs nothing without. Every block sows the arrays that it multiplies with, in a
 that broadcasts against the map they multiply, under one of these names:
 
   - `spatial_gate` `[N, H, W, 1]`, `channel_gate` `[N, 1, 1, C]`;
-  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: of SCSA's strips, and of
-    triplet attention; MCA's have one channel;
-  - `unit_gate`, `group_gate`, `neighbourhood_gate` `[N, H, W, C]`: of every value
-    (SimAM, CPCA, ...), of groups of channels (SGE), of extents (GE);
+  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: of strips; MCA's have
+    one channel;
+  - `group_gate` `[N, H, W, C]`: one map for each group of channels;
+  - `product_gate`, `unit_gate` `[N, H, W, C]`: BAM's, and SA's before its shuffle;
+    SimAM's and CPCA's of every value, as are others';
+  - `neighbourhood_gate` `[N, H, W, C]`: GE's of extents;
   - `context_gate` `[N, H, W, 1]`: the weights of GC's mean over positions;
   - `spatial_unit_gate`, `channel_unit_gate` `[N, H, W, C]`: u1 and u2 of CANet, with
     which its two branches compete;
@@ -22,6 +24,7 @@ Matrices, with which positions or channels attend to each other, are not sown.
 `jaxattn.viz.attention_maps` draws them, and any other that is sown as `..._gate`.
 """
 
+from jaxattn.attention.bam import BAM
 from jaxattn.attention.canet import (
     AttResBlock,
     CompetitiveAttention,
@@ -36,12 +39,16 @@ from jaxattn.attention.cbam import (
     SpatialAttention,
 )
 from jaxattn.attention.cond_conv import CondConv
+from jaxattn.attention.coordinate import CoordinateAttention
 from jaxattn.attention.cpca import CPCA
 from jaxattn.attention.dual_attention import (
     ChannelSelfAttention,
     DualAttention,
     PositionAttention,
 )
+from jaxattn.attention.eca import ECA
+from jaxattn.attention.ela import ELA
+from jaxattn.attention.ema import EfficientMultiscaleAttention
 from jaxattn.attention.fca import FrequencyChannelAttention
 from jaxattn.attention.gather_excite import GatherExcite
 from jaxattn.attention.gc import GlobalContext
@@ -56,6 +63,7 @@ from jaxattn.attention.se import SE, EffectiveSE
 from jaxattn.attention.selective_kernel import SelectiveKernel
 from jaxattn.attention.self_calibrated_conv import SelfCalibratedConv
 from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.shuffle import ShuffleAttention
 from jaxattn.attention.simam import SimAM
 from jaxattn.attention.split_attention import SplitAttention
 from jaxattn.attention.srm import StyleRecalibration
@@ -63,8 +71,11 @@ from jaxattn.attention.strip_pooling import MixedPooling, StripPooling
 from jaxattn.attention.triplet import TripletAttention
 
 __all__ = [
+    "BAM",
     "CBAM",
     "CPCA",
+    "ECA",
+    "ELA",
     "MCA",
     "SCC",
     "SCSA",
@@ -76,8 +87,10 @@ __all__ = [
     "ChannelSelfAttention",
     "CompetitiveAttention",
     "CondConv",
+    "CoordinateAttention",
     "DualAttention",
     "EffectiveSE",
+    "EfficientMultiscaleAttention",
     "FrequencyChannelAttention",
     "GatedChannelTransformation",
     "GatherExcite",
@@ -90,6 +103,7 @@ __all__ = [
     "ReconstructionConv",
     "SelectiveKernel",
     "SelfCalibratedConv",
+    "ShuffleAttention",
     "SimAM",
     "SpatialAttention",
     "SpatialGate",

@@ -18,7 +18,6 @@ Deviations from the code:
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.attention.non_local import attend
@@ -32,15 +31,15 @@ class PositionAttention(nn.Module):
 
         gamma * softmax(Q K^T) V + x,  Q, K, V 1x1 convolutions of x
 
+    It starts as the identity: gamma, one number, is 0.
+
     Attributes:
         reduction: Channels of the input per channel of Q and K.
-        gamma_init: Initialiser of gamma; by default the block starts as the identity.
         dtype: Computation dtype; None keeps the input's. Parameters are float32, as is
             the softmax.
     """
 
     reduction: int = 8
-    gamma_init: Initializer = nn.initializers.zeros
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -65,7 +64,7 @@ class PositionAttention(nn.Module):
         q = Conv(C // reduction, 1, use_bias=True, name="query_conv")(x)
         k = Conv(C // reduction, 1, use_bias=True, name="key_conv")(x)
         v = Conv(C, 1, use_bias=True, name="value_conv")(x)
-        return _gamma(self, self.gamma_init, x) * attend(q, k, v) + x
+        return _gamma(self, x) * attend(q, k, v) + x
 
 
 class ChannelSelfAttention(nn.Module):
@@ -73,13 +72,13 @@ class ChannelSelfAttention(nn.Module):
 
         gamma * softmax(max(E) - E) X + X,  E = X X^T,  X `[C, T]` the map
 
+    It starts as the identity: gamma, one number, is 0.
+
     Attributes:
-        gamma_init: Initialiser of gamma; by default the block starts as the identity.
         dtype: Computation dtype; None keeps the input's. Parameters are float32, as
             are energies and softmax.
     """
 
-    gamma_init: Initializer = nn.initializers.zeros
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -108,7 +107,7 @@ class ChannelSelfAttention(nn.Module):
         )
         weights = nn.softmax(-energy).astype(x.dtype)
         y = jnp.einsum("ncd,ntd->ntc", weights, X).reshape(x.shape)
-        return _gamma(self, self.gamma_init, x) * y + x
+        return _gamma(self, x) * y + x
 
 
 class DualAttention(nn.Module):
@@ -116,12 +115,10 @@ class DualAttention(nn.Module):
 
     Attributes:
         reduction: See `PositionAttention`.
-        gamma_init: Initialiser of both gammas.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
     """
 
     reduction: int = 8
-    gamma_init: Initializer = nn.initializers.zeros
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -139,12 +136,12 @@ class DualAttention(nn.Module):
             UserError: If `x` has fewer channels than `reduction`.
         """
         x = as_feature_map(self, x)
-        pam = PositionAttention(self.reduction, self.gamma_init, name="pam")
-        cam = ChannelSelfAttention(self.gamma_init, name="cam")
+        pam = PositionAttention(self.reduction, name="pam")
+        cam = ChannelSelfAttention(name="cam")
         return pam(x, train=train) + cam(x, train=train)
 
 
-def _gamma(module: nn.Module, init: Initializer, x: jax.Array) -> jax.Array:
+def _gamma(module: nn.Module, x: jax.Array) -> jax.Array:
     """Returns the factor of what is added `[1, 1, 1, 1]`, the dtype of `x`."""
-    gamma = module.param("gamma", init, (1,), jnp.float32)
+    gamma = module.param("gamma", nn.initializers.zeros, (1,), jnp.float32)
     return gamma.astype(x.dtype).reshape(1, 1, 1, 1)

@@ -19,7 +19,6 @@ Deviation from the code:
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.errors import require
@@ -41,8 +40,6 @@ class NonLocal(nn.Module):
         sub_sample: Attends to the maxima of 2x2 windows of phi and g.
         norm: Normalises what is added.
         use_scale: Divides the similarities by the square root of the input's channels.
-        scale_init: Initialiser of the normalisation's scale, or without `norm` of the
-            kernel of W.
         dtype: Computation dtype; None keeps the input's. Parameters are float32, as is
             the softmax.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
@@ -52,7 +49,6 @@ class NonLocal(nn.Module):
     sub_sample: bool = True
     norm: bool = True
     use_scale: bool = False
-    scale_init: Initializer = nn.initializers.zeros
     dtype: DTypeLike | None = None
     axis_name: str | None = None
 
@@ -84,18 +80,14 @@ class NonLocal(nn.Module):
             phi, g = (max_pool(v, 2, stride=2, padding=0) for v in (phi, g))
         scale = C**-0.5 if self.use_scale else 1.0
         y = attend(theta, phi, g, scale)
-        if not self.norm:
-            return x + self._project(C, self.scale_init, "W")(y)
-        norm = BatchNorm(
-            scale_init=self.scale_init, axis_name=self.axis_name, name="W.1"
-        )
-        return norm(Conv(C, 1, use_bias=True, name="W.0")(y), train=train, residual=x)
-
-    def _project(self, features: int, init: Initializer, name: str) -> Conv:
         zeros = nn.initializers.zeros
-        return Conv(
-            features, 1, use_bias=True, kernel_init=init, bias_init=zeros, name=name
-        )
+        if not self.norm:
+            project = Conv(
+                C, 1, use_bias=True, kernel_init=zeros, bias_init=zeros, name="W"
+            )
+            return x + project(y)
+        norm = BatchNorm(scale_init=zeros, axis_name=self.axis_name, name="W.1")
+        return norm(Conv(C, 1, use_bias=True, name="W.0")(y), train=train, residual=x)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float = 1.0) -> jax.Array:

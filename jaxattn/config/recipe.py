@@ -87,7 +87,7 @@ _CHOSEN: dict[str, Any] = {
         "downsample": str,  # of the shortcuts: conv1, conv3, conv5, scc1 to scc5
         "mask_prob": float,  # of SCC: share of the elements forced to each branch
         "forcing": str,  # of SCC: rule of the other branches, uniform or constant
-        "attention": str,  # in every block: cbam, eca (multi-kernel) or scsa
+        "attention": str,  # in every block: cbam, eca, multi_kernel_eca or scsa
         "attention_kwargs": {
             "reduction": int,  # of CBAM: of the channels; None: 16
             "window_size": int,  # of SCSA; None: by the stem

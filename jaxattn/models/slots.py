@@ -16,6 +16,7 @@ from jax.nn.initializers import Initializer
 
 from jaxattn.attention.canet import MultiKernelECA
 from jaxattn.attention.cbam import CBAM
+from jaxattn.attention.eca import ECA
 from jaxattn.attention.scsa import SCSA
 from jaxattn.errors import UserError, choose, suggest
 from jaxattn.ops.init import kaiming_normal, torch_kernel
@@ -95,7 +96,8 @@ _SLOTS = {
         zero_init=True,
         small_head_init=True,
     ),
-    "eca": Slot(MultiKernelECA),
+    "eca": Slot(ECA),
+    "multi_kernel_eca": Slot(MultiKernelECA),
 }
 
 
@@ -107,8 +109,8 @@ def make_slot(
     """Returns the place of a network's attention, from the network's keywords.
 
     Args:
-        attention: "cbam", "scsa", "eca", a factory, whose place is "after", a slot, or
-            None.
+        attention: "cbam", "scsa", "eca", "multi_kernel_eca", a factory, whose place is
+            "after", a slot, or None.
         attention_kwargs: Keywords of the factory.
         **hints: What the network knows of itself (see `Slot.hints`).
 

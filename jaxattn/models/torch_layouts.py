@@ -74,6 +74,23 @@ def _mobilenet_names(names: list[str]) -> dict[str, str]:
 # By block: beginnings of its names in other code, and here. What fits is what the
 # module has, so that two blocks may claim one name.
 _BLOCKS = {
+    "ca": [  # SCSA's
+        ("conv.conv", "conv1"),
+        ("conv.bn", "bn1"),
+        ("attn_h", "conv_h"),
+        ("attn_w", "conv_w"),
+    ],
+    "cbam": [  # the authors', SCSA's and timm's
+        ("ChannelGate.mlp.1", "channel_attention.shared_mlp.0"),
+        ("ChannelGate.mlp.3", "channel_attention.shared_mlp.2"),
+        ("SpatialGate.spatial", "spatial_attention"),
+        ("mlp_chans", "channel_attention.shared_mlp"),
+        ("mlp_spaces", "spatial_attention.conv"),
+        ("channel.fc1", "channel_attention.shared_mlp.0"),
+        ("channel.fc2", "channel_attention.shared_mlp.2"),
+        ("spatial.conv.conv", "spatial_attention.conv"),
+        ("spatial.conv.bn", "spatial_attention.bn"),
+    ],
     "cpca": [
         (f"dconv{size}", f"dwc{size}")
         for size in ("5_5", "1_7", "7_1", "1_11", "11_1", "1_21", "21_1")
@@ -91,6 +108,7 @@ _BLOCKS = {
     ],
     "ge": [("mlp.fc1", "down"), ("mlp.fc2", "up")],
     "non_local": [("norm", "W.1"), ("p", "phi"), ("t", "theta"), ("z", "W.0")],
+    "sa": [("c_w", "cweight"), ("c_b", "cbias"), ("s_w", "sweight"), ("s_b", "sbias")],
     "se": [("fc1", "fc.0"), ("bn", "fc.1"), ("fc2", "fc.2"), ("fc2", "fc.3")],
     "sk": [
         ("attn.bn", "fc.0.bn"),
