@@ -117,8 +117,8 @@ def by_hand(at, activation):
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
+@pytest.mark.parametrize("residual", full_but([False, True], True))
+@pytest.mark.parametrize("activation", full_but([None, "relu", "relu6"], "relu"))
 def test_training_is_the_textbooks(activation, residual, kernels, request):
     if kernels:
         request.getfixturevalue("enabled")

@@ -106,7 +106,14 @@ def assert_rounded(actual, exact):
 
 @has_bfloat16
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("name", IN_BFLOAT16)
+@pytest.mark.parametrize(
+    "name",
+    full_but(
+        IN_BFLOAT16,
+        *("3x3", "3x3 stride 2", "5x5 dilated", "depthwise"),
+        *("narrow dilated", "large stride 2"),
+    ),
+)
 def test_bfloat16_is_float32_rounded_once(name):
     (N, H, W, C, O), (size, *window) = IN_BFLOAT16[name]  # noqa: E741
     x, kernel = bfloat16(0, N, H, W, C), bfloat16(1, size, size, C // window[-1], O)

@@ -174,21 +174,21 @@ def test_photo_of_the_readme_is_classified(tmp_path):
     assert f"with {float(row['horse']):.0%}" in README.replace(" %", "%")
 
 
+# Each is a process.
+MISTAKES = [
+    (["--config.num_epoch=3"], "did you mean 'num_epochs'?"),
+    (["--config.num_epochs=many"], "flag --config.num_epochs=many: invalid literal"),
+    (["--config.schedule=3"], "`3` is not a dict"),
+    (["--epochs=3"], "Unknown command line flag 'epochs'"),
+    (["stray"], "stray: not a flag"),
+    (["--config=configs/none.py"], "--config=configs/none.py: no such file"),
+    (["--config=canett"], "--config=canett: did you mean 'canet'? choices: "),
+    (["--config=configs/canet.py:huge"], "must be one of tiny, light, base, pro"),
+]
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config.num_epoch=3"], "did you mean 'num_epochs'?"),
-        (
-            ["--config.num_epochs=many"],
-            "flag --config.num_epochs=many: invalid literal",
-        ),
-        (["--config.schedule=3"], "`3` is not a dict"),
-        (["--epochs=3"], "Unknown command line flag 'epochs'"),
-        (["stray"], "stray: not a flag"),
-        (["--config=configs/none.py"], "--config=configs/none.py: no such file"),
-        (["--config=canett"], "--config=canett: did you mean 'canet'? choices: "),
-        (["--config=configs/canet.py:huge"], "must be one of tiny, light, base, pro"),
-    ],
+    ("flags", "message"), full_but(MISTAKES, MISTAKES[0], MISTAKES[3])
 )
 def test_mistake_on_the_command_line_is_one_line(flags, message, tmp_path):
     base = ["--config=configs/canet.py", f"--workdir={tmp_path / 'run'}"]

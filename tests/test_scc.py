@@ -237,17 +237,17 @@ def plain_scc(params, x, module, forced=None):
     return jnp.take_along_axis(outs, winner[None], 0)[0]
 
 
+SCCS = [
+    (5, SCC(6, 1)),
+    (4, SCC(20, 3)),
+    (20, SCC(4, 3, 2)),
+    (8, SCC(6, 5, 2, dilation=2, groups=2)),
+    (4, SCC(6, 7)),
+]
+
+
 @pytest.mark.parametrize("forces", full_but([False, True], True))
-@pytest.mark.parametrize(
-    ("channels", "module"),
-    [
-        (5, SCC(6, 1)),
-        (4, SCC(20, 3)),
-        (20, SCC(4, 3, 2)),
-        (8, SCC(6, 5, 2, dilation=2, groups=2)),
-        (4, SCC(6, 7)),
-    ],
-)
+@pytest.mark.parametrize(("channels", "module"), full_but(SCCS, SCCS[1], SCCS[3]))
 def test_gradient_is_autodiffs(module, channels, forces):
     x = normal(0, 2, 9, 10, channels)
     params = random_variables(module, x)["params"]
