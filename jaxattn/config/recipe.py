@@ -22,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "data_parallel": "jit",  # jit (over a mesh) or pmap
     "steps_per_dispatch": int,  # steps per device call; None: 1 to 25
     "accumulate_steps": int,  # micro-batches of a step; None: 1
-    "init_from": str,  # workdir, PyTorch file, or package's weights
+    "init_from": str,  # workdir, file, hf:OWNER/NAME, torchvision:NAME, ...
     "trainable": "all",  # all, or head: only the layer that makes the logits
     "keep_checkpoints": int,  # newest ones, beside the best; None: 2
     "max_skipped_steps": 0,  # whose loss is not finite, before the run ends
