@@ -52,7 +52,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.missing("EntryNotFound")
         return None
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - as the standard library calls it
 
     def do_POST(self):
         self.server.asked.append(self.path)

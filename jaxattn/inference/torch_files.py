@@ -176,7 +176,8 @@ def _frame(
         shape = tuple(known["image_shape"])
         return {"image_shape": shape, "resize_px": known.get("resize_px")}
     if getattr(module, "stem", "") == "imagenet":
-        frame = Crops(**({"image_size": image_size} if image_size else {})).frame
+        crops = Crops() if image_size is None else Crops(image_size=image_size)
+        frame = crops.frame
         return {"image_shape": frame.image_shape, "resize_px": frame.resize_px}
     side = image_size or _SMALL_PX
     return {"image_shape": (side, side, 3), "resize_px": None}

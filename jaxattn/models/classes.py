@@ -49,10 +49,12 @@ def without_attention(model: nn.Module) -> nn.Module:
     """Returns the network without what it has only by its attribute `attention`."""
     if getattr(model, "attention", None) is None:
         return model
-    defaults = {
+    fields: Any = dataclasses.fields(model)  # pyright: ignore[reportArgumentType]
+    defaults: dict[str, Any] = {
         field.name: field.default
-        for field in dataclasses.fields(model)  # pyright: ignore[reportArgumentType]
+        for field in fields
         if field.name.startswith("attention")
+        and field.default is not dataclasses.MISSING
     }
     return model.clone(**defaults)
 
