@@ -31,7 +31,7 @@ BASELINES = (
 ALL_VARIANTS = {
     "attention_study": ("none", "cbam", "eca", "scsa", "scc"), "baselines": BASELINES,
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
-    "sccnet": SCCNETS, "scsa": SCSAS,
+    "sccnet": (*SCCNETS, "resnet34"), "scsa": SCSAS,
 }  # fmt: skip
 OPTIMIZER = {"optimizer.clip_norm", "optimizer.decay_mask"}  # which messages name
 COMMON = {
