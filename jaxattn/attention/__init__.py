@@ -7,7 +7,11 @@ costs nothing without. Every block sows the arrays that it multiplies with, in a
 that broadcasts against the map they multiply, under one of these names:
 
   - `spatial_gate` `[N, H, W, 1]`, `channel_gate` `[N, 1, 1, C]`;
-  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: SCSA's strips;
+  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: of SCSA's strips, and of
+    triplet attention; MCA's have one channel;
+  - `unit_gate`, `group_gate`, `neighbourhood_gate` `[N, H, W, C]`: of every value
+    (SimAM, CPCA), of groups of channels (SGE), of extents (GE);
+  - `context_gate` `[N, H, W, 1]`: the weights of GC's mean over positions;
   - `spatial_unit_gate`, `channel_unit_gate` `[N, H, W, C]`: u1 and u2 of CANet, with
     which its two branches compete;
   - `winner` `[N, H, W, C]` uint8: the branch i, of kernel size 2i + 1, that SCC took.
@@ -28,19 +32,42 @@ from jaxattn.attention.cbam import (
     ChannelAttentionBlock,
     SpatialAttention,
 )
+from jaxattn.attention.cpca import CPCA
+from jaxattn.attention.fca import FrequencyChannelAttention
+from jaxattn.attention.gather_excite import GatherExcite
+from jaxattn.attention.gc import GlobalContext
+from jaxattn.attention.gct import GatedChannelTransformation
+from jaxattn.attention.mca import MCA
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.se import SE, EffectiveSE
+from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.simam import SimAM
+from jaxattn.attention.srm import StyleRecalibration
+from jaxattn.attention.triplet import TripletAttention
 
 __all__ = [
     "CBAM",
+    "CPCA",
+    "MCA",
     "SCC",
     "SCSA",
+    "SE",
     "AttResBlock",
     "AttentionResidualBlock",
     "ChannelAttention",
     "ChannelAttentionBlock",
     "CompetitiveAttention",
+    "EffectiveSE",
+    "FrequencyChannelAttention",
+    "GatedChannelTransformation",
+    "GatherExcite",
+    "GlobalContext",
     "MultiKernelECA",
+    "SimAM",
     "SpatialAttention",
     "SpatialGate",
+    "SpatialGroupEnhance",
+    "StyleRecalibration",
+    "TripletAttention",
 ]
