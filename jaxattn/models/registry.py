@@ -120,8 +120,9 @@ def _require_range(key: str, value: Any) -> None:
         require(key, value, holds, "an integer from 1 on")
     elif name == "widths":
         require(key, value, _are_counts(value), "integers from 1 on")
-    elif name in ("attention_stages", "out_stages") and value is not None:
-        holds = _are_counts(value, least=0 if name == "attention_stages" else 1)
+    elif name in ("attention_stages", "out_stages"):
+        least = 0 if name == "attention_stages" else 1
+        holds = value is None or _are_counts(value, least)
         require(key, value, holds, "some numbers of stages, which begin with 1")
     elif name in (*_BELOW_1, "mask_prob"):
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)

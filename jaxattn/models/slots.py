@@ -9,6 +9,7 @@ have it.
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,18 @@ from jax.nn.initializers import Initializer
 
 from jaxattn.attention.canet import MultiKernelECA
 from jaxattn.attention.cbam import CBAM
+from jaxattn.attention.cpca import CPCA
+from jaxattn.attention.fca import FrequencyChannelAttention
+from jaxattn.attention.gather_excite import GatherExcite
+from jaxattn.attention.gc import GlobalContext
+from jaxattn.attention.gct import GatedChannelTransformation
+from jaxattn.attention.mca import MCA
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.se import SE, EffectiveSE
+from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.simam import SimAM
+from jaxattn.attention.srm import StyleRecalibration
+from jaxattn.attention.triplet import TripletAttention
 from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.network import Network
 from jaxattn.ops.init import kaiming_normal, torch_kernel
@@ -60,6 +72,9 @@ class Slot:
             stem's usual size; "dct_size", height and width of the stage's maps of such
             an image; and of the convolution that a module replaces, "features",
             "stride" and "groups".
+        by_channels: Keywords of the factory that follow the channels of the map, unless
+            `attention_kwargs` sets them: pairs of a keyword and a function of their
+            number. So authors' groups are fewer where they do not divide the channels.
         normalizes: At "replace", the module ends with a normalisation of its own:
             bottlenecks, MobileNetV2 and ShuffleNetV2 leave out theirs.
         cifar_stem_init: Initialiser of the kernel of the stem "cifar"; by default
@@ -78,6 +93,7 @@ class Slot:
     stages: tuple[int, ...] | None = None
     by_stage: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    by_channels: tuple[tuple[str, Callable[[int], Any]], ...] = ()
     normalizes: bool = False
     cifar_stem_init: Initializer = torch_kernel
     zero_init: bool = False
@@ -149,11 +165,30 @@ class Slot:
     def _make(self, name: str, **known: Any) -> nn.Module:
         assert self.factory is not None
         hints = {key: known[key] for key in self.hints if key in known}
+        hints |= {key: of(known["features"]) for key, of in self.by_channels}
         return self.factory(name=name, **hints)
 
 
+def _divisor(most: int, share: int = 1) -> Callable[[int], int]:
+    """Returns what gives the most groups, up to a number, of a share of C channels."""
+    return lambda channels: math.gcd(most, channels // share)
+
+
+# Every block where its authors have it; where they say nothing of the kind, "after".
 _SLOTS = {
     "cbam": Slot(CBAM),
+    "cpca": Slot(CPCA),
+    "ese": Slot(EffectiveSE),
+    "fca": Slot(
+        FrequencyChannelAttention,
+        hints=("dct_size",),
+        by_channels=(("freq_sel_method", lambda C: f"top{math.gcd(16, C)}"),),
+    ),
+    "gc": Slot(GlobalContext),
+    "gct": Slot(GatedChannelTransformation, "before_convs"),
+    "ge": Slot(GatherExcite),
+    "mca": Slot(MCA),
+    "multi_kernel_eca": Slot(MultiKernelECA),
     # All that its code starts otherwise than torchvision: see jaxattn.models.resnet.
     "scsa": Slot(
         functools.partial(
@@ -165,7 +200,11 @@ _SLOTS = {
         zero_init=True,
         small_head_init=True,
     ),
-    "eca": Slot(MultiKernelECA),
+    "se": Slot(SE),
+    "sge": Slot(SpatialGroupEnhance, by_channels=(("groups", _divisor(64)),)),
+    "simam": Slot(SimAM, "before_norm"),
+    "srm": Slot(StyleRecalibration),
+    "triplet": Slot(TripletAttention),
 }
 # Where authors put theirs otherwise in a network, by the network's class.
 _SLOTS_OF: dict[tuple[str, str], Slot] = {}
@@ -211,6 +250,11 @@ class AttentionNetwork(Network, kw_only=True):
         if self.attention_place is not None:
             choose("attention_place", self.attention_place, PLACES)
             slot = dataclasses.replace(slot, place=self.attention_place)
+        if slot.place == "replace" and "stride" not in slot.hints:
+            raise UserError(
+                f"attention_place='replace': attention={self.attention!r} makes no"
+                " convolution of a stride; one of your own is told it by Slot.hints"
+            )
         if self.axis_name is not None and _takes(factory, "axis_name"):
             kwargs = {"axis_name": self.axis_name} | kwargs
         chosen = _chosen_stages(slot, self.attention_stages, num_stages)
@@ -295,6 +339,7 @@ def _with_kwargs(
         slot,
         factory=functools.partial(slot.factory, **given),
         hints=tuple(key for key in hints if key not in known),
+        by_channels=tuple(pair for pair in slot.by_channels if pair[0] not in kwargs),
     )
 
 
