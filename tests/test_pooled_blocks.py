@@ -35,6 +35,83 @@ def init(module, x):
     return jax.jit(module.init)(KEY, x)
 
 
+def random_like(params):
+    """Parameters that start as constants show nothing."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+
+
+# Formulas ---------------------------------------------------------------------------
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def simam(x, _):
+    d = (x - x.mean((1, 2), keepdims=True)) ** 2
+    return sigmoid(d / (4 * (d.sum((1, 2), keepdims=True) / 11 + 0.1)) + 0.5)
+
+
+def gct(x, params, mode):
+    alpha, gamma, beta = (params[k].reshape(8) for k in ("alpha", "gamma", "beta"))
+    if mode == "l2":
+        e = alpha * np.sqrt((x**2).sum((1, 2), keepdims=True) + 0.01)
+        norm = np.sqrt((e**2).mean(-1, keepdims=True) + 0.01)
+    else:
+        size = np.abs(x) if mode == "l1" else x
+        e = alpha * size.sum((1, 2), keepdims=True)
+        norm = np.abs(e).mean(-1, keepdims=True) + 0.01
+    return 1 + np.tanh(gamma * e / norm + beta)
+
+
+def sge(x, params):
+    t = x.reshape(2, 3, 4, 4, 2)
+    t = (t * t.mean((1, 2), keepdims=True)).sum(-1)
+    t = (t - t.mean((1, 2), keepdims=True)) / (
+        t.std((1, 2), ddof=1, keepdims=True) + 1e-5
+    )
+    return sigmoid(t * params["weight"].reshape(4) + params["bias"].reshape(4)).repeat(
+        2, -1
+    )
+
+
+def srm(x, params):
+    w = params["cfc"]["kernel"].reshape(2, 8)
+    z = w[0] * x.mean((1, 2)) + w[1] * x.std((1, 2), ddof=1)
+    bn = params["bn"]
+    return sigmoid(z / np.sqrt(1 + 1e-5) * bn["scale"] + bn["bias"])[:, None, None]
+
+
+FORMULAS = {
+    "GCT l1": (
+        GatedChannelTransformation("l1", 0.01),
+        lambda x, params: gct(x, params, "l1"),
+    ),
+    "GCT l1 after a ReLU": (
+        GatedChannelTransformation("l1", 0.01, after_relu=True),
+        lambda x, params: gct(x, params, "sum"),
+    ),
+    "GCT l2": (
+        GatedChannelTransformation(epsilon=0.01),
+        lambda x, params: gct(x, params, "l2"),
+    ),
+    "SGE": (SpatialGroupEnhance(4), sge),
+    "SRM": (StyleRecalibration(), srm),
+    "SimAM": (SimAM(0.1), simam),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_gate_is_the_papers_formula(name):
+    module, gate = FORMULAS[name]
+    x = normal(2, 3, 4, 8)
+    variables = dict(init(module, x))
+    variables["params"] = params = random_like(variables.get("params", {}))
+    expected = x * gate(x.astype(np.float64), params)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x), expected, 1e-5)
+
+
 # Constant maps ----------------------------------------------------------------------
 
 

@@ -90,7 +90,7 @@ _CHOSEN: dict[str, Any] = {
         "drop_path_rate": float,  # images without the last residual branch; None: 0
         "mask_prob": float,  # of SCC: share of the elements forced to each branch
         "forcing": str,  # of SCC: rule of the other branches, uniform or constant
-        "attention": str,  # in every block: cbam, eca (multi-kernel) or scsa
+        "attention": str,  # in every block: any of jaxattn.models.list_attention()
         "attention_stages": tuple,  # that have it, from 1 on; None: as its authors
         "attention_place": str,  # inside, after, ...; None: as its authors
         "attention_kwargs": {

@@ -17,9 +17,14 @@ import flax.linen as nn
 import jax
 from jax.nn.initializers import Initializer
 
+from jaxattn.attention.bam import BAM
 from jaxattn.attention.canet import MultiKernelECA
 from jaxattn.attention.cbam import CBAM
+from jaxattn.attention.coordinate import CoordinateAttention
 from jaxattn.attention.cpca import CPCA
+from jaxattn.attention.eca import ECA
+from jaxattn.attention.ela import ELA
+from jaxattn.attention.ema import EfficientMultiscaleAttention
 from jaxattn.attention.fca import FrequencyChannelAttention
 from jaxattn.attention.gather_excite import GatherExcite
 from jaxattn.attention.gc import GlobalContext
@@ -28,6 +33,7 @@ from jaxattn.attention.mca import MCA
 from jaxattn.attention.scsa import SCSA
 from jaxattn.attention.se import SE, EffectiveSE
 from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.shuffle import ShuffleAttention
 from jaxattn.attention.simam import SimAM
 from jaxattn.attention.srm import StyleRecalibration
 from jaxattn.attention.triplet import TripletAttention
@@ -176,8 +182,13 @@ def _divisor(most: int, share: int = 1) -> Callable[[int], int]:
 
 # Every block where its authors have it; where they say nothing of the kind, "after".
 _SLOTS = {
+    "bam": Slot(BAM, "stage", stages=(1, 2, 3)),
+    "ca": Slot(CoordinateAttention),
     "cbam": Slot(CBAM),
     "cpca": Slot(CPCA),
+    "eca": Slot(ECA, by_stage=("kernel_size",)),
+    "ela": Slot(ELA, by_channels=(("norm_groups", _divisor(16)),)),
+    "ema": Slot(EfficientMultiscaleAttention, by_channels=(("groups", _divisor(32)),)),
     "ese": Slot(EffectiveSE),
     "fca": Slot(
         FrequencyChannelAttention,
@@ -189,6 +200,8 @@ _SLOTS = {
     "ge": Slot(GatherExcite),
     "mca": Slot(MCA),
     "multi_kernel_eca": Slot(MultiKernelECA),
+    # Each group has two halves.
+    "sa": Slot(ShuffleAttention, by_channels=(("groups", _divisor(64, 2)),)),
     # All that its code starts otherwise than torchvision: see jaxattn.models.resnet.
     "scsa": Slot(
         functools.partial(
@@ -207,7 +220,10 @@ _SLOTS = {
     "triplet": Slot(TripletAttention),
 }
 # Where authors put theirs otherwise in a network, by the network's class.
-_SLOTS_OF: dict[tuple[str, str], Slot] = {}
+_SLOTS_OF = {
+    # On the channels that a block widens its input to, if it does.
+    ("ca", "MobileNetV2"): Slot(CoordinateAttention, "inside", stages=(1, 2, 3, 4)),
+}
 
 
 class AttentionNetwork(Network, kw_only=True):
