@@ -132,7 +132,7 @@ ROWS = {
     "best_cpu": _best("cpu"),
     "attention_none": _attention("none"),
     "attention_cbam": _attention("cbam"),
-    "attention_eca": _attention("eca"),
+    "attention_multi_kernel_eca": _attention("multi_kernel_eca"),
     "attention_scsa": _attention("scsa"),
     "attention_scc": _attention("scc"),
 }

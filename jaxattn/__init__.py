@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxattn.models.torch_weights import from_torch as from_torch
     from jaxattn.models.torch_weights import to_torch as to_torch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Programs start without JAX and the networks, which come at their first use.
 __getattr__, __dir__, __all__ = lazy.face(

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from tiers import full_but
 
-from jaxattn import attention, create_model, from_torch, to_torch
+from jaxattn import create_model, from_torch, to_torch
 from jaxattn.attention import (
     CBAM,
-    SCC,
-    SCSA,
     AttentionResidualBlock,
     AttResBlock,
     ChannelAttention,
@@ -132,87 +130,3 @@ def test_cbam_is_the_papers_formula():
 def test_cbam_refuses_a_bottleneck_without_channels():
     with pytest.raises(ValueError, match="reduction=16 exceeds the 8 channels"):
         CBAM().init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
-
-
-BLOCKS = {
-    "CBAM": CBAM(),
-    "SCC": SCC(32),
-    "SCSA": SCSA(window_size=2),
-    "AttentionResidualBlock": AttentionResidualBlock(32),
-    "ChannelAttentionBlock": ChannelAttentionBlock(32),
-    "ChannelAttention": ChannelAttention(),
-    "SpatialAttention": SpatialAttention(),
-    "SpatialGate": SpatialGate(),
-    "MultiKernelECA": MultiKernelECA(),
-    "CompetitiveAttention": CompetitiveAttention(),
-    "AttResBlock": AttResBlock(32),
-}
-
-
-def test_every_public_block_is_under_contract():
-    assert sorted(BLOCKS) == sorted(attention.__all__)
-
-
-@pytest.fixture(params=BLOCKS)
-def block(request):
-    module = BLOCKS[request.param]
-    x = jax.random.normal(jax.random.key(0), (2, 8, 6, 32))
-    return module, jax.jit(module.init)(jax.random.key(1), x), x
-
-
-@pytest.mark.full
-def test_compiled_it_is_the_block_without(block):
-    """The one place where it runs operation by operation: all other tests compile."""
-    module, variables, x = block
-
-    def loss(params, x):
-        forced = jnp.zeros(x.shape, int).at[0].set(-1)
-        kwargs = {"forced": forced} if isinstance(module, SCC) else {}
-        y, updated = module.apply(
-            {**variables, "params": params},
-            x,
-            train=True,
-            mutable=["batch_stats"],
-            **kwargs,
-        )
-        return jnp.sum(jnp.sin(y)), (y, updated)
-
-    gradients = jax.grad(loss, (0, 1), has_aux=True)
-    plain = gradients(variables["params"], x)
-    compiled = jax.jit(gradients)(variables["params"], x)
-    # Of the largest, for some gradients are 0 but for rounding.
-    atol = 1e-5 * max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
-    chex.assert_trees_all_close(compiled, plain, rtol=1e-4, atol=atol)
-
-
-def test_block_keeps_shape_and_follows_its_input_dtype(block):
-    module, variables, x = block
-    for dtype in (jnp.float32, jnp.bfloat16):
-        y = jax.eval_shape(module.apply, variables, x.astype(dtype))
-        assert (y.shape, y.dtype) == (x.shape, dtype)
-    leaves = jax.tree.leaves(variables)
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
-
-
-def test_block_computes_in_its_dtype(block):
-    module, variables, x = block
-    module = module.clone(dtype=jnp.bfloat16)
-    assert jax.eval_shape(module.apply, variables, x).dtype == jnp.bfloat16
-
-
-def test_blocks_images_do_not_see_each_other(block):
-    module, variables, x = block
-    apply = jax.jit(module.apply)
-    both, first = apply(variables, x), apply(variables, x[:1])
-    assert_close(both[:1], first, 1e-5)
-
-
-def test_every_parameter_of_a_block_matters(block):
-    module, variables, x = block
-
-    def loss(params):
-        y = module.apply({**variables, "params": params}, x, train=False)
-        return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
-
-    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(variables["params"])):
-        assert jnp.any(leaf != 0)

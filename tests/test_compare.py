@@ -84,8 +84,8 @@ def test_labels_show_what_tells_networks_of_one_name_apart(groups):
 def test_label_has_as_many_keys_as_it_takes(tmp_path):
     changes = [
         {},
-        {"model.attention": "eca"},
-        {"model.attention": "eca", "schedule.learning_rate": 0.2},
+        {"model.attention": "scsa"},
+        {"model.attention": "scsa", "schedule.learning_rate": 0.2},
     ]
     runs = [
         compare.read_run(write_run(tmp_path / str(i), 0.5, config=change))
@@ -93,8 +93,8 @@ def test_label_has_as_many_keys_as_it_takes(tmp_path):
     ]
     assert [group.label for group in compare.group_runs(runs)] == [
         "resnet10, attention=None, learning_rate=0.1",
-        "resnet10, attention=eca, learning_rate=0.1",
-        "resnet10, attention=eca, learning_rate=0.2",
+        "resnet10, attention=scsa, learning_rate=0.1",
+        "resnet10, attention=scsa, learning_rate=0.2",
     ]
 
 

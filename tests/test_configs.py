@@ -1,6 +1,7 @@
 import ast
 import importlib
 import inspect
+import json
 import re
 import sys
 
@@ -29,9 +30,10 @@ BASELINES = (
     "resnet18", "resnet34", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11",
 )  # fmt: skip
 ALL_VARIANTS = {
-    "attention_study": ("none", "cbam", "eca", "scsa", "scc"), "baselines": BASELINES,
+    "attention_study": ("none", "cbam", "multi_kernel_eca", "scsa", "scc"),
+    "baselines": BASELINES,
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
-    "sccnet": SCCNETS, "scsa": SCSAS,
+    "sccnet": (*SCCNETS, "resnet34"), "scsa": SCSAS,
 }  # fmt: skip
 OPTIMIZER = {"optimizer.clip_norm", "optimizer.decay_mask"}  # which messages name
 COMMON = {
@@ -154,7 +156,7 @@ def test_variant_builds_its_network(name, variant):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("variant", ["none", "cbam", "eca", "scsa", "scc"])
+@pytest.mark.parametrize("variant", ALL_VARIANTS["attention_study"])
 def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
     module = load("attention_study")
     config, base = module.get_config(variant), module.get_config()
@@ -467,6 +469,20 @@ def test_a_run_starts_from_the_config_of_another(two_epochs):
     assert config.to_dict() == expected.to_dict()
     assert load_config(str(path), ["--config.log.every_steps=7"]).log.every_steps == 7
     assert load_config(str(path), ["--config.init_from=w"]).init_from == "w"
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [(None, "multi_kernel_eca"), ("0.1.0", "multi_kernel_eca"), ("0.2.0", "eca")],
+)
+def test_eca_of_an_early_run_is_that_of_three_kernels(version, name, tmp_path):
+    """And stays what it says where it is of ECA-Net."""
+    record = {"model": {"name": "resnet18", "attention": "eca"}, "dataset": {}}
+    record |= {"versions": {"jaxattn": version}} if version else {}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(record))
+    config = load_config(str(path))
+    assert config.model.to_dict() == {"name": "resnet18", "attention": name}
 
 
 @pytest.mark.parametrize(

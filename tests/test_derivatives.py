@@ -357,7 +357,7 @@ def loss_and_point(name):
     module, x = toy(name)
     rngs = {key: jax.random.key(1) for key in ("params", "dropout", "forcing")}
     variables = jax.device_get(jax.jit(lambda x: module.init(rngs, x))(x))
-    leaves, treedef = jax.tree.flatten(variables.pop("params"))
+    leaves, treedef = jax.tree.flatten(variables.pop("params", {}))
     fixed = {i: leaf for i, leaf in enumerate(leaves) if leaf.size > MOST}
     free = {i: leaf for i, leaf in enumerate(leaves) if i not in fixed}
 

@@ -14,9 +14,13 @@ KEYWORDS = {
     "AttResBlock": {"features": 8},
     "AttentionResidualBlock": {"features": 8},
     "CBAM": {"reduction": 4},
+    "CPCA": {"reduction": 4},
     "ChannelAttentionBlock": {"features": 8},
+    "FrequencyChannelAttention": {"reduction": 4, "freq_sel_method": "top8"},
+    "GlobalContext": {"reduction": 4, "fusion_types": ("channel_add", "channel_mul")},
     "SCC": {"features": 8},
     "SCSA": {"window_size": 1},
+    "SpatialGroupEnhance": {"groups": 4},
 }
 BLOCKS = jaxattn.attention.__all__
 # One of a family; the others are as deep or deeper.

@@ -340,7 +340,7 @@ def test_parameters_with_the_cifar_stem_are_the_published(name):
     assert count_parameters(variables["params"]) == CIFAR_PARAMETERS[name]
 
 
-ATTENTION = ["cbam", "scsa", "eca", SpatialAttention]
+ATTENTION = ["cbam", "scsa", "eca", "multi_kernel_eca", SpatialAttention]
 
 
 @pytest.mark.parametrize("attention", full_but(ATTENTION, "scsa"))
@@ -641,9 +641,9 @@ def test_networks_dropout_needs_training():
         (
             "resnet18",
             {"attention": SCSA()},
-            "choices: cbam, scsa, eca, or a module fac",
+            "choices: cbam, scsa, eca, multi_kernel_eca, or a module fac",
         ),
-        ("mobilenet_v2", {"attention": 7}, "attention=7: choices: cbam, scsa, eca, or"),
+        ("mobilenet_v2", {"attention": 7}, "attention=7: choices: cbam, scsa, eca, mu"),
         (
             "resnet18",
             {"attention_kwargs": {"window_size": 2}},

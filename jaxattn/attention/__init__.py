@@ -7,7 +7,13 @@ costs nothing without. Every block sows the arrays that it multiplies with, in a
 that broadcasts against the map they multiply, under one of these names:
 
   - `spatial_gate` `[N, H, W, 1]`, `channel_gate` `[N, 1, 1, C]`;
-  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: SCSA's strips;
+  - `height_gate` `[N, H, 1, C]`, `width_gate` `[N, 1, W, C]`: of strips; MCA's have
+    one channel;
+  - `group_gate` `[N, H, W, C]`: one map for each group of channels;
+  - `product_gate`, `unit_gate` `[N, H, W, C]`: BAM's, and SA's before its shuffle;
+    SimAM's and CPCA's of every value;
+  - `neighbourhood_gate` `[N, H, W, C]`: GE's of extents;
+  - `context_gate` `[N, H, W, 1]`: the weights of GC's mean over positions;
   - `spatial_unit_gate`, `channel_unit_gate` `[N, H, W, C]`: u1 and u2 of CANet, with
     which its two branches compete;
   - `winner` `[N, H, W, C]` uint8: the branch i, of kernel size 2i + 1, that SCC took.
@@ -15,6 +21,7 @@ that broadcasts against the map they multiply, under one of these names:
 `jaxattn.viz.attention_maps` draws them, and any other that is sown as `..._gate`.
 """
 
+from jaxattn.attention.bam import BAM
 from jaxattn.attention.canet import (
     AttResBlock,
     CompetitiveAttention,
@@ -28,19 +35,53 @@ from jaxattn.attention.cbam import (
     ChannelAttentionBlock,
     SpatialAttention,
 )
+from jaxattn.attention.coordinate import CoordinateAttention
+from jaxattn.attention.cpca import CPCA
+from jaxattn.attention.eca import ECA
+from jaxattn.attention.ela import ELA
+from jaxattn.attention.ema import EfficientMultiscaleAttention
+from jaxattn.attention.fca import FrequencyChannelAttention
+from jaxattn.attention.gather_excite import GatherExcite
+from jaxattn.attention.gc import GlobalContext
+from jaxattn.attention.gct import GatedChannelTransformation
+from jaxattn.attention.mca import MCA
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.se import SE, EffectiveSE
+from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.shuffle import ShuffleAttention
+from jaxattn.attention.simam import SimAM
+from jaxattn.attention.srm import StyleRecalibration
+from jaxattn.attention.triplet import TripletAttention
 
 __all__ = [
+    "BAM",
     "CBAM",
+    "CPCA",
+    "ECA",
+    "ELA",
+    "MCA",
     "SCC",
     "SCSA",
+    "SE",
     "AttResBlock",
     "AttentionResidualBlock",
     "ChannelAttention",
     "ChannelAttentionBlock",
     "CompetitiveAttention",
+    "CoordinateAttention",
+    "EffectiveSE",
+    "EfficientMultiscaleAttention",
+    "FrequencyChannelAttention",
+    "GatedChannelTransformation",
+    "GatherExcite",
+    "GlobalContext",
     "MultiKernelECA",
+    "ShuffleAttention",
+    "SimAM",
     "SpatialAttention",
     "SpatialGate",
+    "SpatialGroupEnhance",
+    "StyleRecalibration",
+    "TripletAttention",
 ]

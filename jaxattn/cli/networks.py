@@ -17,7 +17,7 @@ from jaxattn.cli.arguments import (
     numbers,
     path,
 )
-from jaxattn.errors import UserError, choose
+from jaxattn.errors import UserError, choose, reason
 from jaxattn.paths import local_path
 from jaxattn.text import some_of
 
@@ -117,6 +117,9 @@ def _models(args: argparse.Namespace) -> None:
 
     if args.name is not None:
         choose("model", args.name, list_models())
+    if args.attention:
+        _print_attention(args)
+        return
     row = "{:26}{:>9}{:>8}{:>9}{:>14}{:>16}{:>18}".format
     header = ("model", "stem", "pixels", "classes", "parameters", "MACs")
     for i, name in enumerate([args.name] if args.name else list_models()):
@@ -130,6 +133,32 @@ def _models(args: argparse.Namespace) -> None:
         print(row(*cells).rstrip(), flush=True)
     if args.name:
         print(f"keywords: num_classes, {', '.join(model_keywords(args.name))}")
+
+
+def _print_attention(args: argparse.Namespace) -> None:
+    """Prints what every attention adds to a network."""
+    from jaxattn.models.attention_cost import find_paper, measure_added
+    from jaxattn.models.slots import list_attention
+
+    size, classes = args.image_size or 224, args.num_classes or 1000
+    row = "{:18}{:>14}{:>18}  {}".format
+    for i, attention in enumerate(list_attention()):
+        try:
+            cost = measure_added(
+                attention, args.name or "resnet50", classes, (size, size, 3)
+            )
+            cells = (f"{cost.parameters:+,}", f"{cost.macs:+,}")
+        except UserError as error:
+            # Of the network, or of this attention's demands on its channels.
+            if i == 0:
+                raise
+            cells = ("", reason(error))
+        if i == 0:
+            print(row("attention", "parameters", "MACs", "paper"))
+        paper = find_paper(attention)
+        print(
+            row(attention, *cells, f"{paper.citation} {paper.url}".strip()), flush=True
+        )
 
 
 def _measured(
@@ -233,6 +262,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add("--num-classes", type=count, help="default 1000, or 10 for small images")
     add("--stem", help="imagenet or cifar, of networks that have both")
     add("--image-size", type=count, help="pixels (default 224, or 32)")
+    added = "what each attention adds to the network (default resnet50), and its paper"
+    add("--attention", action="store_true", help=added)
     add_model_arg(parser)
 
 

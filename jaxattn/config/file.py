@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import pathlib
 import re
 import sys
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 from jaxattn.config.recipe import of_record
+from jaxattn.config.record import read_record
 from jaxattn.errors import UserError, reason, suggest
 from jaxattn.paths import local_path
 
@@ -87,7 +87,7 @@ def _of_run(path: pathlib.Path) -> ConfigDict:
     """Returns the config of a run, as a recipe would."""
     from jaxattn.config.changes import config_of  # which needs JAX
 
-    record = json.loads(path.read_text())
+    record = read_record(path)
     if not isinstance(record, dict) or "dataset" not in record:
         raise ValueError("not a run's config")
     if own := record.get("own"):

@@ -85,9 +85,14 @@ _CHOSEN: dict[str, Any] = {
         "base_width": int,  # channels of the stem; None: 31
         "dropout_rate": float,  # before the classifier; None: the network's
         "downsample": str,  # of the shortcuts: conv1, conv3, conv5, scc1 to scc5
+        "activation": str,  # of a ResNet: relu or mish
+        "in_channels": int,  # that images must have; None: any
+        "drop_path_rate": float,  # images without the last residual branch; None: 0
         "mask_prob": float,  # of SCC: share of the elements forced to each branch
         "forcing": str,  # of SCC: rule of the other branches, uniform or constant
-        "attention": str,  # in every block: cbam, eca (multi-kernel) or scsa
+        "attention": str,  # in every block: any of jaxattn.models.list_attention()
+        "attention_stages": tuple,  # that have it, from 1 on; None: as its authors
+        "attention_place": str,  # inside, after, ...; None: as its authors
         "attention_kwargs": {
             "reduction": int,  # of CBAM: of the channels; None: 16
             "window_size": int,  # of SCSA; None: by the stem

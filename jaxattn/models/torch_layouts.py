@@ -1,4 +1,4 @@
-"""Published layouts of PyTorch state dicts that rename torchvision's networks.
+"""Published layouts of PyTorch state dicts that rename networks and blocks.
 
 mmpretrain, whose classifiers SCSA's networks are, calls the network `backbone` and its
 last layer `head.fc`. Its MobileNetV2 has stages of blocks where torchvision has one
@@ -6,10 +6,13 @@ row, and keeps SCSA inside a block's sequence.
 
 timm's ResNets have torchvision's names, and call a block's attention `se`. Its
 MobileNetV2 has stages of blocks, whose layers have names instead of places.
+
+An attention block has the names of the code that its file names first; `_BLOCKS` has
+those of others.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 _BACKBONE, _HEAD = "backbone.", "head.fc."
 # Stage, block, place in the block's sequence, module, the rest.
@@ -119,3 +122,71 @@ def _timm_mobilenet_names(names: list[str]) -> dict[str, str]:
         return name.replace("classifier.", "classifier.1.", 1)
 
     return {name: rename(name) for name in names}
+
+
+# By block: beginnings of its names in other code, and here. What fits is what the
+# module has, so that two blocks may claim one name.
+_BLOCKS = {
+    "cpca": [
+        (f"dconv{size}", f"dwc{size}")
+        for size in ("5_5", "1_7", "7_1", "1_11", "11_1", "1_21", "21_1")
+    ],
+    "gc": [
+        ("conv_attn", "conv_mask"),
+        *(
+            (f"mlp_{here}.{name}", f"channel_{there}_conv.{i}")
+            for here, there in (("add", "add"), ("scale", "mul"))
+            for name, i in (("fc1", 0), ("norm", 1), ("fc2", 3))
+        ),
+    ],
+    "ge": [("mlp.fc1", "down"), ("mlp.fc2", "up")],
+    "ca": [  # SCSA's
+        ("conv.conv", "conv1"),
+        ("conv.bn", "bn1"),
+        ("attn_h", "conv_h"),
+        ("attn_w", "conv_w"),
+    ],
+    "cbam": [  # the authors', SCSA's and timm's
+        ("ChannelGate.mlp.1", "channel_attention.shared_mlp.0"),
+        ("ChannelGate.mlp.3", "channel_attention.shared_mlp.2"),
+        ("SpatialGate.spatial", "spatial_attention"),
+        ("mlp_chans", "channel_attention.shared_mlp"),
+        ("mlp_spaces", "spatial_attention.conv"),
+        ("channel.fc1", "channel_attention.shared_mlp.0"),
+        ("channel.fc2", "channel_attention.shared_mlp.2"),
+        ("spatial.conv.conv", "spatial_attention.conv"),
+        ("spatial.conv.bn", "spatial_attention.bn"),
+    ],
+    "sa": [("c_w", "cweight"), ("c_b", "cbias"), ("s_w", "sweight"), ("s_b", "sbias")],
+    "se": [("fc1", "fc.0"), ("bn", "fc.1"), ("fc2", "fc.2"), ("fc2", "fc.3")],
+    "triplet": [
+        ("ChannelGateH.spatial", "cw.conv"),
+        ("ChannelGateW.spatial", "hc.conv"),
+        ("SpatialGate.spatial", "hw.conv"),
+    ],
+}
+_PATTERNS = [
+    (re.compile(rf"(^|.*\.){re.escape(other)}(?=\.|$)"), rf"\g<1>{ours}")
+    for pairs in _BLOCKS.values()
+    for other, ours in pairs
+]
+
+
+def block_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
+    """Returns the name in this package of every entry of a state dict.
+
+    What is not known by its name may be by that of another code's block.
+
+    Args:
+        names: Of the state dict.
+        known: Names in this package.
+    """
+    names = list(names)
+    free = set(known) - set(names)
+    ours = {}
+    for name in names:
+        tried = (pattern.sub(new, name, count=1) for pattern, new in _PATTERNS)
+        fits = name if name in known else next((t for t in tried if t in free), name)
+        free.discard(fits)
+        ours[name] = fits
+    return ours

@@ -5,7 +5,8 @@ The torch name of a parameter is its Flax path joined with dots. Of the leaves,
 `mean` and `var` are `running_mean` and `running_var`; every other leaf keeps name and
 shape.
 
-Classifiers of mmpretrain are renamed first (`torch_layouts`).
+Classifiers of mmpretrain and blocks of other code are renamed first (`torch_layouts`).
+A 1x1 convolution and a linear layer hold the same weights: each loads as the other.
 """
 
 import importlib
@@ -16,12 +17,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from jaxattn.errors import UserError, reason, reraise_machine_fault
 from jaxattn.models import safetensors_files
-from jaxattn.models.torch_layouts import torchvision_names
+from jaxattn.models.torch_layouts import block_names, torchvision_names
 
 _TORCH_LEAF = {
     "kernel": "weight",
@@ -33,6 +35,8 @@ _TORCH_LEAF = {
 _TO_FLAX = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 # PyTorch counts training steps there; nothing of ours reads it.
 _COUNTER = "num_batches_tracked"
+# The filters of FcaNet, which the size of the map determines.
+_COMPUTED = "dct_layer.weight"
 
 # Where a checkpoint of a training script keeps its state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -53,13 +57,14 @@ def from_torch(
     Args:
         module: A network or block of this package.
         state_dict: Arrays (anything NumPy converts) by PyTorch name, this package's or
-            mmpretrain's.
+            one that `torch_layouts` knows.
         example: An input of the module `[N, H, W, C]`, array or `ShapeDtypeStruct`.
         may_lack: Paths of variables, each with its collection first, that need not be
             in the state dict; what it lacks is not in the result.
 
     Returns:
-        Variables for `module.apply`, float32 NumPy arrays.
+        Variables for `module.apply`, float32 NumPy arrays. The filters of
+        `FrequencyChannelAttention` are those of the example's size, whatever is given.
 
     Raises:
         ValueError: If an entry is missing, unexpected or of another shape; the message
@@ -71,6 +76,11 @@ def from_torch(
     given = {
         renamed[k]: v for k, v in state_dict.items() if k.split(".")[-1] != _COUNTER
     }
+    ours = block_names(given, names)
+    given = {ours[k]: v for k, v in given.items()}
+    needed = given.keys() | {n for n, path in names.items() if path not in may_lack}
+    needed = {name: names[name] for name in needed & names.keys()}
+    given |= _computed_entries(module, example, needed)
     problems = []
     lacks = names.keys() - given.keys()
     if missing := sorted(name for name in lacks if names[name] not in may_lack):
@@ -80,7 +90,8 @@ def from_torch(
     leaves, misshaped = {}, []
     for name in sorted(names.keys() & given.keys()):
         path = names[name]
-        array = _to_flax(path, np.asarray(given[name], np.float32))
+        array = np.asarray(given[name], np.float32)
+        array = _to_flax(path, array, wanted[path].ndim)
         if array.shape != wanted[path].shape:
             want = _torch_shape(path, wanted[path].shape)
             misshaped.append(f"{name} {np.shape(given[name])}, not {want}")
@@ -189,6 +200,24 @@ def _abstract_leaves(module: nn.Module, example: Any) -> dict[_Path, Any]:
     return traverse_util.flatten_dict(jax.eval_shape(init, example))
 
 
+def _computed_entries(
+    module: nn.Module, example: Any, names: Mapping[str, _Path]
+) -> dict[str, Any]:
+    """Returns the entries by name that follow from the shape of the input."""
+    paths = {name: path for name, path in names.items() if name.endswith(_COMPUTED)}
+    if not paths:
+        return {}
+
+    @jax.jit  # which leaves out what is not returned
+    def compute() -> dict[str, Any]:
+        x = jnp.zeros(example.shape, example.dtype)
+        variables = module.init(jax.random.key(0), x, train=False)
+        leaves = traverse_util.flatten_dict(variables)
+        return {name: leaves[path] for name, path in paths.items()}
+
+    return jax.device_get(compute())
+
+
 def torch_name(path: _Path) -> str:
     """Returns the name of a variable in a state dict.
 
@@ -198,9 +227,18 @@ def torch_name(path: _Path) -> str:
     return ".".join((*path[1:-1], _TORCH_LEAF.get(path[-1], path[-1])))
 
 
-def _to_flax(path: _Path, array: np.ndarray) -> np.ndarray:
+def _to_flax(path: _Path, array: np.ndarray, ndim: int) -> np.ndarray:
+    if path[-1] == "kernel" and {array.ndim, ndim} == {2, 4}:
+        array = _as_linear(array) if ndim == 2 else array[:, :, None, None]
+    if path[-1] in ("scale", "bias") and (array.ndim, ndim) == (1, 3):
+        array = array[:, None, None]  # GCNet's normalisation, from timm's
     axes = _TO_FLAX.get(array.ndim)
     return array.transpose(axes) if path[-1] == "kernel" and axes else array
+
+
+def _as_linear(array: np.ndarray) -> np.ndarray:
+    """Returns `[O, I]` of a 1x1 convolution's `[O, I, 1, 1]`, others as they are."""
+    return array[:, :, 0, 0] if array.shape[2:] == (1, 1) else array
 
 
 def _torch_shape(path: _Path, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -56,3 +56,38 @@ class GroupNorm(nn.Module):
         y = centred * jax.lax.rsqrt(var + self.epsilon)
         y = y * scale.reshape(1, 1, G, C // G) + bias.reshape(1, 1, G, C // G)
         return y.reshape(x.shape).astype(computation_dtype(x, self.dtype))
+
+
+class ChannelAffine(nn.Module):
+    """Scale and bias of a normalisation without the normalisation.
+
+    For blocks that normalise in a way of their own and yet keep the published name.
+
+    Attributes:
+        features: Channels.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        """Returns scale and bias, both `[features]` and float32."""
+        shape = (self.features,)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        return scale, self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+
+
+def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance over axes, which are kept with size 1.
+
+    Args:
+        x: Array of float32 or wider.
+        axes: To reduce.
+    """
+    # The mean is taken twice: of what rounding leaves of it where it is 1000
+    # deviations, too.
+    shift = jax.lax.stop_gradient(jnp.mean(x, axes, keepdims=True))
+    centred = x - shift
+    mean = jnp.mean(centred, axes, keepdims=True)
+    var = jnp.mean(jnp.square(centred), axes, keepdims=True) - jnp.square(mean)
+    return shift + mean, jnp.where(var < 0, 0, var)

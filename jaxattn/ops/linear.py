@@ -17,12 +17,14 @@ class Linear(nn.Module):
         features: Outputs.
         kernel_init: Initialiser of the kernel.
         bias_init: Initialiser of the bias; None is torch's default.
+        use_bias: Adds a bias per output.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
     """
 
     features: int
     kernel_init: Initializer = torch_kernel
     bias_init: Initializer | None = None
+    use_bias: bool = True
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -31,6 +33,9 @@ class Linear(nn.Module):
         x = x.astype(computation_dtype(x, self.dtype))
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = x @ kernel.astype(x.dtype)
+        if not self.use_bias:
+            return y
         bias_init = self.bias_init or torch_bias(x.shape[-1])
         bias = self.param("bias", bias_init, shape[1:], jnp.float32)
-        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None]
+        return y + bias.astype(x.dtype)[None]

@@ -4,7 +4,7 @@
     jaxattn compare --root workdir/attention_study --seeds 0 1 2 --configs \
         configs/attention_study.py:none configs/attention_study.py:cbam
 
-Variants by argument: `none` (the default), `cbam`, `eca` (multi-kernel), `scsa`, and
+Variants by argument: `none` (the default), `cbam`, `multi_kernel_eca`, `scsa`, and
 `scc`. The first four are a ResNet-10 of a quarter of the usual width, with the module
 in each of its four blocks; CBAM's bottlenecks are as wide as at full width. `scc` is an
 SCCNet-18 so narrow that it has about as many parameters and multiply-accumulates.
@@ -20,14 +20,14 @@ from ml_collections import ConfigDict
 
 from jaxattn.config.recipe import choose_variant, recipe
 
-_VARIANTS = ("none", "cbam", "eca", "scsa", "scc")
+_VARIANTS = ("none", "cbam", "multi_kernel_eca", "scsa", "scc")
 
 
 def get_config(variant: str = "none") -> ConfigDict:
     """Returns the recipe.
 
     Args:
-        variant: One of none, cbam, eca, scsa, scc.
+        variant: One of none, cbam, multi_kernel_eca, scsa, scc.
     """
     choose_variant(variant, _VARIANTS)
     model = {"name": "resnet10", "widths": (16, 32, 64, 128), "attention": None}
@@ -39,7 +39,12 @@ def get_config(variant: str = "none") -> ConfigDict:
         seed=0,
         num_epochs=15,
         batch_size=128,
-        model={**model, "stem": "cifar"},
+        model={
+            **model,
+            "stem": "cifar",
+            "attention_stages": None,
+            "attention_place": None,
+        },
         data={"name": "cifar10", "val_fraction": 0.02, "max_train_examples": 5000},
         augment={"flip_probability": 0.5, "crop_padding_px": 4, "crop_fill": "zero"},
         schedule={
@@ -56,6 +61,6 @@ def get_config(variant: str = "none") -> ConfigDict:
         },
         log={"tensorboard": False, "histograms": False, "images": False},
     )
-    if variant in ("cbam", "eca", "scsa"):
+    if variant in ("cbam", "multi_kernel_eca", "scsa"):
         config.update({"model": {"attention": variant}})
     return config

@@ -4,8 +4,8 @@
         --config.data.path=photos
 
 A ResNet-18 for images of 128 pixels, from random weights, by a recipe that forgives
-much. Variants by argument are the attention in every block: `cbam` (the default), `eca`
-(multi-kernel), and `none`, a plain ResNet, which can begin from torchvision's weights
+much. Variants by argument are the attention in every block: `cbam` (the default),
+`eca`, and `none`, a plain ResNet, which can begin from torchvision's weights
 (`--config.init_from=resnet18.pth`).
 """
 

@@ -24,7 +24,6 @@ here it is along the step of the run's optimizer.
 """
 
 import contextlib
-import json
 import math
 import os
 import pathlib
@@ -39,6 +38,7 @@ import numpy as np
 from jaxattn.atomic import write_json
 from jaxattn.config.bind import bind
 from jaxattn.config.changes import changed_since
+from jaxattn.config.record import read_record
 from jaxattn.errors import (
     DivergedError,
     InterruptedRun,
@@ -153,7 +153,7 @@ def _take_config(workdir: pathlib.Path, record: dict[str, Any]) -> list[str]:
     """Writes `config.json`, and returns harmless changes since an earlier one."""
     path, changes = workdir / "config.json", []
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_record(path)
         changes = changed_since(before, record, str(workdir))
     write_json(path, {**record, "versions": versions()})
     return changes

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxattn.config.changes import config_of, flatten, is_harmless
+from jaxattn.config.record import read_record
 from jaxattn.errors import UserError, reraise_machine_fault
 from jaxattn.studies.trials import progress_of
 from jaxattn.training.records.writer import history, read_metrics
@@ -80,7 +81,7 @@ def read_run(workdir: pathlib.Path) -> FinishedRun:
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir {workdir}: holds no run (no config.json)")
     try:
-        config = json.loads((workdir / "config.json").read_text())
+        config = read_record(workdir / "config.json")
         if not (workdir / "results.json").exists():
             done, of = progress_of(workdir)
             raise UnfinishedError(

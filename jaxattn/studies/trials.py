@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from jaxattn import host
 from jaxattn.config.changes import config_of, differences, is_harmless
+from jaxattn.config.record import read_record
 from jaxattn.errors import UserError, explain
 from jaxattn.paths import local_path
 from jaxattn.training.records.writer import read_metrics
@@ -57,7 +58,7 @@ class Trial:
         path = self.workdir / "config.json"
         if not path.exists():
             return False
-        self.check_config(json.loads(path.read_text()), self.workdir)
+        self.check_config(read_record(path), self.workdir)
         return (self.workdir / "results.json").exists()
 
     def check_config(self, saved: Mapping[str, Any], where: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ import math
 import pathlib
 
 from jaxattn.config.changes import changed_since
+from jaxattn.config.record import read_record
 from jaxattn.errors import UserError, require
 from jaxattn.ops import cpu_kernels
 from jaxattn.training.optim import RunLength, find_length_clash
@@ -47,7 +48,7 @@ def check_config(run: Run, workdir: pathlib.Path, step: int) -> list[str]:
     path = workdir / "config.json"
     if not path.exists():
         return ["config.json was missing"]
-    saved = json.loads(path.read_text())
+    saved = read_record(path)
     changes = changed_since(saved, run.record, may_differ=("num_epochs",))
     before, now = saved.get("num_epochs"), run.options.num_epochs
     if before != now:

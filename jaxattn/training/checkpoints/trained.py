@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxattn.atomic import write_json
 from jaxattn.config.bind import DTYPES, bind
+from jaxattn.config.record import read_record
 from jaxattn.data.crops import Crops
 from jaxattn.data.preprocess import Frame, Preprocess
 from jaxattn.errors import UserError, choose, reason, require, reraise_machine_fault
@@ -305,7 +305,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = read_record(path)
         for key in ("model", "normalize"):
             dict(config[key])
         config.get("ema", {}).get("decay")

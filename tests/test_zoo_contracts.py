@@ -1,0 +1,159 @@
+"""What every block keeps to, whatever it attends to."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from zoo_cases import BLOCKS
+
+from jaxattn import attention
+from jaxattn.attention import SCC
+
+# A softmax does not change by a bias.
+IDLE = {"GlobalContext": {("conv_mask", "bias")}}
+X = jax.random.normal(jax.random.key(0), (2, 5, 7, 32))
+
+
+def test_every_public_block_is_under_contract():
+    assert sorted(BLOCKS) == sorted(attention.__all__)
+
+
+@functools.cache
+def variables_of(name):
+    """Near those at the start, where a factor of 0 may hide what it multiplies."""
+    variables = dict(jax.jit(BLOCKS[name].init)(jax.random.key(1), X))
+    rng = np.random.default_rng(0)
+    noise = lambda p: np.float32(p + rng.normal(0, 0.1, p.shape))  # noqa: E731
+    variables["params"] = jax.tree.map(noise, variables.get("params", {}))
+    return variables
+
+
+@pytest.fixture(params=BLOCKS)
+def block(request):
+    return BLOCKS[request.param], variables_of(request.param)
+
+
+def arguments(module):
+    """SCC draws nothing where its choices are given, of the first image here."""
+    forced = jnp.zeros(X.shape, int).at[0].set(-1)
+    return {"forced": forced} if isinstance(module, SCC) else {}
+
+
+def gradients(module, variables, x):
+    """Those of a loss in training, its statistics, and its output."""
+
+    def loss(params, x):
+        y, updated = module.apply(
+            {**variables, "params": params},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            **arguments(module),
+        )
+        return jnp.sum(jnp.sin(y)), (y, updated)
+
+    return jax.grad(loss, (0, 1), has_aux=True)(variables.get("params", {}), x)
+
+
+@functools.cache
+def computed(name):
+    """What the tests below compare, from one program."""
+    module = BLOCKS[name]
+
+    @jax.jit
+    def program(variables, x):
+        apply = functools.partial(module.apply, variables)
+        half = x.astype(jnp.bfloat16)
+        return {
+            "all": apply(x),
+            "each": jax.vmap(apply)(x[:, None])[:, 0],
+            "bfloat16": apply(half),
+            "of_its_values": apply(half.astype(x.dtype)),
+            "sensitivity": parameter_gradients(module, variables, x),
+        }
+
+    return program(variables_of(name), X)
+
+
+def parameter_gradients(module, variables, x):
+    def loss(params):
+        y = module.apply({**variables, "params": params}, x, train=False)
+        return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
+
+    return jax.grad(loss)(variables.get("params", {}))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_images_do_not_see_each_other(name):
+    """Each by itself under `vmap` is what it is in the batch."""
+    result = computed(name)
+    assert_close(result["each"], result["all"], 1e-5)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_bfloat16_is_close_to_float32(name):
+    """To what the rounded values give: SCC's winners may change, so in the mean."""
+    result = computed(name)
+    error = np.linalg.norm(result["bfloat16"].astype(float) - result["of_its_values"])
+    assert 0 < error < 0.03 * np.linalg.norm(result["of_its_values"])
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_parameter_matters(name):
+    leaves = traverse_util.flatten_dict(computed(name)["sensitivity"])
+    idle = {path for path, leaf in leaves.items() if not jnp.any(leaf != 0)}
+    assert idle == IDLE.get(name, set())
+
+
+def test_shape_and_dtype_are_those_of_the_input(block):
+    module, variables = block
+    for dtype in (jnp.float32, jnp.bfloat16):
+        y = jax.eval_shape(module.apply, variables, X.astype(dtype))
+        assert (y.shape, y.dtype) == (X.shape, dtype)
+    leaves = jax.tree.leaves(variables)
+    assert {leaf.dtype for leaf in leaves} <= {jnp.dtype(jnp.float32)}
+
+
+def test_block_computes_in_its_dtype(block):
+    module, variables = block
+    module = module.clone(dtype=jnp.bfloat16)
+    assert jax.eval_shape(module.apply, variables, X).dtype == jnp.bfloat16
+
+
+def test_small_maps_keep_their_shape(block):
+    module, variables = block
+    for shape in ((1, 2, 2, 32), (2, 3, 1, 32), (0, 4, 4, 32)):
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        if isinstance(module, attention.SCSA) and min(shape[1:3]) < module.window_size:
+            continue
+        assert jax.eval_shape(module.apply, variables, x).shape == shape
+
+
+@pytest.mark.full
+def test_compiled_and_computed_again_it_is_the_block(block):
+    """The one place where it runs operation by operation: all other tests compile."""
+    module, variables = block
+    plain = gradients(module, variables, X)
+    compiled = jax.jit(functools.partial(gradients, module))(variables, X)
+    remat = nn.remat(type(module), static_argnums=())
+    again = functools.partial(gradients, remat(**fields(module)))
+    # Of the largest, for some gradients are 0 but for rounding.
+    atol = 1e-5 * max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+    for other in (compiled, jax.jit(again)(variables, X)):
+        chex.assert_trees_all_close(other, plain, rtol=1e-4, atol=atol)
+
+
+def fields(module):
+    names = set(module.__dataclass_fields__) - {"parent"}
+    return {name: getattr(module, name) for name in names}
+
+
+def assert_close(actual, expected, relative):
+    """Within `relative` of the largest absolute value."""
+    atol = relative * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
