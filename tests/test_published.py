@@ -37,6 +37,11 @@ NETWORKS = {
     "torchvision/mobilenet_v2": ("mobilenet_v2", {}),
     "timm/resnet50": ("resnet50", {}),
     "timm/mobilenetv2_100": ("mobilenet_v2", {}),
+    "timm/seresnet50": (
+        "resnet50",
+        {"attention": "se", "attention_kwargs": {"biases": True}},
+    ),
+    "timm/resnet18_eca": ("resnet18", {"attention": "eca"}),
 }
 
 
@@ -91,8 +96,11 @@ def test_logits_are_pytorchs(network, tmp_path):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)
 
 
+PLAIN = [network for network, (_, kwargs) in NETWORKS.items() if not kwargs]
+
+
 @pytest.mark.parametrize(
-    "network", full_but(NETWORKS, "timm/mobilenetv2_100", "torchvision/resnet18")
+    "network", full_but(PLAIN, "timm/mobilenetv2_100", "torchvision/resnet18")
 )
 def test_published_network_starts_one_with_attention(network, data, tmp_path):
     state, (name, _) = published_states.random_state(network), NETWORKS[network]

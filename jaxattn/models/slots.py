@@ -15,6 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxattn.attention.bam import BAM
@@ -43,8 +44,25 @@ from jaxattn.ops.init import kaiming_normal, torch_kernel
 
 PLACES = ("inside", "after", "before_norm", "before_convs", "replace", "stage")
 
+INITS = ("identity",)
+
 # Called with `name=`, and its slot's `hints`; returns an attention module.
 AttentionFactory = Callable[..., nn.Module]
+
+
+class ResidualScale(nn.Module):
+    """A share of a module's change, learnt, 0 at the start: x + gamma (y - x).
+
+    So starts ReZero (Bachlechner and others, UAI 2021, https://arxiv.org/abs/2003.04887)
+    a branch, here the one that turns x into y. It does so for any module, whereas no
+    choice of its own weights opens a gate such as SE's.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns the mixture of two maps of the same shape, in their dtype."""
+        gamma = self.param("gamma", nn.initializers.zeros, (1,), jnp.float32)
+        return x + gamma.astype(x.dtype)[0] * (y - x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +107,12 @@ class Slot:
             that the block starts as its shortcut.
         small_head_init: Starts the last layer's kernel normal with deviation 0.01 and
             its bias at 0, also where torchvision's would have torch's default.
+        init: "identity" puts a `ResidualScale` behind the module, so that the network
+            starts as the one without attention; None starts it as its authors do.
 
     Raises:
-        UserError: If `place` is unknown.
+        UserError: If `place` or `init` is unknown, or a module that replaces a
+            convolution is to start as the identity.
     """
 
     factory: AttentionFactory | None = None
@@ -104,9 +125,15 @@ class Slot:
     cifar_stem_init: Initializer = torch_kernel
     zero_init: bool = False
     small_head_init: bool = False
+    init: str | None = None
 
     def __post_init__(self) -> None:
         choose("place", self.place, PLACES)
+        if self.init is not None:
+            choose("attention_init", self.init, INITS)
+            holds = self.place != "replace"
+            wanted = "None for a module that replaces a convolution"
+            require("attention_init", self.init, holds, wanted)
 
     def is_at(self, place: str) -> bool:
         """Whether there is a module at a place, one of `PLACES`."""
@@ -129,7 +156,10 @@ class Slot:
         if not self.is_at(place):
             return x
         module = self._make(name, features=x.shape[-1], stride=1, groups=1)
-        return module(x, train=train)
+        y = module(x, train=train)
+        if self.init is None:
+            return y
+        return ResidualScale(name=f"{name}_scale")(x, y)
 
     def convolve(
         self,
@@ -239,12 +269,15 @@ class AttentionNetwork(Network, kw_only=True):
             everywhere.
         attention_place: One of `PLACES` (see `Slot`). None: where its authors have it;
             of a factory "after".
+        attention_init: "identity" lets the network start as the one without attention,
+            for weights of such a network; see `Slot.init`. None: as its authors start.
     """
 
     attention: str | Slot | AttentionFactory | None = None
     attention_kwargs: Mapping[str, Any] | None = None
     attention_stages: Sequence[int] | None = None
     attention_place: str | None = None
+    attention_init: str | None = None
 
     def _slots(self, first_side: int, num_stages: int = 4) -> tuple[Slot, ...]:
         """Returns the slots of what comes before the first stage, and of every stage.
@@ -256,7 +289,7 @@ class AttentionNetwork(Network, kw_only=True):
         slot = find_slot(self.attention, type(self).__name__)
         kwargs = dict(self.attention_kwargs or {})
         if (factory := slot.factory) is None:
-            for key in ("kwargs", "stages", "place"):
+            for key in ("kwargs", "stages", "place", "init"):
                 value = getattr(self, f"attention_{key}")
                 if value:
                     raise UserError(
@@ -266,6 +299,8 @@ class AttentionNetwork(Network, kw_only=True):
         if self.attention_place is not None:
             choose("attention_place", self.attention_place, PLACES)
             slot = dataclasses.replace(slot, place=self.attention_place)
+        if self.attention_init is not None:
+            slot = dataclasses.replace(slot, init=self.attention_init)
         if slot.place == "replace" and "stride" not in slot.hints:
             raise UserError(
                 f"attention_place='replace': attention={self.attention!r} makes no"
