@@ -1,5 +1,6 @@
 """Published weights, in files, on a hub, with torchvision; what starts from them."""
 
+import functools
 import json
 import sys
 import time
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import published_states
 import pytest
-from tiers import full_but
+from tiers import full_from
 
 from jaxattn import UserError, create_model, from_torch, to_torch, web
 from jaxattn.data import load_data
@@ -28,7 +29,7 @@ from jaxattn.training.options import Options
 from jaxattn.weights import imagenet_classes
 
 # The smallest network of the kind.
-SMALL = {"widths": (8, 8, 8, 8)}
+SMALL = {"widths": (16, 16, 16, 16)}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 # Name and keywords of the network here that a published one is.
 NETWORKS = {
@@ -47,12 +48,16 @@ NETWORKS = {
 
 def small_state(num_classes=1000, **kwargs):
     """A state dict of the small network, random."""
+    return published_states.fill(small_shapes(num_classes, **kwargs))
+
+
+@functools.cache
+def small_shapes(num_classes, **kwargs):
     module = create_model("resnet10", num_classes, **SMALL, **kwargs)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     abstract = jax.eval_shape(module.init, jax.random.key(0), x)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract)
-    shapes = {name: array.shape for name, array in to_torch(module, zeros).items()}
-    return published_states.fill(shapes)
+    return {name: array.shape for name, array in to_torch(module, zeros).items()}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,17 @@ def modules(leaves):
 # Real names and shapes --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", full_but(NETWORKS, "torchvision/resnet18"))
+def test_names_and_shapes_are_those_of_the_network():
+    network = "timm/mobilenetv2_100"
+    state, (name, kwargs) = published_states.random_state(network), NETWORKS[network]
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = from_torch(create_model(name, 1000, **kwargs), state, x)
+    counters = sum(key.endswith("num_batches_tracked") for key in state)
+    assert len(jax.tree.leaves(variables)) == len(state) - counters
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("network", NETWORKS)
 def test_logits_are_pytorchs(network, tmp_path):
     state, (name, kwargs) = published_states.random_state(network), NETWORKS[network]
     write_safetensors(tmp_path / "a.safetensors", state)
@@ -99,9 +114,8 @@ def test_logits_are_pytorchs(network, tmp_path):
 PLAIN = [network for network, (_, kwargs) in NETWORKS.items() if not kwargs]
 
 
-@pytest.mark.parametrize(
-    "network", full_but(PLAIN, "timm/mobilenetv2_100", "torchvision/resnet18")
-)
+@pytest.mark.full
+@pytest.mark.parametrize("network", PLAIN)
 def test_published_network_starts_one_with_attention(network, data, tmp_path):
     state, (name, _) = published_states.random_state(network), NETWORKS[network]
     write_safetensors(tmp_path / "a.safetensors", state)
@@ -140,6 +154,7 @@ def test_attention_that_is_there_is_taken(start):
     assert notes[0].endswith("its head too")
 
 
+@pytest.mark.full
 def test_attention_of_some_blocks_is_taken(start):
     state = small_state(7, attention="cbam")
     for name in [n for n in state if n.startswith("layer2.0.attn")]:
@@ -158,18 +173,33 @@ def test_weights_without_a_head_are_taken(start):
 
 @pytest.mark.parametrize(
     ("change", "kwargs", "message"),
-    [
-        # A part of a module is no module.
-        (lambda s: s.pop("layer1.0.attn.mlp_spaces.weight"), {}, "1 differ, such as"),
-        (lambda s: s.pop("layer1.0.bn1.bias"), {}, r"missing: layer1\.0\.bn1\.bias"),
-        (lambda s: s, {"attention": None}, r"unexpected: layer1\.0\.attn\.mlp_chans"),
-        (lambda s: s.update(x=np.ones(1)), {}, "unexpected: x"),
-        (
-            lambda s: s.update({"conv1.weight": np.ones((8, 1, 7, 7))}),
-            {},
-            r"wrong shape: conv1.weight \(8, 1, 7, 7\), not \(8, 3, 7, 7\)",
-        ),
-    ],
+    full_from(
+        2,
+        [
+            # A part of a module is no module.
+            (
+                lambda s: s.pop("layer1.0.attn.spatial_attention.conv.weight"),
+                {},
+                "1 differ, such as",
+            ),
+            (
+                lambda s: s.pop("layer1.0.bn1.bias"),
+                {},
+                r"missing: layer1\.0\.bn1\.bias",
+            ),
+            (
+                lambda s: s,
+                {"attention": None},
+                r"unexpected: layer1\.0\.attn\.channel_attention",
+            ),
+            (lambda s: s.update(x=np.ones(1)), {}, "unexpected: x"),
+            (
+                lambda s: s.update({"conv1.weight": np.ones((16, 1, 7, 7))}),
+                {},
+                r"wrong shape: conv1.weight \(16, 1, 7, 7\), not \(16, 3, 7, 7\)",
+            ),
+        ],
+    ),
 )
 def test_all_else_must_fit(start, change, kwargs, message):
     state = small_state(7, attention="cbam")
@@ -215,11 +245,9 @@ def imported(path, tmp_path, **options):
 
 @pytest.mark.parametrize(
     ("num_classes", "names"),
-    [
-        (1000, imagenet_classes()),
-        (10, CIFAR10_CLASSES),
-        (3, ("0", "1", "2")),
-    ],
+    full_from(
+        1, [(1000, imagenet_classes()), (10, CIFAR10_CLASSES), (3, ("0", "1", "2"))]
+    ),
     ids=["ImageNet", "CIFAR-10", "other"],
 )
 def test_classes_and_images_are_guessed(tmp_path, num_classes, names):
@@ -239,6 +267,7 @@ def test_given_values_come_before_guesses(tmp_path):
     assert list(trained.preprocess.std) == [0.5]
 
 
+@pytest.mark.full
 def test_network_for_small_images_gets_them(tmp_path):
     path = write_small(tmp_path, 3)
     kwargs = {"model_kwargs": {**SMALL, "stem": "cifar"}}
@@ -371,8 +400,7 @@ def test_config_of_a_run_is_not_overwritten(tmp_path):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A hub on this machine, whose cache is a folder."""
-    hub_library = pytest.importorskip("huggingface_hub")
-    constants = hub_library.constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     with hub_server.serving() as serving:
         template = serving.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", serving.address)
@@ -538,7 +566,7 @@ def torchvision(monkeypatch, tmp_path):
     return tmp_path / "checkpoints" / "resnet10-0123.pth"
 
 
-@pytest.mark.parametrize("name", ["resnet10", "ResNet10_Weights.V1"])
+@pytest.mark.parametrize("name", full_from(1, ["resnet10", "ResNet10_Weights.V1"]))
 def test_weights_of_torchvision_are_read(torchvision, tmp_path, name):
     torchvision.touch()  # else the server is asked
     trained = imported(f"torchvision:{name}", tmp_path)
