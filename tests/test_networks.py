@@ -16,6 +16,7 @@ from jaxattn.models.registry import model_keywords
 from jaxattn.models.resnet import BasicBlock, ResNet
 from jaxattn.ops import BatchNorm, drop_path
 from jaxattn.ops.stochastic_depth import depth_rates
+from jaxattn.tasks.classification import Classification
 
 # One of each file, fast to trace.
 QUICK = ["canet_tiny", "efficient_resnet", "resnet10", "sccnet18", "vgg_a_bn"]
@@ -100,6 +101,12 @@ def test_stages_that_are_not_there_are_refused(stages):
     module = ResNet((1, 1, 1, 1), stem="cifar", out_stages=stages)
     with pytest.raises(UserError, match=r"^out_stages=.*: must be some of 1 to 4$"):
         shapes(module)
+
+
+def test_a_classifier_of_a_config_returns_no_maps():
+    section = {"name": "resnet10", "out_stages": (1, 2)}
+    with pytest.raises(UserError, match=r"^model.out_stages=\(1, 2\): must be left"):
+        Classification().make_model(section, ("a", "b"), dtype=None)
 
 
 # Images -----------------------------------------------------------------------------
