@@ -256,8 +256,8 @@ class AttentionNetwork(Network, kw_only=True):
         slot = find_slot(self.attention, type(self).__name__)
         kwargs = dict(self.attention_kwargs or {})
         if (factory := slot.factory) is None:
-            for key in ("kwargs", "stages", "place"):
-                value = getattr(self, f"attention_{key}")
+            given = (kwargs, self.attention_stages, self.attention_place)
+            for key, value in zip(("kwargs", "stages", "place"), given, strict=True):
                 if value:
                     raise UserError(
                         f"attention_{key}={value!r}: needs attention to be set"
