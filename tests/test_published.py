@@ -6,15 +6,18 @@ import sys
 import time
 import types
 
+import chex
 import hub_server
 import jax
 import jax.numpy as jnp
 import numpy as np
 import published_states
 import pytest
+import smoke
 from tiers import full_from
 
 from jaxattn import UserError, create_model, from_torch, to_torch, web
+from jaxattn.cli import main
 from jaxattn.data import load_data
 from jaxattn.data.datasets.cifar import CIFAR10_CLASSES
 from jaxattn.data.preprocess import Frame, Preprocess
@@ -23,9 +26,11 @@ from jaxattn.inference.torch_files import export_torch, import_torch
 from jaxattn.models import published, safetensors_files
 from jaxattn.models.published import read_published
 from jaxattn.models.safetensors_files import read_safetensors, write_safetensors
+from jaxattn.training import loop
 from jaxattn.training.checkpoints.pretrained import Pretrained
 from jaxattn.training.checkpoints.trained import load_trained
 from jaxattn.training.options import Options
+from jaxattn.training.run import build
 from jaxattn.weights import imagenet_classes
 
 # The smallest network of the kind.
@@ -226,6 +231,38 @@ def test_other_normalisation_is_told(start, tmp_path):
         " weights are from: --config.normalize.mean='(0.485, 0.456, 0.406)' is as it"
         " was"
     ]
+
+
+@pytest.mark.full
+def test_published_network_is_fine_tuned_on_photos(tmp_path):
+    smoke.write_photos(tmp_path / "photos")
+    write_safetensors(tmp_path / "a.safetensors", small_state())
+    config = smoke.get_config("folder")
+    attention = {"attention": "cbam", "attention_init": "identity"}
+    config.unlock()
+    config.model = {"name": "resnet10", **SMALL, **attention}
+    config.lock()
+    config.data.path = str(tmp_path / "photos")
+    config.num_epochs = 1
+    config.init_from = str(tmp_path / "a.safetensors")
+    run = build(config, devices=smoke.one_device())
+    state = run.init_state()
+    given = from_torch(
+        create_model("resnet10", 1000, **SMALL),
+        small_state(),
+        jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
+    )
+    for name, leaves in given["params"].items():
+        if name != "fc":
+            started = {k: v for k, v in state.params[name].items() if k in leaves}
+            chex.assert_trees_all_equal(started, leaves)
+    results = loop.train_and_evaluate(
+        config, tmp_path / "run", devices=smoke.one_device()
+    )
+    assert 0 <= results["test_accuracy"] <= 1
+    trained = load_trained(tmp_path / "run", weights="last")
+    for block in ("layer1.0", "layer4.0"):
+        assert trained.variables["params"][block]["attn_scale"]["gamma"] != 0
 
 
 # Importing --------------------------------------------------------------------------
@@ -501,6 +538,23 @@ def test_pushed_network_comes_back(server, tmp_path):
     ):
         np.testing.assert_array_equal(mine, theirs)
     assert str(tmp_path) not in files["config.json"].decode()
+
+
+def test_commands_take_a_network_out_and_in(server, tmp_path, capsys):
+    imported(write_small(tmp_path, 3), tmp_path, model="resnet10")
+    run, out = str(tmp_path / "run"), str(tmp_path / "out" / "a.safetensors")
+    assert main(["export-torch", "--workdir", run, "--out", out]) == 0
+    assert main(["push", "--workdir", run, "--to", "hf:me/new"]) == 0
+    assert f"uploaded: {server.address}/me/new/commit/" in capsys.readouterr().out
+    again = str(tmp_path / "again")
+    assert main(["import-torch", "hf:me/new", "--workdir", again]) == 0
+    assert capsys.readouterr().out == (
+        f"resnet10, 21,883 parameters, in {again}; 3 classes: 0, 1, 2; images are 224 x"
+        " 224 pixels, normalised by mean (0.485, 0.456, 0.406) and std (0.229, 0.224,"
+        " 0.225)\n"
+    )
+    assert main(["push", "--workdir", run, "--to", "me/new"]) == 2
+    assert "--to=me/new: must be hf:OWNER/NAME" in capsys.readouterr().err
 
 
 def test_card_has_what_a_hub_asks_for(tmp_path):

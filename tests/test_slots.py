@@ -1,14 +1,17 @@
 """Every attention by name, at its authors' place, in every network that has slots."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import traverse_util
 from tiers import full_but
 
+from benchmarks import gallery
 from jaxattn import UserError, create_model
 from jaxattn.attention import (
     FrequencyChannelAttention,
@@ -24,6 +27,8 @@ from jaxattn.models.sccnet import SCCNet
 from jaxattn.models.shufflenet_v2 import ShuffleNetV2
 from jaxattn.models.slots import PLACES, Slot, list_attention
 from jaxattn.ops import BatchNorm
+from jaxattn.viz.attention_maps import Panel
+from jaxattn.viz.pages import plot_gates
 
 NETWORKS = ["resnet10", "mobilenet_v2", "shufflenet_v2_x0_5", "sccnet18"]
 LAST_STAGES = {"attention_stages": (2, 3, 4)}
@@ -376,8 +381,7 @@ def test_every_attention_says_its_paper(attention):
             "",
         )
         return
-    assert paper.citation.split()[1:3] == ["et", "al.,"]
-    assert paper.citation[-4:].isdigit() or paper.citation.endswith(")")
+    assert re.fullmatch(r"\w+( et al\.| and \w+), .*20\d\d", paper.citation)
     assert paper.url.startswith("https://")
     assert len(paper.title) > 10
 
@@ -395,3 +399,21 @@ def test_the_command_prints_what_each_attention_adds(capsys):
 def test_the_command_refuses_a_network_without_slots(capsys):
     assert main(["models", "vgg11", "--attention"]) == 2
     assert "model.attention: vgg11 takes no such key" in capsys.readouterr().err
+
+
+def test_the_gallery_is_made_from_the_blocks():
+    page = gallery.PAGE.read_text()
+    assert gallery.replace_gallery(page) == page
+    for name in list_attention():
+        assert f"### `{name}`" in page
+
+
+def test_a_picture_of_the_gallery_is_small(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    shown = [
+        Panel("map", rng.random((16, 16)), "map"),
+        Panel("bars", rng.random(64), "bars"),
+    ]
+    gallery.save(plot_gates(image, shown), tmp_path / "one.png")
+    assert 1_000 < (tmp_path / "one.png").stat().st_size <= 15_000

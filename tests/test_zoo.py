@@ -100,7 +100,7 @@ def computed(golden):
     return both(variables.get("params", {}), golden.x)
 
 
-@pytest.mark.parametrize("path", paths())
+@pytest.mark.parametrize("path", [*paths()])
 def test_block_is_its_authors(path):
     golden = Golden(path)
     for train, (gradients, (y, updated)) in enumerate(computed(golden)):

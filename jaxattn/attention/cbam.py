@@ -165,7 +165,7 @@ class PooledMLP(nn.Module):
         # One batch of all: the bottleneck runs once.
         pooled = jnp.concatenate(pools).astype(x.dtype)
         y = nn.relu(self._conv(self.hidden, "0")(pooled))
-        return self._conv(C, "2")(y).reshape(-1, N, 1, 1, C)
+        return self._conv(C, "2")(y).reshape(len(pools), N, 1, 1, C)
 
     def _conv(self, features: int, name: str) -> Conv:
         init, biases = self.kernel_init, self.biases

@@ -3,14 +3,16 @@
 import functools
 import re
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.models.registry import create_model
 from jaxattn.models.slots import find_slot
 
 # Of a block's file: authors, "title", venue and year. URL
-_CITATION = re.compile(r'([^"]+)"([^"]+?),?" ([^"]*?)[. ]*(https?://\S+)')
+_CITATION = re.compile(r'([^"]+)"([^"]+)",? ([^"]*?)[. ]*(https?://\S+)')
 
 
 class Paper(NamedTuple):
@@ -57,16 +59,25 @@ def _measure(network: str, num_classes: int, image_shape: tuple[int, int, int]) 
     return measure_cost(create_model(network, num_classes), image_shape)
 
 
+def block_of(attention: str) -> type[nn.Module]:
+    """Returns the class of an attention's block.
+
+    Args:
+        attention: A name of `jaxattn.models.slots.list_attention`.
+    """
+    factory: Any = find_slot(attention).factory
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return factory
+
+
 def find_paper(attention: str) -> Paper:
     """Returns the paper of an attention, as the block's file names it.
 
     Args:
         attention: A name of `jaxattn.models.slots.list_attention`.
     """
-    factory = find_slot(attention).factory
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    about = sys.modules[getattr(factory, "__module__", "")].__doc__ or ""
+    about = sys.modules[block_of(attention).__module__].__doc__ or ""
     paragraph = " ".join(about.split("\n\n")[1].split())
     cited = _CITATION.findall(paragraph)
     if not cited or "no paper" in paragraph:
@@ -74,4 +85,7 @@ def find_paper(attention: str) -> Paper:
     # A file of two papers says which of them is which block's.
     own = [each for each in cited if f"({attention})" in each[2].lower()]
     authors, title, venue, url = (own or cited)[0]
-    return Paper(f"{authors.split(',')[0].strip()} et al., {venue}", title, url)
+    first, *others = (name.strip() for name in authors.strip(" ,").split(","))
+    if others:
+        first += " et al." if len(others) > 1 else f" and {others[0]}"
+    return Paper(f"{first}, {venue.split(' (')[0]}", title, url)

@@ -68,7 +68,7 @@ class Network(nn.Module, kw_only=True):
         wanted = tuple(self.out_stages or ())
         stages = self._stages(x, train)
         # A generator: what comes after the last stage that is wanted does not run.
-        maps = [*itertools.islice(stages, max(0, *wanted))]
+        maps = [*itertools.islice(stages, max([0, *wanted]))]
         if not wanted or min(wanted) < 1 or max(wanted) > len(maps):
             count = len([*maps, *stages])
             raise UserError(f"out_stages={wanted}: must be some of 1 to {count}")

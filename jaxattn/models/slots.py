@@ -289,8 +289,13 @@ class AttentionNetwork(Network, kw_only=True):
         slot = find_slot(self.attention, type(self).__name__)
         kwargs = dict(self.attention_kwargs or {})
         if (factory := slot.factory) is None:
-            for key in ("kwargs", "stages", "place", "init"):
-                value = getattr(self, f"attention_{key}")
+            given = {
+                "kwargs": kwargs,
+                "stages": self.attention_stages,
+                "place": self.attention_place,
+                "init": self.attention_init,
+            }
+            for key, value in given.items():
                 if value:
                     raise UserError(
                         f"attention_{key}={value!r}: needs attention to be set"
