@@ -50,6 +50,8 @@ NETWORKS = {
     "timm/resnet18_eca": ("resnet18", {"attention": "eca"}),
 }
 
+PLAIN = [network for network, (_, kwargs) in NETWORKS.items() if not kwargs]
+
 
 def small_state(num_classes=1000, **kwargs):
     """A state dict of the small network, random."""
@@ -101,8 +103,18 @@ def test_names_and_shapes_are_those_of_the_network():
     assert len(jax.tree.leaves(variables)) == len(state) - counters
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("network", NETWORKS)
+def slow_but(networks, *kept):
+    """Networks as parameters: those kept in tier full, the others in slow."""
+    tiers = {network: "full" if network in kept else "slow" for network in networks}
+    return [pytest.param(n, marks=getattr(pytest.mark, t)) for n, t in tiers.items()]
+
+
+@pytest.mark.parametrize(
+    "network",
+    slow_but(
+        NETWORKS, "torchvision/resnet18", "timm/mobilenetv2_100", "timm/seresnet50"
+    ),
+)
 def test_logits_are_pytorchs(network, tmp_path):
     state, (name, kwargs) = published_states.random_state(network), NETWORKS[network]
     write_safetensors(tmp_path / "a.safetensors", state)
@@ -116,11 +128,7 @@ def test_logits_are_pytorchs(network, tmp_path):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)
 
 
-PLAIN = [network for network, (_, kwargs) in NETWORKS.items() if not kwargs]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("network", PLAIN)
+@pytest.mark.parametrize("network", slow_but(PLAIN, "torchvision/resnet50"))
 def test_published_network_starts_one_with_attention(network, data, tmp_path):
     state, (name, _) = published_states.random_state(network), NETWORKS[network]
     write_safetensors(tmp_path / "a.safetensors", state)
@@ -549,7 +557,7 @@ def test_commands_take_a_network_out_and_in(server, tmp_path, capsys):
     again = str(tmp_path / "again")
     assert main(["import-torch", "hf:me/new", "--workdir", again]) == 0
     assert capsys.readouterr().out == (
-        f"resnet10, 21,883 parameters, in {again}; 3 classes: 0, 1, 2; images are 224 x"
+        f"resnet10, 21,987 parameters, in {again}; 3 classes: 0, 1, 2; images are 224 x"
         " 224 pixels, normalised by mean (0.485, 0.456, 0.406) and std (0.229, 0.224,"
         " 0.225)\n"
     )

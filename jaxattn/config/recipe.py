@@ -93,6 +93,7 @@ _CHOSEN: dict[str, Any] = {
         "attention": str,  # in every block: any of jaxattn.models.list_attention()
         "attention_stages": tuple,  # that have it, from 1 on; None: as its authors
         "attention_place": str,  # inside, after, ...; None: as its authors
+        "attention_init": str,  # identity: as without attention; None: as its authors
         "attention_kwargs": {
             "reduction": int,  # of CBAM: of the channels; None: 16
             "window_size": int,  # of SCSA; None: by the stem
