@@ -120,7 +120,7 @@ def _train(name: str, workdir: pathlib.Path, changes: Sequence[str]) -> None:
     from jaxattn.recipes import attention_study
     from jaxattn.training import train_and_evaluate
 
-    config = attention_study.get_config()
+    config: Any = attention_study.get_config()
     config.model.attention = name
     config.num_epochs = _EPOCHS
     config.data.max_train_examples = _EXAMPLES

@@ -121,16 +121,18 @@ def test_gate_is_the_papers_formula(name):
 @pytest.mark.parametrize("shape", [(2, 3, 4, 8), (2, 1, 1, 8)])
 def test_gradients_are_finite_on_constant_maps(module, shape):
     """The authors' divide 0 by 0: of a standard deviation, or over no positions."""
-    x = jnp.zeros(shape)
-    variables = init(module, x)
 
-    def loss(params, x):
-        variables_ = {**variables, "params": params}
-        y, _ = module.apply(variables_, x, train=True, mutable=["batch_stats"])
-        return jnp.sum(jnp.sin(y + x))
+    @jax.jit
+    def gradient(x):
+        variables = module.init(KEY, x)
 
-    gradients = jax.jit(jax.grad(loss, (0, 1)))(variables.get("params", {}), x)
-    chex.assert_tree_all_finite(gradients)
+        def loss(x):
+            y, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y + x))
+
+        return jax.grad(loss)(x)
+
+    assert np.isfinite(gradient(jnp.zeros(shape))).all()
 
 
 # FCA --------------------------------------------------------------------------------
@@ -178,19 +180,20 @@ def test_fca_of_the_first_frequency_is_a_mean():
 def test_learned_gather_refuses_a_map_of_another_size():
     module = GatherExcite("theta")
     variables = jax.eval_shape(module.init, KEY, jnp.zeros((2, 7, 8, 4)))
-    match = r"^GatherExcite: a map of 8x7: must be 7x8 as at init.* takes any size$"
+    match = "GatherExcite: a map of 8x7: must be 7x8 as at init.* takes any size"
     with pytest.raises(UserError, match=match):
         jax.eval_shape(module.apply, variables, jnp.zeros((2, 8, 7, 4)))
 
 
-@pytest.mark.parametrize("size", [(9, 12), (3, 4), (4, 6)])
+@pytest.mark.parametrize("size", [(9, 12), (4, 6)])
 def test_nearest_positions_are_pytorchs(size):
     x = normal(1, 3, 4, 2)
     rows, columns = (
         np.arange(n) * m // n for n, m in zip(size, x.shape[1:3], strict=True)
     )
     expected = x[:, rows][:, :, columns]
-    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x), size), expected)
+    actual = jax.jit(lambda x: upsample_nearest(x, size))(x)
+    np.testing.assert_array_equal(actual, expected)
 
 
 # Others -----------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def test_mca_merges_statistics_exactly():
 @pytest.mark.parametrize("module", [GatedChannelTransformation(), GlobalContext(4)])
 def test_block_starts_as_the_identity(module):
     x = normal(2, 3, 4, 8)
-    y = jax.jit(module.apply)(init(module, x), x)
+    y = jax.jit(lambda x: module.apply(module.init(KEY, x), x))(x)
     np.testing.assert_array_equal(y, x)
 
 

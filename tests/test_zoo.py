@@ -66,9 +66,10 @@ class Golden:
     def gradients(self, train):
         """By our name in PyTorch, that of the input as `input`."""
         suffix = "_train" if train and self.differs else ""
-        given = self.ours(section(self.arrays, f"grad{suffix}/"))
+        given = section(self.arrays, f"grad{suffix}/")
+        params = self.ours(given).get("params", {}) if given else {}
         x = nhwc(self.arrays[f"grad_input{suffix}"])
-        return {"input": x, **by_name(given.get("params", {}))}
+        return {"input": x, **by_name(params)}
 
     def zero_gradients(self, train):
         """Names of the gradients that are 0 but for rounding."""
@@ -115,7 +116,8 @@ def check_gradients(golden, gradients, train, mode):
     params, x = gradients
     actual = {"input": x, **by_name(params)}
     expected, zeros = golden.gradients(train), golden.zero_gradients(train)
-    assert actual.keys() == expected.keys()
+    if len(expected) > 1:  # of a whole bottleneck in training there is the input's
+        assert actual.keys() == expected.keys()
     largest = max(np.abs(gradient).max() for gradient in expected.values())
     for name, gradient in expected.items():
         what = f"gradient of {name} in {mode}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from jaxattn.attention import (
     BAM,
@@ -23,24 +24,37 @@ from jaxattn.attention import (
     AttResBlock,
     ChannelAttention,
     ChannelAttentionBlock,
+    ChannelSelfAttention,
     CompetitiveAttention,
+    CondConv,
     CoordinateAttention,
+    DualAttention,
     EffectiveSE,
     EfficientMultiscaleAttention,
     FrequencyChannelAttention,
     GatedChannelTransformation,
     GatherExcite,
     GlobalContext,
+    LargeSelectiveKernel,
+    MixedPooling,
     MultiKernelECA,
+    NonLocal,
+    PositionAttention,
+    ReconstructionConv,
+    SelectiveKernel,
+    SelfCalibratedConv,
     ShuffleAttention,
     SimAM,
     SpatialAttention,
     SpatialGate,
     SpatialGroupEnhance,
+    SplitAttention,
+    StripPooling,
     StyleRecalibration,
     TripletAttention,
 )
 from jaxattn.attention.eca import adaptive_kernel_size
+from jaxattn.ops import BatchNorm, Conv
 
 
 def make(file: str, config: dict[str, Any]) -> nn.Module:
@@ -57,14 +71,18 @@ def make(file: str, config: dict[str, Any]) -> nn.Module:
     return MAKERS[keys[max(fitting, key=len)]](config)
 
 
-def timm_width(config: dict[str, Any], divisor: int = 8) -> int:
-    """Returns a bottleneck's width: to the nearest multiple, and at least one."""
+def timm_width(config: dict[str, Any], divisor: int = 8, least: float = 0) -> int:
+    """Returns a bottleneck's width: to the nearest multiple, and at least one.
+
+    If that is less than a share `least` of what is wanted, it is one more.
+    """
     if config.get("rd_channels"):
         return config["rd_channels"]
     divisor = config.get("rd_divisor", divisor)
     width = config["channels"] * config.get("rd_ratio", 1 / 16)
     width *= config.get("se_factor", 1)
-    return max(divisor, int(width + divisor / 2) // divisor * divisor)
+    multiple = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return multiple + divisor if multiple < least * width else multiple
 
 
 def cpca(config: dict[str, Any]) -> nn.Module:
@@ -179,6 +197,133 @@ def se_timm(config: dict[str, Any]) -> SE:
     )
 
 
+def condconv(config: dict[str, Any]) -> nn.Module:
+    return CondConv(
+        **of_convolution(config, "out_channels", padding=""),
+        num_experts=config.get("num_experts", 4),
+        use_bias=config.get("bias", False),
+    )
+
+
+def mpm(config: dict[str, Any]) -> nn.Module:
+    return MixedPooling(tuple(config["pool_size"]))
+
+
+def non_local(config: dict[str, Any]) -> nn.Module:
+    return NonLocal(
+        config.get("inter_channels"),
+        sub_sample=config.get("sub_sample", True),
+        norm=config.get("bn_layer", True),
+    )
+
+
+def non_local_timm(config: dict[str, Any]) -> nn.Module:
+    config = {"rd_ratio": 1 / 8, "channels": config["in_channels"], **config}
+    hidden = timm_width(config, least=0.9)
+    use_scale = config.get("use_scale", True)
+    return NonLocal(hidden, sub_sample=False, use_scale=use_scale)
+
+
+def sc_scconv(config: dict[str, Any]) -> nn.Module:
+    return ReconstructionConv(
+        num_groups=config.get("group_num", 4),
+        gate_threshold=config.get("gate_threshold", 0.5),
+        alpha=config.get("alpha", 0.5),
+        squeeze_ratio=config.get("squeeze_ratio", 2),
+        groups=config.get("groups", 2),
+        stride=config.get("stride", 1),
+    )
+
+
+def sk(config: dict[str, Any]) -> nn.Module:
+    return SelectiveKernel(
+        config["out_chans"],
+        num_branches=config.get("num", 2),
+        kernel_size=config.get("kernel_size", 3),
+        stride=config.get("stride", 1),
+        groups=config.get("groups", 1),
+        reduction=config.get("reduction", 16),
+    )
+
+
+def sk_timm(config: dict[str, Any]) -> nn.Module:
+    features = config.get("out_channels") or config["in_channels"]
+    hidden = timm_width({"channels": features, **config}, least=0.9)
+    sizes = config.get("kernel_size") or [3, 5]
+    sizes = sizes if isinstance(sizes, list) else [sizes] * 2
+    dilation = config.get("dilation", 1)
+    if config.get("keep_3x3", True):
+        dilations = [dilation * (k - 1) // 2 for k in sizes]
+        sizes = [3] * len(sizes)
+    else:
+        dilations = [dilation] * len(sizes)
+    return SelectiveKernel(
+        features,
+        num_branches=len(sizes),
+        kernel_size=tuple(sizes),
+        stride=config.get("stride", 1),
+        dilation=tuple(dilations),
+        groups=min(config.get("groups", 1), features),
+        reduction=features,  # `hidden` is larger than the quotient of 1
+        min_hidden=hidden,
+        split_input=config.get("split_input", True),
+    )
+
+
+def scnet(config: dict[str, Any]) -> nn.Module:
+    return SelfCalibratedConv(
+        **of_convolution(config, "planes"), pool_size=config.get("pooling_r", 4)
+    )
+
+
+def split_attention(config: dict[str, Any]) -> nn.Module:
+    return SplitAttention(
+        **of_convolution(config, "channels"),
+        radix=config.get("radix", 2),
+        reduction=config.get("reduction_factor", 4),
+        use_bias=config.get("bias", True),
+    )
+
+
+def of_convolution(
+    config: dict[str, Any], features: str, padding: Any = 0
+) -> dict[str, Any]:
+    """Returns the keywords of what replaces a convolution that keeps a map's size."""
+    keys = {"kernel_size": 3, "stride": 1, "dilation": 1, "groups": 1}
+    kwargs = {key: config.get(key, default) for key, default in keys.items()}
+    kwargs = {
+        key: value[0] if isinstance(value, list) else value
+        for key, value in kwargs.items()
+    }
+    kept = kwargs["dilation"] * (kwargs["kernel_size"] // 2)
+    assert config.get("padding", padding) in ("", kept, [kept, kept])
+    return {"features": config[features], **kwargs}
+
+
+class StripGate(StripPooling):
+    """The gate that SPBlock returns."""
+
+    features: int = 0
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return self.gate(x, self.features, train=train)
+
+
+class SKStarBottleneck(nn.Module):
+    """The bottleneck of PytorchInsight's SK*, of which the shortcut is the identity."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        y = Conv(self.width, 1, name="conv1")(x)
+        y = BatchNorm(name="bn1")(y, train=train, activation="relu")
+        sk = SelectiveKernel(self.width, dilation=(1, 1), groups=(1, 32), name="conv2")
+        y = Conv(4 * self.width, 1, name="conv3")(sk(y, train=train))
+        norm = BatchNorm(name="bn3")
+        return norm(y, train=train, residual=x, activation="relu")
+
+
 # By words of a file's name, of which the most that fit are taken: of "se_timm" two, of
 # "se_reduction8" one.
 MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -194,7 +339,11 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     ),
     "cbam_timm": cbam_timm,
     "ceca_timm": lambda c: eca_timm(c, "circular"),
+    "condconv": condconv,
     "cpca": cpca,
+    "da": lambda _: DualAttention(),
+    "danet_channel": lambda _: ChannelSelfAttention(),
+    "danet_position": lambda _: PositionAttention(),
     "eca": lambda c: ECA(c.get("k_size", 3)),
     "eca_scsa": eca_scsa,
     "eca_timm": eca_timm,
@@ -206,15 +355,26 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "gc": gc,
     "gct": gct,
     "ge": ge,
+    "lsk": lambda _: LargeSelectiveKernel(),
     "mca": lambda c: MCA(c.get("no_spatial", False)),
+    "nonlocal": non_local,
+    "nonlocal_timm": non_local_timm,
     "sa": lambda c: ShuffleAttention(c.get("groups", 64)),
     "sa_scsa": lambda c: ShuffleAttention(c.get("group_num", 64)),
+    "sc_scconv": sc_scconv,
+    "scnet": scnet,
     "se": lambda c: SE(c.get("reduction", 16)),
     "se_conv": lambda c: SE(c.get("reduction", 16), norm=True),
     "se_timm": se_timm,
     "sge": lambda c: SpatialGroupEnhance(c.get("groups", 64)),
     "simam": lambda c: SimAM(c.get("e_lambda", 1e-4)),
+    "sk": sk,
+    "sk_star": lambda c: SKStarBottleneck(c["planes"]),
+    "sk_timm": sk_timm,
+    "split_attention": split_attention,
     "srm": lambda c: StyleRecalibration(),  # noqa: ARG005
+    "strip_pool_mpm": mpm,
+    "strip_pool_sp": lambda c: StripGate(features=c["outplanes"]),
     "triplet": lambda c: TripletAttention(c.get("no_spatial", False)),
 }
 
@@ -227,8 +387,11 @@ BLOCKS: dict[str, nn.Module] = {
     "CPCA": CPCA(),
     "ChannelAttention": ChannelAttention(),
     "ChannelAttentionBlock": ChannelAttentionBlock(32),
+    "ChannelSelfAttention": ChannelSelfAttention(),
     "CompetitiveAttention": CompetitiveAttention(),
+    "CondConv": CondConv(),
     "CoordinateAttention": CoordinateAttention(),
+    "DualAttention": DualAttention(),
     "ECA": ECA(),
     "ELA": ELA(),
     "EffectiveSE": EffectiveSE(),
@@ -238,16 +401,25 @@ BLOCKS: dict[str, nn.Module] = {
     # Of all positions it takes maps of one size.
     "GatherExcite": GatherExcite("theta_plus", extent=4, reduction=4),
     "GlobalContext": GlobalContext(4, fusion_types=("channel_add", "channel_mul")),
+    "LargeSelectiveKernel": LargeSelectiveKernel(),
     "MCA": MCA(),
+    "MixedPooling": MixedPooling((3, 2)),
     "MultiKernelECA": MultiKernelECA(),
+    "NonLocal": NonLocal(),
+    "PositionAttention": PositionAttention(),
+    "ReconstructionConv": ReconstructionConv(),
     "SCC": SCC(32),
     "SCSA": SCSA(window_size=2),
     "SE": SE(),
+    "SelectiveKernel": SelectiveKernel(),
+    "SelfCalibratedConv": SelfCalibratedConv(),
     "ShuffleAttention": ShuffleAttention(4),
     "SimAM": SimAM(),
     "SpatialAttention": SpatialAttention(),
     "SpatialGate": SpatialGate(),
     "SpatialGroupEnhance": SpatialGroupEnhance(8),
+    "SplitAttention": SplitAttention(),
+    "StripPooling": StripPooling(),
     "StyleRecalibration": StyleRecalibration(),
     "TripletAttention": TripletAttention(),
 }

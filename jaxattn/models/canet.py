@@ -53,6 +53,7 @@ class CANet(Network):
                 f"CANet: image height {H} and width {W} must be multiples of {_STRIDE}"
             )
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         rates = depth_rates(self.drop_path_rate, len(_BLOCKS))
         for i, (multiple, stride, spatial_kernel_size) in enumerate(_BLOCKS):

@@ -44,6 +44,7 @@ class EnhancedEfficientResNet(Network):
     dropout_rate: float = 0.3
     drop_path_rate: float = 0.0
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         x = self._conv_norm_relu(x, self.base_width, 3, "conv1", "bn1", train)
 
@@ -101,6 +102,7 @@ class EfficientResNet(Network):
     dropout_rate: float = 0.25
     drop_path_rate: float = 0.0
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         x = Conv(self.base_width, 3, padding=1, name="conv1")(x)
         norm = BatchNorm(axis_name=self.axis_name, name="bn1")

@@ -197,6 +197,7 @@ class MobileNetV2(AttentionNetwork):
     dropout_rate: float = 0.2
     drop_path_rate: float = 0.0
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         choose("stem", self.stem, STEMS)
         slots = self._slots(_FIRST_SIDE[self.stem])

@@ -1,7 +1,8 @@
 """What all networks share: a map after every stage, and a head behind the last.
 
-A network says how it makes its maps (`_stages`), and what it makes of the last one
-(`_head`). Whether maps are returned, and those of which stages, is the same in all.
+A network says how it makes its maps (`_stages`, a generator, which Flax must not wrap:
+`nn.nowrap`), and what it makes of the last one (`_head`). Whether maps are returned,
+and those of which stages, is the same in all.
 """
 
 import itertools
@@ -77,6 +78,7 @@ class Network(nn.Module, kw_only=True):
     def _check_size(self, x: jax.Array) -> None:
         """Refuses images of a size that the head cannot take."""
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         """Yields the map after each stage; computes a stage when it is asked for it."""
         raise NotImplementedError

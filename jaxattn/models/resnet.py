@@ -213,6 +213,7 @@ class ResNet(AttentionNetwork):
     activation: str = "relu"
     drop_path_rate: float = 0.0
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         self._check()
         before, *slots = self._slots(_FIRST_SIDE[self.stem])

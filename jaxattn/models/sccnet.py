@@ -157,6 +157,7 @@ class SCCNet(AttentionNetwork):
     forcing: str = "uniform"
     drop_path_rate: float = 0.0
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         self._check()
         slots = self._slots(_FIRST_SIDE[self.stem], len(self.widths))

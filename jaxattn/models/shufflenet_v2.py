@@ -158,6 +158,7 @@ class ShuffleNetV2(AttentionNetwork):
     widths: Sequence[int]
     num_classes: int = 10
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         stem, *widths, _ = self.widths
         before, first, *slots = self._slots(_FIRST_SIDE)

@@ -21,8 +21,10 @@ from jax.nn.initializers import Initializer
 from jaxattn.attention.bam import BAM
 from jaxattn.attention.canet import MultiKernelECA
 from jaxattn.attention.cbam import CBAM
+from jaxattn.attention.cond_conv import CondConv
 from jaxattn.attention.coordinate import CoordinateAttention
 from jaxattn.attention.cpca import CPCA
+from jaxattn.attention.dual_attention import DualAttention
 from jaxattn.attention.eca import ECA
 from jaxattn.attention.ela import ELA
 from jaxattn.attention.ema import EfficientMultiscaleAttention
@@ -30,13 +32,20 @@ from jaxattn.attention.fca import FrequencyChannelAttention
 from jaxattn.attention.gather_excite import GatherExcite
 from jaxattn.attention.gc import GlobalContext
 from jaxattn.attention.gct import GatedChannelTransformation
+from jaxattn.attention.large_selective_kernel import LargeSelectiveKernel
 from jaxattn.attention.mca import MCA
+from jaxattn.attention.non_local import NonLocal
+from jaxattn.attention.reconstruction_conv import ReconstructionConv
 from jaxattn.attention.scsa import SCSA
 from jaxattn.attention.se import SE, EffectiveSE
+from jaxattn.attention.selective_kernel import SelectiveKernel
+from jaxattn.attention.self_calibrated_conv import SelfCalibratedConv
 from jaxattn.attention.sge import SpatialGroupEnhance
 from jaxattn.attention.shuffle import ShuffleAttention
 from jaxattn.attention.simam import SimAM
+from jaxattn.attention.split_attention import SplitAttention
 from jaxattn.attention.srm import StyleRecalibration
+from jaxattn.attention.strip_pooling import StripPooling
 from jaxattn.attention.triplet import TripletAttention
 from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.network import Network
@@ -215,7 +224,9 @@ _SLOTS = {
     "bam": Slot(BAM, "stage", stages=(1, 2, 3)),
     "ca": Slot(CoordinateAttention),
     "cbam": Slot(CBAM),
+    "cond_conv": Slot(CondConv, "replace", hints=("features", "stride", "groups")),
     "cpca": Slot(CPCA),
+    "da": Slot(DualAttention, "stage", stages=(-1,)),
     "eca": Slot(ECA, by_stage=("kernel_size",)),
     "ela": Slot(ELA, by_channels=(("norm_groups", _divisor(16)),)),
     "ema": Slot(EfficientMultiscaleAttention, by_channels=(("groups", _divisor(32)),)),
@@ -228,10 +239,19 @@ _SLOTS = {
     "gc": Slot(GlobalContext),
     "gct": Slot(GatedChannelTransformation, "before_convs"),
     "ge": Slot(GatherExcite),
+    "lsk": Slot(LargeSelectiveKernel),
     "mca": Slot(MCA),
     "multi_kernel_eca": Slot(MultiKernelECA),
+    "non_local": Slot(NonLocal, "stage", stages=(2, 3)),
     # Each group has two halves.
     "sa": Slot(ShuffleAttention, by_channels=(("groups", _divisor(64, 2)),)),
+    "scconv": Slot(ReconstructionConv, "replace", hints=("features", "stride")),
+    "scnet": Slot(
+        SelfCalibratedConv,
+        "replace",
+        hints=("features", "stride", "groups"),
+        normalizes=True,
+    ),
     # All that its code starts otherwise than torchvision: see jaxattn.models.resnet.
     "scsa": Slot(
         functools.partial(
@@ -246,6 +266,16 @@ _SLOTS = {
     "se": Slot(SE),
     "sge": Slot(SpatialGroupEnhance, by_channels=(("groups", _divisor(64)),)),
     "simam": Slot(SimAM, "before_norm"),
+    "sk": Slot(
+        SelectiveKernel,
+        "replace",
+        hints=("features", "stride", "groups"),
+        normalizes=True,
+    ),
+    "sp": Slot(StripPooling, "inside"),
+    "split": Slot(
+        SplitAttention, "replace", hints=("features", "stride"), normalizes=True
+    ),
     "srm": Slot(StyleRecalibration),
     "triplet": Slot(TripletAttention),
 }

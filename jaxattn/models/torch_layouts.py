@@ -127,19 +127,6 @@ def _timm_mobilenet_names(names: list[str]) -> dict[str, str]:
 # By block: beginnings of its names in other code, and here. What fits is what the
 # module has, so that two blocks may claim one name.
 _BLOCKS = {
-    "cpca": [
-        (f"dconv{size}", f"dwc{size}")
-        for size in ("5_5", "1_7", "7_1", "1_11", "11_1", "1_21", "21_1")
-    ],
-    "gc": [
-        ("conv_attn", "conv_mask"),
-        *(
-            (f"mlp_{here}.{name}", f"channel_{there}_conv.{i}")
-            for here, there in (("add", "add"), ("scale", "mul"))
-            for name, i in (("fc1", 0), ("norm", 1), ("fc2", 3))
-        ),
-    ],
-    "ge": [("mlp.fc1", "down"), ("mlp.fc2", "up")],
     "ca": [  # SCSA's
         ("conv.conv", "conv1"),
         ("conv.bn", "bn1"),
@@ -157,8 +144,41 @@ _BLOCKS = {
         ("spatial.conv.conv", "spatial_attention.conv"),
         ("spatial.conv.bn", "spatial_attention.bn"),
     ],
+    "cpca": [
+        (f"dconv{size}", f"dwc{size}")
+        for size in ("5_5", "1_7", "7_1", "1_11", "11_1", "1_21", "21_1")
+    ],
+    "da": [
+        (f"pam.{name[0]}", f"pam.{name}_conv") for name in ("query", "key", "value")
+    ],
+    "gc": [
+        ("conv_attn", "conv_mask"),
+        *(
+            (f"mlp_{here}.{name}", f"channel_{there}_conv.{i}")
+            for here, there in (("add", "add"), ("scale", "mul"))
+            for name, i in (("fc1", 0), ("norm", 1), ("fc2", 3))
+        ),
+    ],
+    "ge": [("mlp.fc1", "down"), ("mlp.fc2", "up")],
+    "non_local": [("norm", "W.1"), ("p", "phi"), ("t", "theta"), ("z", "W.0")],
     "sa": [("c_w", "cweight"), ("c_b", "cbias"), ("s_w", "sweight"), ("s_b", "sbias")],
     "se": [("fc1", "fc.0"), ("bn", "fc.1"), ("fc2", "fc.2"), ("fc2", "fc.3")],
+    "sk": [
+        ("attn.bn", "fc.0.bn"),
+        ("attn.fc_reduce", "fc.0.conv"),
+        ("attn.fc_select", "fc.1"),
+        ("paths", "conv"),
+    ],
+    # SK*, whose layers are the bottleneck's.
+    "sk_star": [
+        ("bn2", "conv2.conv.0.bn"),
+        ("bn2g", "conv2.conv.1.bn"),
+        ("bn_fc1", "conv2.fc.0.bn"),
+        ("conv2", "conv2.conv.0.conv"),
+        ("conv2g", "conv2.conv.1.conv"),
+        ("conv_fc1", "conv2.fc.0.conv"),
+        ("conv_fc2", "conv2.fc.1"),
+    ],
     "triplet": [
         ("ChannelGateH.spatial", "cw.conv"),
         ("ChannelGateW.spatial", "hc.conv"),

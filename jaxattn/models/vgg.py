@@ -148,6 +148,7 @@ class VGGA(Network):
     def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-A", x, 32, 63)
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         convolutions = Convolutions(
             _widths(self.width),
@@ -186,6 +187,7 @@ class VGGADropout(Network):
     def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-A with dropout", x, 32, 63)
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         yield from _named_stages(x, _widths(self.width), train)
 
@@ -215,6 +217,7 @@ class VGGALight(Network):
     def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-A light", x, 32, 35)
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         yield from _named_stages(x, ((16,), (32,)), train)
 
@@ -241,6 +244,7 @@ class VGG11(Network):
     def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-11", x, 32)
 
+    @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         convolutions = Convolutions(
             _widths(64),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxattn.errors import UserError, choose, require
@@ -36,12 +37,14 @@ class BatchNorm(nn.Module):
         epsilon: Added to the variance.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
         axis_name: Mapped axis over which statistics are averaged.
+        scale_init: Initialiser of the scale.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: DTypeLike | None = None
     axis_name: str | None = None
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(
@@ -75,7 +78,7 @@ class BatchNorm(nn.Module):
             require("residual", residual.shape, fits, f"the shape {x.shape} of x")
         if activation is not None:
             choose("activation", activation, ACTIVATIONS)
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
