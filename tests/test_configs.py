@@ -93,7 +93,12 @@ def test_unknown_recipe_names_the_choices(name):
         (  # what the other network takes, too, is the recipe's wish
             "own_images",
             ["--config.model.name=resnet10"],
-            {"name": "resnet10", "stem": "imagenet", "attention": "cbam"},
+            {
+                "name": "resnet10",
+                "stem": "imagenet",
+                "attention": "cbam",
+                "attention_init": None,
+            },
             None,
         ),
         (  # what the user says is refused, not forgotten
