@@ -244,7 +244,9 @@ def test_other_normalisation_is_told(start, tmp_path):
 @pytest.mark.full
 def test_published_network_is_fine_tuned_on_photos(tmp_path):
     smoke.write_photos(tmp_path / "photos")
-    write_safetensors(tmp_path / "a.safetensors", small_state())
+    start = tmp_path / "start"
+    start.mkdir()
+    write_safetensors(start / "model.safetensors", small_state())
     config = smoke.get_config("folder")
     attention = {"attention": "cbam", "attention_init": "identity"}
     config.unlock()
@@ -252,7 +254,7 @@ def test_published_network_is_fine_tuned_on_photos(tmp_path):
     config.lock()
     config.data.path = str(tmp_path / "photos")
     config.num_epochs = 1
-    config.init_from = str(tmp_path / "a.safetensors")
+    config.init_from = str(start)
     run = build(config, devices=smoke.one_device())
     state = run.init_state()
     given = from_torch(
@@ -569,6 +571,7 @@ def test_card_has_what_a_hub_asks_for(tmp_path):
     trained = imported(write_small(tmp_path, 3), tmp_path, model="resnet10")
     trained.config.update(data={"name": "photos"}, seed=3)
     hub.write_repository(trained, tmp_path / "hub", "hf:me/a", {"test_accuracy": 0.5})
+    assert read_published(str(tmp_path / "hub")).config["model"]["name"] == "resnet10"
     _, head, body = (tmp_path / "hub" / "README.md").read_text().split("---\n", 2)
     assert "library_name: jaxattn\npipeline_tag: image-classification\n" in head
     assert "--config.init_from=hf:me/a`" in body
@@ -612,7 +615,7 @@ def torchvision(monkeypatch, tmp_path):
 
     def get_weight(name):
         if name != "ResNet10_Weights.V1":
-            raise ValueError("couldn't be retrieved")
+            raise KeyError(name.partition(".")[2])
         return Weights()
 
     models = types.ModuleType("torchvision.models")

@@ -2,7 +2,8 @@
 
 What a file is called, an address, is one of
 
-    a path of this machine          `.safetensors`, or a file of PyTorch
+    a path of this machine          `.safetensors`, a file of PyTorch, or a folder that
+                                    holds a repository's files
     hf:OWNER/NAME                   the weights of a repository on a hub
     hf:OWNER/NAME/FILE              one file of it
     torchvision:NAME                a network of torchvision, such as resnet50
@@ -117,6 +118,8 @@ def read_published(origin: str) -> Published:
     if origin.startswith(_TORCHVISION):
         return _read_torchvision(origin.removeprefix(_TORCHVISION))
     path = local_path(origin, "weights")
+    if path.is_dir():
+        path = path / WEIGHTS
     # What lies beside a file of PyTorch need not be about it.
     config = path.parent / CONFIG if path.suffix == SUFFIX else None
     return Published(read_state_dict(path), _read_config(config))
@@ -270,7 +273,7 @@ def _read_torchvision(name: str) -> Published:
 def _member(models: ModuleType, name: str) -> Any:
     try:
         return models.get_weight(name)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # of the class, and of the member
         raise UserError(f"torchvision has no such weights ({reason(error)})") from error
 
 

@@ -20,7 +20,12 @@ from jaxattn.models.classes import (
     with_classes_of,
     without_attention,
 )
-from jaxattn.models.published import Published, is_address, read_published
+from jaxattn.models.published import (
+    WEIGHTS,
+    Published,
+    is_address,
+    read_published,
+)
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch
 from jaxattn.paths import local_path
@@ -108,7 +113,7 @@ class Pretrained:
                     f"init_from={self.origin}: no such workdir or PyTorch file, nor"
                     f" weights of the package; {suggest(self.origin, list_weights())}"
                 )
-            if path.is_dir():
+            if path.is_dir() and not (path / WEIGHTS).is_file():
                 try:
                     return load_weights(path)
                 except UserError as error:
