@@ -382,7 +382,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 BLOCKS: dict[str, nn.Module] = {
     "AttResBlock": AttResBlock(32),
     "AttentionResidualBlock": AttentionResidualBlock(32),
-    "BAM": BAM(),
+    "BAM": BAM(4),
     "CBAM": CBAM(),
     "CPCA": CPCA(),
     "ChannelAttention": ChannelAttention(),
@@ -411,7 +411,7 @@ BLOCKS: dict[str, nn.Module] = {
     "SCC": SCC(32),
     "SCSA": SCSA(window_size=2),
     "SE": SE(),
-    "SelectiveKernel": SelectiveKernel(),
+    "SelectiveKernel": SelectiveKernel(reduction=4),
     "SelfCalibratedConv": SelfCalibratedConv(),
     "ShuffleAttention": ShuffleAttention(4),
     "SimAM": SimAM(),
