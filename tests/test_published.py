@@ -123,8 +123,9 @@ def test_logits_are_pytorchs(network, tmp_path):
     trained = load_trained(tmp_path / "run")
     logits = jax.jit(trained.model.apply)(trained.variables, published_states.images())
     expected = published_states.logits(network)
-    # Both in float32 or better; rounding grows over some fifty layers.
-    atol = 1e-4 * np.abs(expected).max()
+    # Rounding grows over some fifty layers; with SE's gates PyTorch's own float32 is
+    # 1.2e-4 off these logits, which are of float64, and up to 5e-6 else.
+    atol = (4e-4 if "attention" in kwargs else 2e-5) * np.abs(expected).max()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)
 
 
