@@ -53,8 +53,8 @@ FIGURES = {
 }
 """What a row's figure is called in the table."""
 
-GROUPS = ("cifar10", "cpu", "best", "attention_cpu")
-"""The tables: whole recipes, shorter ones for CPUs, our own, a study of attention."""
+GROUPS = ("cifar10", "cpu", "best", "attention_cpu", "precision_cpu")
+"""The tables: whole recipes, shorter ones for CPUs, our own, two studies."""
 
 
 def _canet(variant: str, published: float) -> Row:
@@ -86,6 +86,22 @@ def _best(variant: str) -> Row:
 def _attention(variant: str) -> Row:
     config = f"configs/attention_study.py:{variant}"
     return Row(group="attention_cpu", config=config, seeds=(0, 1, 2))
+
+
+def _precision(dtype: str) -> Row:
+    return Row(
+        group="precision_cpu",
+        config="configs/canet.py:tiny",
+        # Flips and crops alone; the learning rate falls to where it does in 70 epochs.
+        overrides=(
+            *(f"dtype={dtype}", "num_epochs=20", "schedule.decay_rate=0.867"),
+            *("batch_size=128", "data.val_fraction=0.0"),
+            *("data.max_train_examples=5000", "data.max_eval_examples=1000"),
+            *("augment.erase_probability=0.0", "augment.mixup_probability=0.0"),
+            "augment.cutmix_probability=0.0",
+        ),
+        seeds=(0, 1, 2, 3, 4),
+    )
 
 
 ROWS = {
@@ -135,10 +151,15 @@ ROWS = {
     "attention_multi_kernel_eca": _attention("multi_kernel_eca"),
     "attention_scsa": _attention("scsa"),
     "attention_scc": _attention("scc"),
+    "canet_tiny_float32": _precision("float32"),
+    "canet_tiny_bfloat16": _precision("bfloat16"),
 }
 """All rows by name, in their tables' order."""
 
-BASELINE_OF = {"attention_cpu": "attention_none"}
+BASELINE_OF = {
+    "attention_cpu": "attention_none",
+    "precision_cpu": "canet_tiny_float32",
+}
 """The row that the others of a study are compared with, by table."""
 
 

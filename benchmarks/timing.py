@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from jaxattn import host
+from jaxattn.ops import cpu_kernels
 
 Timings = dict[str, dict[str, Any]]
 
@@ -221,4 +222,10 @@ def environment(device: str) -> dict[str, Any]:
     for package in (*packages, "onnxruntime", "openvino"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {"device": device, "hardware": host.hardware(device), "versions": versions}
+    cpu_kernels.prepare()  # before anything is timed
+    return {
+        "device": device,
+        "hardware": host.hardware(device),
+        "convolutions": cpu_kernels.name_of_convolutions(),
+        "versions": versions,
+    }

@@ -74,6 +74,24 @@ def test_bam_pools_the_whole_map():
     np.testing.assert_array_equal(high[False], high[True])
 
 
+def test_cbam_adds_the_responses_to_all_ways_to_pool():
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 32)).astype(np.float32)
+    module = CBAM(4, biases=True, pool_types=("avg", "lp", "lse"), no_spatial=True)
+    variables = jax.jit(module.init)(KEY, x)
+    first, last = (
+        variables["params"]["channel_attention"]["shared_mlp"][i] for i in "02"
+    )
+
+    def respond(pooled):
+        hidden = np.maximum(pooled @ first["kernel"][0, 0] + first["bias"][None], 0)
+        return hidden @ last["kernel"][0, 0] + last["bias"][None]
+
+    pools = [x.mean((1, 2)), np.sqrt((x**2).sum((1, 2))), np.log(np.exp(x).sum((1, 2)))]
+    gate = jax.nn.sigmoid(sum(map(respond, pools)))
+    expected = x * gate[:, None, None]
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x), expected, rtol=1e-4)
+
+
 def test_moments_keep_their_digits_far_from_zero():
     x = np.random.default_rng(0).normal(1000, 1, (4, 256)).astype(np.float32)
     mean, var = jax.jit(lambda x: moments(x, (1,)))(x)

@@ -5,7 +5,6 @@ Faults of single parts are in the tests of those parts.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -27,6 +26,7 @@ import pytest
 import smoke
 from test_loop import last_state, rows_of, start, start_several, train, wait_for_step
 
+from jaxattn.config.record import read_record
 from jaxattn.errors import DivergedError, InterruptedRun, MachineError, UserError
 from jaxattn.training import loop, steps
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
@@ -149,7 +149,7 @@ def test_checkpoint_of_a_released_version_loads(path, tmp_path):
     )
     # Rounding of another machine or optimisation level.
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
-    saved = json.loads((tmp_path / "config.json").read_text())
+    saved = read_record(tmp_path / "config.json")
     for key in ("dataset", "versions"):
         saved.pop(key)
     results = train(as_tuples(saved), tmp_path)

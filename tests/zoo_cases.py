@@ -382,7 +382,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 BLOCKS: dict[str, nn.Module] = {
     "AttResBlock": AttResBlock(32),
     "AttentionResidualBlock": AttentionResidualBlock(32),
-    "BAM": BAM(),
+    "BAM": BAM(4),
     "CBAM": CBAM(),
     "CPCA": CPCA(),
     "ChannelAttention": ChannelAttention(),

@@ -26,7 +26,7 @@ from jax.core import Tracer
 from jax.extend import core
 from jax.typing import DTypeLike
 
-from jaxattn.ops import onednn_inference
+from jaxattn.ops import cpu_kernels, onednn_inference
 from jaxattn.ops.onednn_inference import Closing
 
 Program = Callable[[Any, Any], Any]
@@ -50,6 +50,7 @@ def compile_network(
         fold_batch_norm: Whether to `freeze` it, anew for each shape of the images.
         place: Puts arrays of the host on the devices.
     """
+    cpu_kernels.prepare()
     if not fold_batch_norm:
         return functools.partial(jax.jit(fn), place(variables))
     programs: dict[Any, Callable[[Any], Any]] = {}

@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxattn.inference.freezing import compile_network
 from jaxattn.inference.predict import make_answer
-from jaxattn.ops import cpu_kernels
 from jaxattn.training.checkpoints.trained import Trained
 
 _MIN_CALLS = 5
@@ -55,7 +54,6 @@ def measure_latency(
     Raises:
         UserError: If the network cannot have the dtype.
     """
-    cpu_kernels.prepare()
     answer = compile_network(
         make_answer(trained, dtype=dtype),
         trained.variables,

@@ -18,7 +18,6 @@ from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import choose, require, require_seed, require_type
 from jaxattn.inference.freezing import compile_network
-from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Method
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.devices.mesh import Devices, MeshParallel
@@ -96,7 +95,6 @@ class Predictor:
         require_type("trained", trained, Trained)
         require_type("batch_size", batch_size, int)
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
-        cpu_kernels.prepare()
         self.trained = trained
         self._batch_size = batch_size
         self._tell = tell

@@ -5,8 +5,8 @@ compiled programs. On the user's machine they become one library in a cache fold
 is never needed: without it XLA's operations do the same, more slowly.
 
 Who builds it. `prepare` does, once and unasked, where a program is about to compute: in
-`jaxattn.training.build`, `jaxattn.inference.Predictor` and `measure_latency`, and so in
-every command that trains, evaluates, predicts or measures. That is on one CPU device
+`jaxattn.training.build` and where inference compiles a network, and so in every command
+that trains, evaluates, predicts or measures. That is on one CPU device
 of Linux on x86-64, where a compiler and oneDNN are at hand; what goes wrong is a line
 and no error. Neither an import of jaxattn nor a block in a user's own network starts a
 compiler: they use what is there, which `jaxattn build-cpu-kernels` builds, too, on any
