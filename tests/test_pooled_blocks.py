@@ -21,6 +21,7 @@ from jaxattn.attention import (
 )
 from jaxattn.attention.fca import frequency_filters
 from jaxattn.attention.mca import channel_taps
+from jaxattn.ops.depthwise import depthwise_conv2d
 from jaxattn.ops.pool import adaptive_avg_pool
 from jaxattn.ops.resize import upsample_nearest
 
@@ -172,6 +173,34 @@ def test_fca_filters_are_written_and_need_not_be_read():
 def test_fca_of_the_first_frequency_is_a_mean():
     filters = frequency_filters("top1", (7, 14), 3)
     np.testing.assert_allclose(filters, np.full((3, 7, 14), 98**-0.5), 1e-6)
+
+
+# CPCA -------------------------------------------------------------------------------
+
+
+def test_depthwise_gradients_are_xlas_without_those_of_a_dense_convolution():
+    """Which are 8 times as many operations, one for each pair of channels."""
+    x, kernel = normal(2, 6, 9, 8), normal(1, 5, 1, 8)
+
+    def output(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=8,
+        )
+
+    def gradients(conv):
+        loss = lambda *operands: jnp.sum(jnp.sin(conv(*operands)))  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
+
+    ours, theirs = gradients(depthwise_conv2d), gradients(output)
+    chex.assert_trees_all_close(ours(x, kernel), theirs(x, kernel), rtol=1e-4)
+    # A loop's body counts once, ours over the taps.
+    flops = [(program.cost_analysis() or {})["flops"] for program in (ours, theirs)]
+    assert flops[0] < flops[1] / 2
 
 
 # GE ---------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxattn.errors import UserError, require
-from jaxattn.ops.conv import Conv, conv2d
+from jaxattn.ops.conv import Conv
+from jaxattn.ops.depthwise import depthwise_conv2d
 from jaxattn.ops.init import torch_bias, torch_kernel
 from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.pool import max_along
@@ -119,6 +120,5 @@ class DepthwiseConv(nn.Module):
         (h, w), C = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", torch_kernel, (h, w, 1, C), jnp.float32)
         bias = self.param("bias", torch_bias(h * w), (C,), jnp.float32)
-        padded = jnp.pad(x, ((0, 0), (h // 2, h // 2), (w // 2, w // 2), (0, 0)))
-        y = conv2d(padded, kernel.astype(x.dtype), groups=C)
+        y = depthwise_conv2d(x, kernel.astype(x.dtype))
         return y + bias.astype(x.dtype).reshape(1, 1, 1, C)
