@@ -1,5 +1,7 @@
 """Blocks that take the place of a convolution, and those that start as the identity."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +29,10 @@ CONVOLUTIONS = [
 X = jax.random.normal(jax.random.key(0), (2, 5, 7, 16))
 
 
-def initialised(module, x=X):
-    return jax.jit(module.init)(jax.random.key(1), x)
+def started(module, **kwargs):
+    """The output for X, and variables with what is sown, of fresh parameters."""
+    start = functools.partial(module.init_with_output, mutable=True, **kwargs)
+    return jax.jit(start)(jax.random.key(1), X)
 
 
 @pytest.mark.parametrize("block", CONVOLUTIONS)
@@ -52,9 +56,7 @@ def test_other_kernels_keep_the_size_of_the_map(block):
     [(SelectiveKernel, (0,)), (SplitAttention, (0,)), (ReconstructionConv, (0, -1))],
 )
 def test_branches_share_one(block, axes):
-    module = block()
-    apply = jax.jit(lambda x: module.apply(initialised(module), x, mutable=True)[1])
-    sown = apply(X)["intermediates"]
+    sown = started(block())[1]["intermediates"]
     sown = sown.get("cru", sown)
     gates = jnp.stack([sown[f"branch_{i}_gate"][0] for i in range(2)])
     np.testing.assert_allclose(jnp.sum(gates, axes), 1, rtol=1e-6)
@@ -62,11 +64,8 @@ def test_branches_share_one(block, axes):
 
 def test_split_weights_are_by_group_then_by_split():
     """In the last layer's channels; the map's are by split, then by group."""
-    module = SplitAttention(groups=2)
-    _, updated = module.apply(
-        initialised(module), X, capture_intermediates=True, mutable=True
-    )
-    sown = updated["intermediates"]
+    _, variables = started(SplitAttention(groups=2), capture_intermediates=True)
+    sown = variables["intermediates"]
     logits = sown["fc2"]["__call__"][0].reshape(2, 2, 2, 8)
     for group, channels in ((0, slice(0, 8)), (1, slice(8, 16))):
         expected = jax.nn.softmax(logits[:, group], 1)
@@ -80,19 +79,20 @@ def test_split_weights_are_by_group_then_by_split():
     [NonLocal(), NonLocal(norm=False), PositionAttention(), ChannelSelfAttention()],
 )
 def test_block_starts_as_the_identity(module):
-    np.testing.assert_array_equal(module.apply(initialised(module), X), X)
+    np.testing.assert_array_equal(started(module)[0], X)
 
 
 def test_strip_pooling_multiplies_by_its_gate():
-    module, variables = StripPooling(), initialised(StripPooling())
-    gate = module.apply(variables, X, 16, method="gate")
-    np.testing.assert_allclose(module.apply(variables, X), X * gate, rtol=1e-6)
+    y, variables = started(StripPooling())
+    apply = functools.partial(StripPooling().apply, method="gate")
+    gate = jax.jit(lambda x: apply(variables, x, 16))(X)
+    np.testing.assert_allclose(y, X * gate, rtol=1e-5)
 
 
 def test_a_kernel_is_mixed_for_every_example():
     """One expert alone is a convolution by it, whatever the other experts are."""
     module = CondConv(8, num_experts=2)
-    variables = initialised(module)
+    variables = started(module)[1]
     # A routing of 1 to the first expert and 0 to the second.
     params = {
         "routing_fn": {"kernel": jnp.zeros((16, 2)), "bias": jnp.array([50.0, -500])},

@@ -411,7 +411,7 @@ BLOCKS: dict[str, nn.Module] = {
     "SCC": SCC(32),
     "SCSA": SCSA(window_size=2),
     "SE": SE(),
-    "SelectiveKernel": SelectiveKernel(),
+    "SelectiveKernel": SelectiveKernel(reduction=4),
     "SelfCalibratedConv": SelfCalibratedConv(),
     "ShuffleAttention": ShuffleAttention(4),
     "SimAM": SimAM(),

@@ -71,11 +71,11 @@ class SelfCalibratedConv(nn.Module):
                 the channels.
         """
         x = as_feature_map(self, x)
-        C = x.shape[-1]
+        _, H, W, C = x.shape
         features = C if self.features is None else self.features
         self._check(C, features)
         context = self._convolve(_average(x, self.pool_size), C, 1, "k2", 1, train)
-        gate = sigmoid(x + upsample_nearest(context, x.shape[1:3]))
+        gate = sigmoid(x + upsample_nearest(context, (H, W)))
         self.sow("intermediates", "unit_gate", gate)
         y = self._convolve(x, C, 1, "k3", 0, train) * gate
         return self._convolve(y, features, self.stride, "k4", 0, train)

@@ -125,11 +125,12 @@ class MixedPooling(nn.Module):
 
     def _squares(self, a: jax.Array, sizes: tuple[int, ...], train: bool) -> jax.Array:
         """Returns the sum at three sizes, after its ReLU."""
-        total = self._convolve(a, a.shape[-1], 3, "conv2_0", train)
+        _, H, W, C = a.shape
+        total = self._convolve(a, C, 3, "conv2_0", train)
         for i, size in enumerate(sizes, 1):
             pooled = adaptive_avg_pool(a, size)
-            y = self._convolve(pooled, a.shape[-1], 3, f"conv2_{i}", train)
-            total += upsample_bilinear(y, a.shape[1:3])
+            y = self._convolve(pooled, C, 3, f"conv2_{i}", train)
+            total += upsample_bilinear(y, (H, W))
         return nn.relu(total)
 
     def _strips(self, b: jax.Array, train: bool) -> jax.Array:
