@@ -43,7 +43,9 @@ _USES = {
     "clu": "TensorBoard",
     TENSORFLOW: "TensorBoard, and preparing data sets of TFDS",
     "tensorboard": "TensorBoard",
-    "torch": "import-torch, export-torch and init_from a PyTorch file",
+    "safetensors": "files of that format",
+    "huggingface_hub": "weights from and to a hub (hf:OWNER/NAME)",
+    "torch": "PyTorch's own files (.pth), in and out",
 }
 # Of the smoke train: as small as networks are, so that it compiles in seconds.
 _SMOKE_CONFIG: dict[str, Any] = {

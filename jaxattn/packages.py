@@ -17,6 +17,7 @@ TRAIN = {
     "tqdm": "tqdm",
     "scikit-learn": "sklearn",
     "pillow": "PIL",
+    "safetensors": "safetensors",
     "grain": "grain",
     "tensorflow-datasets": "tensorflow_datasets",
     "importlib_resources": "importlib_resources",

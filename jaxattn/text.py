@@ -37,5 +37,10 @@ def some_of(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def shortened(text: str, most: int = 400) -> str:
+    """Returns a text of no more than so many characters, then dots."""
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
 def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in _NOT_SHOWN or character in _TURNING

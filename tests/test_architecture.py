@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxattn"
 # A part may import itself and those of lower floors.
 FLOORS = [
-    {"lazy", "packages", "text"},
+    {"lazy", "packages", "text", "web"},
     {"errors"},
     {"paths"},
     {"atomic", "host"},

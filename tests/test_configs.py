@@ -33,7 +33,7 @@ ALL_VARIANTS = {
     "attention_study": ("none", "cbam", "multi_kernel_eca", "scsa", "scc"),
     "baselines": BASELINES,
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
-    "sccnet": SCCNETS, "scsa": SCSAS,
+    "sccnet": (*SCCNETS, "resnet34"), "scsa": SCSAS,
 }  # fmt: skip
 OPTIMIZER = {"optimizer.clip_norm", "optimizer.decay_mask"}  # which messages name
 COMMON = {
@@ -93,7 +93,12 @@ def test_unknown_recipe_names_the_choices(name):
         (  # what the other network takes, too, is the recipe's wish
             "own_images",
             ["--config.model.name=resnet10"],
-            {"name": "resnet10", "stem": "imagenet", "attention": "cbam"},
+            {
+                "name": "resnet10",
+                "stem": "imagenet",
+                "attention": "cbam",
+                "attention_init": None,
+            },
             None,
         ),
         (  # what the user says is refused, not forgotten

@@ -4,7 +4,17 @@ import pytest
 from tiers import full_but
 
 from jaxattn import create_model
-from jaxattn.attention import SCC, SCSA
+from jaxattn.attention import (
+    ECA,
+    ELA,
+    MCA,
+    SCC,
+    SCSA,
+    GatherExcite,
+    GlobalContext,
+    MultiKernelECA,
+    StyleRecalibration,
+)
 from jaxattn.models.cost import count_parameters, measure_cost, summarize_model
 
 
@@ -82,6 +92,15 @@ def test_macs_are_the_published(name, kwargs, macs, theoretical):
             576 + 24 * 4 + 16 * 8 * 4 + 8 * 9 * 8 * 4,
         ),
         (SCC(4, 3, groups=2), 36 * 4 * 4 * (1 + 9)),
+        # Convolutions that no operation of the program shows: taps by outputs.
+        (ECA(), 3 * 8),
+        (ELA(norm_groups=8), 7 * 8 * (6 + 6)),
+        (MultiKernelECA(), (3 + 5 + 7) * 8),
+        (GatherExcite(), 6 * 6 * 8),
+        # And the product of scores and positions, and both layers of the bottleneck.
+        (GlobalContext(reduction=4), 2 * 36 * 8 + 2 * 8 * 2),
+        (MCA(), 3 * 6 + 3 * 6 + 1 * 8),
+        (StyleRecalibration(), 2 * 8),
         (SCC(4, 5, stride=4), 4 * 4 * 8 * (1 + 9 + 25)),
     ],
 )

@@ -46,7 +46,9 @@ def jaxattn_commands():
 
 
 def run(*command):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    # What a command would fetch is out of reach.
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(ROOT / "none")}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **nowhere}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -84,7 +86,7 @@ def test_jaxattn_command_is_accepted(command):
         return
     expected = (
         "holds no run|cannot be read|not a readable CSV|PyTorch is|no such key"
-        "|no such file or folder"
+        "|no such file or folder|the hub cannot be reached"
     )
     assert re.fullmatch(rf"jaxattn: .*({expected}).*\n", done.stderr)
     assert done.returncode == 2

@@ -641,9 +641,9 @@ def test_networks_dropout_needs_training():
         (
             "resnet18",
             {"attention": SCSA()},
-            "choices: cbam, scsa, eca, multi_kernel_eca, or a module fac",
+            "choices: bam, ca, cbam.*, or a module factory",
         ),
-        ("mobilenet_v2", {"attention": 7}, "attention=7: choices: cbam, scsa, eca, mu"),
+        ("mobilenet_v2", {"attention": 7}, "attention=7: choices: bam, ca, cbam"),
         (
             "resnet18",
             {"attention_kwargs": {"window_size": 2}},

@@ -12,6 +12,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from jaxattn import web
 from jaxattn.data import load_data, read_labels
 from jaxattn.data.datasets import tfds as loader
 from jaxattn.data.datasets.archives import LAYOUTS, read_pickle
@@ -920,7 +921,7 @@ def test_no_network_says_what_to_give():
 def test_silent_network_is_given_up_in_time(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: release.wait(60))
-    monkeypatch.setattr(loader, "_ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(web, "ANSWER_TIMEOUT_S", 0.1)
     start = time.monotonic()
     with pytest.raises(UserError, match="no answer in 1 s"):
         load_data("cifar10")
@@ -929,7 +930,7 @@ def test_silent_network_is_given_up_in_time(monkeypatch):
 
 
 def test_answer_timeout_leaves_room_within_ten_seconds():
-    assert loader._ANSWER_TIMEOUT_S + 1 <= 8  # and 2 s to import TFDS
+    assert web.ANSWER_TIMEOUT_S + 1 <= 8  # and 2 s to import TFDS
 
 
 @pytest.mark.parametrize(
@@ -944,7 +945,7 @@ def test_only_silence_and_server_errors_count_as_unreachable(
         raise urllib.error.HTTPError(request.full_url, code, "", None, io.BytesIO())
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
-    assert (loader._unreachable("http://localhost/x") is None) == reachable
+    assert (web.unreachable("http://localhost/x") is None) == reachable
 
 
 # Real data

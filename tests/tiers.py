@@ -19,3 +19,19 @@ def full_but(cases, *kept):
         )
         for case in cases
     ]
+
+
+def full_from(count, cases):
+    """Returns the cases as parameters, of which all but the first are of tier `full`.
+
+    Args:
+        count: How many stay in the default tier.
+        cases: As in `full_but`, which needs cases that can be compared.
+    """
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=[] if i < count else pytest.mark.full,
+        )
+        for i, case in enumerate(cases)
+    ]

@@ -27,6 +27,7 @@ from jaxattn.ops.activations import relu, sigmoid
 from jaxattn.ops.conv import Conv, ConvKernel
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
+from jaxattn.ops.stochastic_depth import drop_path
 
 
 class SpatialGate(SpatialAttention):
@@ -170,6 +171,7 @@ class AttResBlock(nn.Module):
         downsample: False makes the shortcut the identity (stride 1, equal channels).
         spatial_kernel_size: Side of the spatial gate's convolution, odd.
         eca_kernel_sizes: Taps of the channel gate's convolutions, odd.
+        drop_path_rate: See `jaxattn.ops.drop_path`.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
@@ -179,6 +181,7 @@ class AttResBlock(nn.Module):
     downsample: bool = True
     spatial_kernel_size: int = 7
     eca_kernel_sizes: Sequence[int] = (3, 5, 7)
+    drop_path_rate: float = 0.0
     dtype: DTypeLike | None = None
     axis_name: str | None = None
 
@@ -208,7 +211,8 @@ class AttResBlock(nn.Module):
         u2 = transform(eca(out2, train=train))
         self.sow("intermediates", "spatial_unit_gate", u1)
         self.sow("intermediates", "channel_unit_gate", u2)
-        out = u1 * out1 + u2 * out2 + self._shortcut(x, train)
+        out = drop_path(u1 * out1 + u2 * out2, self.drop_path_rate, train=train)
+        out = out + self._shortcut(x, train)
         return self._norm("bn3")(out, train=train, activation="relu")
 
     def _branch(

@@ -37,6 +37,7 @@ from jaxattn.ops.init import torch_kernel
 from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_along
+from jaxattn.ops.stochastic_depth import drop_path
 
 
 class SpatialAttention(nn.Module):
@@ -326,6 +327,7 @@ class AttentionResidualBlock(nn.Module):
         spatial_kernel_size: Side of the spatial gate's convolution, odd; None leaves
             the spatial gate out.
         kernel_init: Initialiser of every kernel.
+        drop_path_rate: See `jaxattn.ops.drop_path`.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
@@ -335,6 +337,7 @@ class AttentionResidualBlock(nn.Module):
     channel_attention_name: str = "channel_attention"
     spatial_kernel_size: int | None = 7
     kernel_init: Initializer = torch_kernel
+    drop_path_rate: float = 0.0
     dtype: DTypeLike | None = None
     axis_name: str | None = None
 
@@ -366,6 +369,7 @@ class AttentionResidualBlock(nn.Module):
             size = self.spatial_kernel_size
             gate = SpatialAttention(size, kernel_init=init, name="spatial_attention")
             y = gate(y, train=train)
+        y = drop_path(y, self.drop_path_rate, train=train)
         return self._close(y, x, train)
 
     def _close(self, y: jax.Array, x: jax.Array, train: bool) -> jax.Array:

@@ -1,6 +1,7 @@
 """Subcommands about networks and their files: weights in and out, cost and speed."""
 
 import argparse
+import pathlib
 from typing import Any
 
 from jaxattn.cli.arguments import (
@@ -16,28 +17,33 @@ from jaxattn.cli.arguments import (
     numbers,
     path,
 )
-from jaxattn.errors import UserError, choose
-
-_CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+from jaxattn.errors import UserError, choose, reason
+from jaxattn.paths import local_path
+from jaxattn.text import some_of
 
 
 def _import_torch(args: argparse.Namespace) -> None:
     from jaxattn.inference import torch_files
+    from jaxattn.training.checkpoints.trained import read_config
 
-    mean, std = torch_files.published_normalization(args.model)
     count = torch_files.import_torch(
         args.checkpoint,
         args.workdir,
         model=args.model,
         class_names=args.class_names,
         image_size=args.image_size,
-        mean=args.mean or mean,
-        std=args.std or std,
+        mean=args.mean,
+        std=args.std,
         model_kwargs=dict(args.model_arg),
     )
+    config = read_config(local_path(args.workdir))
+    dataset = config["dataset"]
+    mean, std = (tuple(config["normalize"][key]) for key in ("mean", "std"))
+    H, W, _ = dataset["image_shape"]
     print(
-        f"{args.model}, {count:,} parameters, in {args.workdir}; images are normalised"
-        f" by mean {args.mean or mean} and std {args.std or std}"
+        f"{config['model']['name']}, {count:,} parameters, in {args.workdir};"
+        f" {len(dataset['class_names'])} classes: {some_of(dataset['class_names'], 3)};"
+        f" images are {H} x {W} pixels, normalised by mean {mean} and std {std}"
     )
 
 
@@ -45,8 +51,21 @@ def _export_torch(args: argparse.Namespace) -> None:
     from jaxattn.inference import torch_files
 
     trained = load_network(args)
-    torch_files.export_torch(trained, args.out)
+    torch_files.export_torch(trained, args.out, args.format)
     print(f"state dict of step {trained.step} in {args.out}")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from jaxattn.inference import hub
+    from jaxattn.models.published import parse_repository
+
+    name = parse_repository(args.to, "--to").rpartition("/")[2]
+    trained = load_network(args)
+    folder = args.out or pathlib.Path(args.workdir or "", "hub", name)
+    results = hub.read_results(args.workdir)
+    hub.write_repository(trained, folder, args.to, results)
+    print(f"weights, config and card in {folder}", flush=True)
+    print(f"uploaded: {hub.push(folder, args.to, private=args.private)}")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -98,6 +117,9 @@ def _models(args: argparse.Namespace) -> None:
 
     if args.name is not None:
         choose("model", args.name, list_models())
+    if args.attention:
+        _print_attention(args)
+        return
     row = "{:26}{:>9}{:>8}{:>9}{:>14}{:>16}{:>18}".format
     header = ("model", "stem", "pixels", "classes", "parameters", "MACs")
     for i, name in enumerate([args.name] if args.name else list_models()):
@@ -111,6 +133,32 @@ def _models(args: argparse.Namespace) -> None:
         print(row(*cells).rstrip(), flush=True)
     if args.name:
         print(f"keywords: num_classes, {', '.join(model_keywords(args.name))}")
+
+
+def _print_attention(args: argparse.Namespace) -> None:
+    """Prints what every attention adds to a network."""
+    from jaxattn.models.attention_cost import find_paper, measure_added
+    from jaxattn.models.slots import list_attention
+
+    size, classes = args.image_size or 224, args.num_classes or 1000
+    row = "{:18}{:>14}{:>18}  {}".format
+    for i, attention in enumerate(list_attention()):
+        try:
+            cost = measure_added(
+                attention, args.name or "resnet50", classes, (size, size, 3)
+            )
+            cells = (f"{cost.parameters:+,}", f"{cost.macs:+,}")
+        except UserError as error:
+            # Of the network, or of this attention's demands on its channels.
+            if i == 0:
+                raise
+            cells = ("", reason(error))
+        if i == 0:
+            print(row("attention", "parameters", "MACs", "paper"))
+        paper = find_paper(attention)
+        print(
+            row(attention, *cells, f"{paper.citation} {paper.url}".strip()), flush=True
+        )
 
 
 def _measured(
@@ -139,17 +187,22 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     add(
         "checkpoint",
         type=location,
-        help="a .pth file: a state dict, or a dict that holds one",
+        metavar="WEIGHTS",
+        help="a .safetensors file; a .pth file: a state dict, or a dict that holds one;"
+        " hf:OWNER/NAME or hf:OWNER/NAME/FILE of a hub; torchvision:NAME",
     )
-    add("--model", required=True, help="one of jaxattn.list_models()")
+    add(
+        "--model",
+        help="one of jaxattn.list_models(); needed if the weights do not name theirs",
+    )
     add("--workdir", type=location, required=True, help="folder to make")
     add(
         "--class-names",
         type=names,
-        default=_CIFAR10_CLASSES,
-        help="separated by commas (default CIFAR-10's)",
+        help="separated by commas (default as published: ImageNet's of 1,000 classes,"
+        " CIFAR-10's of 10, else numbers)",
     )
-    add("--image-size", type=count, default=32, help="pixels (default %(default)s)")
+    add("--image-size", type=count, help="pixels (default as published: 224 or 32)")
     add("--mean", type=numbers, help="of the normalisation (default as published)")
     add("--std", type=numbers, help="of the normalisation (default as published)")
     add_model_arg(parser)
@@ -157,7 +210,26 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_export_torch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=path, required=True, help="the .pth file")
+    add("--out", type=path, required=True, help="the file, .pth or .safetensors")
+    add(
+        "--format",
+        choices=("pth", "safetensors"),
+        help="safetensors needs no PyTorch, and has a config.json beside it (default as"
+        " --out ends)",
+    )
+    add_network(parser)
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--to", required=True, metavar="hf:OWNER/NAME", help="the repository")
+    add(
+        "--out",
+        type=path,
+        help="folder of what is uploaded; default hub/NAME in the workdir, or with"
+        " weights of jaxattn in this folder",
+    )
+    add("--private", action="store_true", help="of a new repository: not for others")
     add_network(parser)
 
 
@@ -190,13 +262,15 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add("--num-classes", type=count, help="default 1000, or 10 for small images")
     add("--stem", help="imagenet or cifar, of networks that have both")
     add("--image-size", type=count, help="pixels (default 224, or 32)")
+    added = "what each attention adds to the network (default resnet50), and its paper"
+    add("--attention", action="store_true", help=added)
     add_model_arg(parser)
 
 
 COMMANDS = (
     Command(
         "import-torch",
-        "Makes a workdir of PyTorch weights.",
+        "Makes a workdir of published weights.",
         _import_torch,
         _add_import,
     ),
@@ -205,6 +279,12 @@ COMMANDS = (
         "Writes weights as a state dict.",
         _export_torch,
         _add_export_torch,
+    ),
+    Command(
+        "push",
+        "Uploads a network to a hub: weights, config and model card.",
+        _push,
+        _add_push,
     ),
     Command(
         "export",

@@ -22,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "data_parallel": "jit",  # jit (over a mesh) or pmap
     "steps_per_dispatch": int,  # steps per device call; None: 1 to 25
     "accumulate_steps": int,  # micro-batches of a step; None: 1
-    "init_from": str,  # workdir, PyTorch file, or package's weights
+    "init_from": str,  # workdir, file, hf:OWNER/NAME, torchvision:NAME, ...
     "trainable": "all",  # all, or head: only the layer that makes the logits
     "keep_checkpoints": int,  # newest ones, beside the best; None: 2
     "max_skipped_steps": 0,  # whose loss is not finite, before the run ends
@@ -85,9 +85,15 @@ _CHOSEN: dict[str, Any] = {
         "base_width": int,  # channels of the stem; None: 31
         "dropout_rate": float,  # before the classifier; None: the network's
         "downsample": str,  # of the shortcuts: conv1, conv3, conv5, scc1 to scc5
+        "activation": str,  # of a ResNet: relu or mish
+        "in_channels": int,  # that images must have; None: any
+        "drop_path_rate": float,  # images without the last residual branch; None: 0
         "mask_prob": float,  # of SCC: share of the elements forced to each branch
         "forcing": str,  # of SCC: rule of the other branches, uniform or constant
-        "attention": str,  # in every block: cbam, eca, multi_kernel_eca or scsa
+        "attention": str,  # in every block: any of jaxattn.models.list_attention()
+        "attention_stages": tuple,  # that have it, from 1 on; None: as its authors
+        "attention_place": str,  # inside, after, ...; None: as its authors
+        "attention_init": str,  # identity: as without attention; None: as its authors
         "attention_kwargs": {
             "reduction": int,  # of CBAM: of the channels; None: 16
             "window_size": int,  # of SCSA; None: by the stem

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from jaxattn.models.cost import measure_cost as measure_cost
     from jaxattn.models.cost import summarize_model as summarize_model
     from jaxattn.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
+    from jaxattn.models.network import Network as Network
     from jaxattn.models.registry import create_model as create_model
     from jaxattn.models.registry import list_models as list_models
     from jaxattn.models.resnet import ResNet as ResNet
     from jaxattn.models.sccnet import SCCNet as SCCNet
     from jaxattn.models.shufflenet_v2 import ShuffleNetV2 as ShuffleNetV2
+    from jaxattn.models.slots import AttentionNetwork as AttentionNetwork
     from jaxattn.models.slots import Slot as Slot
+    from jaxattn.models.slots import list_attention as list_attention
     from jaxattn.models.torch_weights import from_torch as from_torch
     from jaxattn.models.torch_weights import read_state_dict as read_state_dict
     from jaxattn.models.torch_weights import to_torch as to_torch
@@ -32,11 +35,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy.face(
     __name__,
     {
+        "AttentionNetwork": "jaxattn.models.slots",
         "CANet": "jaxattn.models.canet",
         "Cost": "jaxattn.models.cost",
         "EfficientResNet": "jaxattn.models.cbam_resnet",
         "EnhancedEfficientResNet": "jaxattn.models.cbam_resnet",
         "MobileNetV2": "jaxattn.models.mobilenet_v2",
+        "Network": "jaxattn.models.network",
         "ResNet": "jaxattn.models.resnet",
         "SCCNet": "jaxattn.models.sccnet",
         "ShuffleNetV2": "jaxattn.models.shufflenet_v2",
@@ -48,6 +53,7 @@ __getattr__, __dir__, __all__ = lazy.face(
         "count_parameters": "jaxattn.models.cost",
         "create_model": "jaxattn.models.registry",
         "from_torch": "jaxattn.models.torch_weights",
+        "list_attention": "jaxattn.models.slots",
         "list_models": "jaxattn.models.registry",
         "measure_cost": "jaxattn.models.cost",
         "read_state_dict": "jaxattn.models.torch_weights",

@@ -6,18 +6,18 @@ Reference code read: prathamssaraf/Attention-Enhanced-ResNet-for-CIFAR-10-Classi
 Notation: N batch, H, W spatial, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
-from jax.typing import DTypeLike
 
 from jaxattn.attention.cbam import AttentionResidualBlock, ChannelAttentionBlock
 from jaxattn.models.heads.classification import classify
+from jaxattn.models.network import Network
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
-from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
+from jaxattn.ops.stochastic_depth import depth_rates
 
 # Of every stage of two blocks: width in units of the stem's, stride of the first block.
 _ENHANCED_STAGES = ((2, 1), (4, 2), (8, 2), (8, 1))
@@ -25,48 +25,43 @@ _EFFICIENT_STAGES = ((2, 1), (4, 2), (8, 2))
 _BLOCKS_PER_STAGE = 2
 
 
-class EnhancedEfficientResNet(nn.Module):
+class EnhancedEfficientResNet(Network):
     """Four stages with channel and spatial attention, for images of about 32 pixels.
 
+    It takes images of any size; the strides of its maps are 1, 2, 4 and 4.
+
     Attributes:
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0: the pooled features are returned.
         base_width: Channels of the stem.
         dropout_rate: Share of the pooled features that training sets to 0, by the rng
             stream "dropout".
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Mapped axis over which BatchNorm averages its statistics.
+        drop_path_rate: Share of the images whose last residual branch training leaves
+            out; 0 of the first branch, and rising evenly (rng stream "dropout").
     """
 
     num_classes: int = 10
     base_width: int = 31
     dropout_rate: float = 0.3
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
+    drop_path_rate: float = 0.0
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`, of any size.
-            train: Selects batch statistics in BatchNorm, and dropout.
-
-        Returns:
-            float32 logits `[N, num_classes]`.
-        """
-        x = as_feature_map(self, x)
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         x = self._conv_norm_relu(x, self.base_width, 3, "conv1", "bn1", train)
 
-        def block(features: int, stride: int, name: str) -> nn.Module:
+        def block(features: int, stride: int, rate: float, name: str) -> nn.Module:
             return AttentionResidualBlock(
                 features,
                 stride,
                 kernel_init=kaiming_normal,
+                drop_path_rate=rate,
                 axis_name=self.axis_name,
                 name=name,
             )
 
-        x = _stages(x, block, _ENHANCED_STAGES, self.base_width, train)
+        widths = [(m * self.base_width, stride) for m, stride in _ENHANCED_STAGES]
+        yield from _stages(x, block, widths, self.drop_path_rate, train)
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
         x = self._conv_norm_relu(x, x.shape[-1], 1, "extra_conv", "extra_bn", train)
         return classify(
             self,
@@ -88,46 +83,44 @@ class EnhancedEfficientResNet(nn.Module):
         )
 
 
-class EfficientResNet(nn.Module):
+class EfficientResNet(Network):
     """Three stages with channel attention alone: the project's earlier network.
 
+    It takes images of any size; the strides of its maps are 1, 2 and 4.
+
     Attributes:
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0: the pooled features are returned.
         base_width: Channels of the stem.
         dropout_rate: Share of the pooled features that training sets to 0, by the rng
             stream "dropout".
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Mapped axis over which BatchNorm averages its statistics.
+        drop_path_rate: Share of the images whose last residual branch training leaves
+            out; 0 of the first branch, and rising evenly (rng stream "dropout").
     """
 
     num_classes: int = 10
     base_width: int = 32
     dropout_rate: float = 0.25
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
+    drop_path_rate: float = 0.0
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`, of any size.
-            train: Selects batch statistics in BatchNorm, and dropout.
-
-        Returns:
-            float32 logits `[N, num_classes]`.
-        """
-        x = as_feature_map(self, x)
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         x = Conv(self.base_width, 3, padding=1, name="conv1")(x)
         norm = BatchNorm(axis_name=self.axis_name, name="bn1")
         x = norm(x, train=train, activation="relu")
 
-        def block(features: int, stride: int, name: str) -> nn.Module:
+        def block(features: int, stride: int, rate: float, name: str) -> nn.Module:
             return ChannelAttentionBlock(
-                features, stride, axis_name=self.axis_name, name=name
+                features,
+                stride,
+                drop_path_rate=rate,
+                axis_name=self.axis_name,
+                name=name,
             )
 
-        x = _stages(x, block, _EFFICIENT_STAGES, self.base_width, train)
+        widths = [(m * self.base_width, stride) for m, stride in _EFFICIENT_STAGES]
+        yield from _stages(x, block, widths, self.drop_path_rate, train)
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
         return classify(
             self,
             x,
@@ -140,14 +133,18 @@ class EfficientResNet(nn.Module):
 
 def _stages(
     x: jax.Array,
-    block: Callable[[int, int, str], nn.Module],
-    stages: tuple[tuple[int, int], ...],
-    base_width: int,
+    block: Callable[[int, int, float, str], nn.Module],
+    stages: Sequence[tuple[int, int]],
+    drop_path_rate: float,
     train: bool,
-) -> jax.Array:
-    """Runs the stages, whose blocks are named `layer<stage>.<block>`."""
-    for i, (multiple, stride) in enumerate(stages, 1):
+) -> Iterator[jax.Array]:
+    """Yields the map after every stage, whose blocks are named `layer<stage>.<block>`.
+
+    Stages are given by their width and the stride of their first block.
+    """
+    rates = iter(depth_rates(drop_path_rate, len(stages) * _BLOCKS_PER_STAGE))
+    for i, (width, stride) in enumerate(stages, 1):
         for j in range(_BLOCKS_PER_STAGE):
             step = stride if j == 0 else 1
-            x = block(multiple * base_width, step, f"layer{i}.{j}")(x, train=train)
-    return x
+            x = block(width, step, next(rates), f"layer{i}.{j}")(x, train=train)
+        yield x

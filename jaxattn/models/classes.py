@@ -1,8 +1,10 @@
-"""What of a network depends on the number of its classes: its head.
+"""What of a network is not that of another one of its kind: its head, its attention.
 
-Networks say that number by their attribute `num_classes`.
+The head depends on the number of classes, which networks say by their attribute
+`num_classes`. What they take attention by are their attributes `attention...`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -41,6 +43,20 @@ def head_paths(
         for n in (2, 3)
     )
     return frozenset(path for path in few if few[path].shape != more[path].shape)
+
+
+def without_attention(model: nn.Module) -> nn.Module:
+    """Returns the network without what it has only by its attribute `attention`."""
+    if getattr(model, "attention", None) is None:
+        return model
+    fields: Any = dataclasses.fields(model)  # pyright: ignore[reportArgumentType]
+    defaults: dict[str, Any] = {
+        field.name: field.default
+        for field in fields
+        if field.name.startswith("attention")
+        and field.default is not dataclasses.MISSING
+    }
+    return model.clone(**defaults)
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:

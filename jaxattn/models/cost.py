@@ -13,8 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxattn.attention.canet import MultiKernelECA
+from jaxattn.attention.eca import ECA, adaptive_kernel_size
+from jaxattn.attention.ela import ELA
+from jaxattn.attention.gather_excite import WholeMapConv
+from jaxattn.attention.gc import PositionScores
+from jaxattn.attention.mca import StripGate
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
+from jaxattn.attention.srm import StyleRecalibration
 from jaxattn.ops import cpu_kernels
 
 
@@ -23,10 +30,11 @@ class Cost:
     """What a network costs.
 
     Convolutions and matrix products are counted as they are executed; normalisation,
-    activations, pooling and other elementwise work are left out, as is usual. Two
-    blocks are counted as their authors define them, whatever executes them: `SCC` with
-    a convolution for each branch, and `SCSA` with the convolutions of its strips, its
-    q, k and v, and both products of its attention.
+    activations, pooling and other elementwise work are left out, as is usual. Blocks
+    are counted as their authors define them, whatever executes them: `SCC` with a
+    convolution for each branch, `SCSA` with the convolutions of its strips, its q, k
+    and v, and both products of its attention; and those that add up shifted copies
+    (ECA, ELA, MCA, SRM, GE, GC) with the convolutions that this stands for.
 
     Attributes:
         parameters: Trainable values.
@@ -48,11 +56,11 @@ def measure_cost(module: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
         image_shape: `(H, W, C)` of the image or map.
     """
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables, blocks = _init_and_blocks(module, x)
-    macs = theoretical_macs = _executed_macs(module, variables, x)
+    variables, blocks, unseen = _init_and_blocks(module, x)
+    macs = theoretical_macs = _executed_macs(module, variables, x) + unseen
     for (block, shape, dtype), count in blocks.items():
         map_ = jax.ShapeDtypeStruct(shape, dtype)
-        block_variables, _ = _init_and_blocks(block, map_)
+        block_variables, *_ = _init_and_blocks(block, map_)
         executed = _executed_macs(block, block_variables, map_)
         formula = _FORMULAS[type(block)]
         macs += count * (formula(block, shape) - executed)
@@ -128,12 +136,13 @@ def _equation_macs(eqn: core.JaxprEqn) -> int:
 
 def _init_and_blocks(
     module: nn.Module, x: jax.ShapeDtypeStruct
-) -> tuple[Any, collections.Counter[tuple[Any, tuple[int, ...], Any]]]:
-    """Returns abstract variables, and counts the blocks that have a formula.
+) -> tuple[Any, collections.Counter[tuple[Any, tuple[int, ...], Any]], int]:
+    """Returns abstract variables, blocks that have a formula, and what is not seen.
 
-    These by block, shape and dtype of its input.
+    Blocks are counted by block, shape and dtype of their input. Not seen are
+    convolutions that are executed as sums of shifted copies.
     """
-    found = collections.Counter()
+    found, unseen = collections.Counter(), []
 
     def record(
         call: Callable[..., Any],
@@ -145,12 +154,14 @@ def _init_and_blocks(
         if context.method_name == "__call__" and type(block) in _FORMULAS:
             alone = block.clone(parent=None, name=None)
             found[alone, args[0].shape, args[0].dtype] += 1
+        if context.method_name == "__call__" and type(block) in _UNSEEN:
+            unseen.append(_UNSEEN[type(block)](block, args[0].shape))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
         # A function of its own: one that JAX has traced before would not be called.
         init = functools.partial(module.init, jax.random.key(0))
-        return jax.eval_shape(init, x), found
+        return jax.eval_shape(init, x), found, sum(unseen)
 
 
 def _scc_macs(block: SCC, shape: tuple[int, ...], theoretical: bool = False) -> int:
@@ -173,6 +184,50 @@ def _scsa_macs(block: SCSA, shape: tuple[int, ...], theoretical: bool = False) -
     return strips + attention + (C * s * s * C * tokens if recombines else 0)
 
 
+def _eca_macs(block: ECA, shape: tuple[int, ...]) -> int:
+    C = shape[-1]
+    return C * (block.kernel_size or adaptive_kernel_size(C, block.gamma, block.b))
+
+
+def _multi_kernel_eca_macs(block: MultiKernelECA, shape: tuple[int, ...]) -> int:
+    return sum(block.kernel_sizes) * shape[-1]
+
+
+def _ela_macs(block: ELA, shape: tuple[int, ...]) -> int:
+    _, H, W, C = shape
+    is_depthwise = (block.conv_groups or C) == C  # others are executed as convolutions
+    return block.kernel_size * C * (H + W) if is_depthwise else 0
+
+
+def _mca_macs(block: StripGate, shape: tuple[int, ...]) -> int:
+    return block.kernel_size * shape[1]
+
+
+def _srm_macs(block: StyleRecalibration, shape: tuple[int, ...]) -> int:
+    del block
+    return 2 * shape[-1]
+
+
+def _whole_map_macs(block: WholeMapConv, shape: tuple[int, ...]) -> int:
+    del block
+    return math.prod(shape)
+
+
+def _scores_macs(block: PositionScores, shape: tuple[int, ...]) -> int:
+    del block
+    return 2 * math.prod(shape)  # and the mean that they weigh
+
+
+# Of a block and the shape of its input, of one image.
+_UNSEEN: dict[type[nn.Module], Callable[..., int]] = {
+    ECA: _eca_macs,
+    ELA: _ela_macs,
+    MultiKernelECA: _multi_kernel_eca_macs,
+    PositionScores: _scores_macs,
+    StripGate: _mca_macs,
+    StyleRecalibration: _srm_macs,
+    WholeMapConv: _whole_map_macs,
+}
 _FORMULAS: dict[type[nn.Module], Callable[..., int]] = {
     SCC: _scc_macs,
     SCSA: _scsa_macs,

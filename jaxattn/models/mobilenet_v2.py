@@ -17,36 +17,34 @@ Deviations from SCSA's code:
     "imagenet"): the side of the last map of a 32-pixel image.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 from jax.nn.initializers import Initializer
-from jax.typing import DTypeLike
 
 from jaxattn.errors import choose
 from jaxattn.models.heads.classification import classify
-from jaxattn.models.slots import AttentionFactory, Slot, make_slot
+from jaxattn.models.slots import AttentionNetwork, Slot
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
-from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
+from jaxattn.ops.stochastic_depth import depth_rates, drop_path
 
-# Of every group of blocks: expansion, output channels, blocks, stride of the first.
-_GROUPS = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
+# Of every stage its groups of blocks: expansion, output channels, blocks, stride of the
+# first. The first group comes before the stages: its map is not returned.
+_STAGES = (
+    ((1, 16, 1, 1),),
+    ((6, 24, 2, 2),),
+    ((6, 32, 3, 2),),
+    ((6, 64, 4, 2), (6, 96, 3, 1)),
+    ((6, 160, 3, 2), (6, 320, 1, 1)),
 )
+_NUM_BLOCKS = sum(size for stage in _STAGES for _, _, size, _ in stage)
 _STEM_WIDTH, _LAST_WIDTH = 32, 1280
-# Of the last map, at the size of images that a stem is for.
-_LAST_SIDE = {"imagenet": 7, "cifar": 2}
+# Of the first stage's map, at the size of images that a stem is for.
+_FIRST_SIDE = {"imagenet": 56, "cifar": 16}
 
 
 def round_width(width: float) -> int:
@@ -64,6 +62,8 @@ class ConvNorm(nn.Module):
         stride: Step along H and W.
         groups: Groups of channels that do not see each other.
         kernel_init: Initialiser of the kernel.
+        slot: An attention module at one of the places around the convolution; in place
+            of it, or between it and its normalisation, where it is depthwise.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
@@ -72,11 +72,23 @@ class ConvNorm(nn.Module):
     stride: int = 1
     groups: int = 1
     kernel_init: Initializer = kaiming_normal
+    slot: Slot = Slot()
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Applies the three to `x` `[N, H, W, C]`; train selects batch statistics."""
+        x = self.slot.attend(x, "before_convs", train=train)
+        replaced = self.groups > 1 and self.slot.is_at("replace")
+        x = self._replaced(x, train) if replaced else self._conv(x)
+        if replaced and self.slot.normalizes:
+            return nn.relu6(x)
+        if self.groups > 1:
+            x = self.slot.attend(x, "before_norm", train=train)
+        norm = BatchNorm(axis_name=self.axis_name, name="1")
+        return norm(x, train=train, activation="relu6")
+
+    def _conv(self, x: jax.Array) -> jax.Array:
         conv = Conv(
             self.features,
             self.kernel_size,
@@ -86,8 +98,12 @@ class ConvNorm(nn.Module):
             kernel_init=self.kernel_init,
             name="0",
         )
-        norm = BatchNorm(axis_name=self.axis_name, name="1")
-        return norm(conv(x), train=train, activation="relu6")
+        return conv(x)
+
+    def _replaced(self, x: jax.Array, train: bool) -> jax.Array:
+        return self.slot.convolve(
+            x, self.features, self.stride, groups=self.groups, train=train, name="0"
+        )
 
 
 class InvertedResidual(nn.Module):
@@ -103,6 +119,8 @@ class InvertedResidual(nn.Module):
         stride: Step of the block along H and W.
         expand_ratio: Channels in between, in units of the input's.
         slot: The block's attention module, and where it sits.
+        drop_path_rate: Share of the images whose branch training leaves out, where
+            there is a sum.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
@@ -110,6 +128,7 @@ class InvertedResidual(nn.Module):
     stride: int = 1
     expand_ratio: int = 6
     slot: Slot = Slot()
+    drop_path_rate: float = 0.0
     axis_name: str | None = None
 
     @nn.compact
@@ -123,91 +142,93 @@ class InvertedResidual(nn.Module):
         Returns:
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
         """
-        y, hidden, axis_name = x, x.shape[-1] * self.expand_ratio, self.axis_name
+        y, hidden = x, x.shape[-1] * self.expand_ratio
+        slot, axis_name = self.slot, self.axis_name
         i = 0  # place in the sequence `conv`
         if self.expand_ratio > 1:
-            y = ConvNorm(hidden, axis_name=axis_name, name="conv.0")(y, train=train)
+            widen = ConvNorm(hidden, slot=slot, axis_name=axis_name, name="conv.0")
+            y = widen(y, train=train)
             i = 1
         depthwise = ConvNorm(
-            hidden, 3, self.stride, hidden, axis_name=axis_name, name=f"conv.{i}"
+            hidden,
+            3,
+            self.stride,
+            hidden,
+            slot=slot,
+            axis_name=axis_name,
+            name=f"conv.{i}",
         )
-        y = self.slot.attend(depthwise(y, train=train), "inside", train=train)
-        project = Conv(
-            self.features, 1, kernel_init=kaiming_normal, name=f"conv.{i + 1}"
-        )
+        y = slot.attend(depthwise(y, train=train), "inside", train=train)
+        name = f"conv.{i + 1}"
+        y = slot.attend(y, "before_convs", train=train, name=f"{name}.attn")
+        project = Conv(self.features, 1, kernel_init=kaiming_normal, name=name)
         norm = BatchNorm(axis_name=axis_name, name=f"conv.{i + 2}")
         residual = x if (self.stride, self.features) == (1, x.shape[-1]) else None
-        if not self.slot.is_at("after"):
+        if not (slot.is_at("after") or self.drop_path_rate):
             return norm(project(y), train=train, residual=residual)
-        y = self.slot.attend(norm(project(y), train=train), "after", train=train)
-        return y if residual is None else y + residual
+        y = slot.attend(norm(project(y), train=train), "after", train=train)
+        if residual is None:
+            return y
+        return drop_path(y, self.drop_path_rate, train=train) + residual
 
 
-class MobileNetV2(nn.Module):
-    """MobileNetV2.
+class MobileNetV2(AttentionNetwork):
+    """MobileNetV2, for images of any size.
+
+    Its maps are the last of each stride 4, 8, 16, 32 (with the stem "cifar" 2, 4, 8,
+    16). SCSA needs every block's map to be as large as its window (images of 193
+    pixels, or 17 with the stem "cifar", unless `attention_kwargs` has a smaller
+    `window_size`).
 
     Attributes:
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0: the pooled features are returned.
         width_multiplier: Factor of every width but the last, which it only widens.
         stem: "imagenet", of stride 2; or "cifar", of stride 1, for images of about 32
             pixels.
-        attention: Module in every block: "scsa", after the depthwise convolution's
-            ReLU6; "cbam" or "eca" (multi-kernel), before the sum, as is the module of
-            a factory: a callable that takes `name=`, such as a module class, whose
-            module is called with `train=`; or a `jaxattn.models.Slot`, which says the
-            place.
-        attention_kwargs: Keywords of the attention module, or of the factory.
         dropout_rate: Share of the pooled features that training sets to 0, by the rng
             stream "dropout".
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Mapped axis over which BatchNorm averages its statistics.
+        drop_path_rate: Share of the images whose last residual branch training leaves
+            out; 0 of the first branch, and rising evenly (rng stream "dropout").
     """
 
     num_classes: int = 10
     width_multiplier: float = 1.0
     stem: str = "imagenet"
-    attention: str | Slot | AttentionFactory | None = None
-    attention_kwargs: Mapping[str, Any] | None = None
     dropout_rate: float = 0.2
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
+    drop_path_rate: float = 0.0
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, return_features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`, of any size; SCSA needs every block's
-                map to be as large as its window (193 pixels, or 17 with the stem
-                "cifar", unless `attention_kwargs` has a smaller `window_size`).
-            train: Selects batch statistics in BatchNorm, and dropout.
-            return_features: Returns the stages' maps instead, and needs no parameters
-                of the last convolution and the head.
-
-        Returns:
-            float32 logits `[N, num_classes]`; or, if `return_features`, four maps
-            `[N, H', W', C']` in `dtype`, the last of each stride 4, 8, 16, 32 (with
-            the stem "cifar" 2, 4, 8, 16).
-
-        Raises:
-            ValueError: If `stem` or `attention` is unknown, or the attention module
-                refuses its input.
-        """
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         choose("stem", self.stem, STEMS)
-        x = as_feature_map(self, x)
-        window = _LAST_SIDE[self.stem]
-        slot = make_slot(self.attention, self.attention_kwargs, window_size=window)
-        maps = self._stages(self._stem(x, slot, train), slot, train)
-        if return_features:
-            return maps
+        slots = self._slots(_FIRST_SIDE[self.stem])
+        x = self._stem(x, slots[0], train)
+        rates = depth_rates(self.drop_path_rate, _NUM_BLOCKS)
+        index = 1
+        for i, (groups, slot) in enumerate(zip(_STAGES, slots, strict=True)):
+            for ratio, width, size, stride in groups:
+                for j in range(size):
+                    x = InvertedResidual(
+                        round_width(width * self.width_multiplier),
+                        stride if j == 0 else 1,
+                        ratio,
+                        slot=slot,
+                        drop_path_rate=rates[index - 1],
+                        axis_name=self.axis_name,
+                        name=f"features.{index}",
+                    )(x, train=train)
+                    index += 1
+            if i > 0:
+                x = slot.attend(x, "stage", train=train, name=f"attn{i}")
+                yield x
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
         width = round_width(_LAST_WIDTH * max(1.0, self.width_multiplier))
-        name = f"features.{1 + sum(group[2] for group in _GROUPS)}"
-        last = ConvNorm(width, axis_name=self.axis_name, name=name)
+        name = f"features.{1 + _NUM_BLOCKS}"
+        slot = self._slots(_FIRST_SIDE[self.stem])[-1]
+        last = ConvNorm(width, slot=slot, axis_name=self.axis_name, name=name)
         return classify(
             self,
-            last(maps[-1], train=train),
+            last(x, train=train),
             self.num_classes,
             name="classifier.1",
             dropout_rate=self.dropout_rate,
@@ -222,25 +243,8 @@ class MobileNetV2(nn.Module):
             3,
             STEMS[self.stem].stride,
             kernel_init=init,
+            slot=slot,
             axis_name=self.axis_name,
             name="features.0",
         )
         return stem(x, train=train)
-
-    def _stages(self, x: jax.Array, slot: Slot, train: bool) -> tuple[jax.Array, ...]:
-        """Returns the last map of each stride, without that of the first blocks."""
-        index, maps = 1, []
-        for ratio, width, size, stride in _GROUPS:
-            if stride == 2:
-                maps.append(x)
-            for j in range(size):
-                x = InvertedResidual(
-                    round_width(width * self.width_multiplier),
-                    stride if j == 0 else 1,
-                    ratio,
-                    slot=slot,
-                    axis_name=self.axis_name,
-                    name=f"features.{index}",
-                )(x, train=train)
-                index += 1
-        return (*maps[1:], x)

@@ -74,11 +74,12 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
 
     Args:
         name: One of `list_models()`.
-        num_classes: Number of logits, at least 1.
+        num_classes: Number of logits; 0 leaves the last layer out, and returns what it
+            would be given: the pooled features.
         **kwargs: Keywords of the network, such as `dtype` and `axis_name`.
 
     Raises:
-        UserError: If the name or a keyword is unknown, or `num_classes` below 1.
+        UserError: If the name or a keyword is unknown, or `num_classes` below 0.
     """
     choose("model.name", name, list_models())
     _require_range("num_classes", num_classes)
@@ -94,8 +95,15 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
 
 
 # By the last part of a key, whatever the network.
-_FROM_1 = ("num_classes", "width", "base_width", "reduction", "window_size", "head_num")
-_BELOW_1 = ("dropout_rate", "attn_drop_ratio")
+_FROM_1 = (
+    "width",
+    "base_width",
+    "in_channels",
+    "reduction",
+    "window_size",
+    "head_num",
+)
+_BELOW_1 = ("dropout_rate", "drop_path_rate", "attn_drop_ratio")
 
 
 def _require_range(key: str, value: Any) -> None:
@@ -104,11 +112,18 @@ def _require_range(key: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for inner, number in value.items():
             _require_range(f"{key}.{inner}", number)
+    elif name == "num_classes":
+        holds = _is_count(value, least=0)
+        require(key, value, holds, "an integer from 0 on")
     elif name in _FROM_1:
-        require(key, value, _is_count(value), "an integer from 1 on")
+        holds = _is_count(value) or (name, value) == ("in_channels", None)
+        require(key, value, holds, "an integer from 1 on")
     elif name == "widths":
-        holds = isinstance(value, tuple | list) and len(value) > 0
-        require(key, value, holds and all(map(_is_count, value)), "integers from 1 on")
+        require(key, value, _are_counts(value), "integers from 1 on")
+    elif name in ("attention_stages", "out_stages"):
+        least = 0 if name == "attention_stages" else 1
+        holds = value is None or _are_counts(value, least)
+        require(key, value, holds, "some numbers of stages, which begin with 1")
     elif name in (*_BELOW_1, "mask_prob"):
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         holds = is_number and 0 <= float(value) <= 1
@@ -117,9 +132,14 @@ def _require_range(key: str, value: Any) -> None:
         require(key, value, holds, wanted)
 
 
-def _is_count(value: Any) -> bool:
+def _are_counts(values: Any, least: int = 1) -> bool:
+    is_sequence = isinstance(values, tuple | list) and len(values) > 0
+    return is_sequence and all(_is_count(value, least) for value in values)
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return is_integer and int(value) >= 1
+    return is_integer and int(value) >= least
 
 
 def model_keywords(name: str) -> list[str]:

@@ -19,26 +19,28 @@ Deviation from SCSA's code: its window is 4 with the stem "cifar", which has no
 counterpart there (7 with "imagenet"): as many tokens in every stage.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.typing import DTypeLike
 
 from jaxattn.errors import choose
 from jaxattn.models.heads.classification import classify
-from jaxattn.models.slots import AttentionFactory, Slot, make_slot
+from jaxattn.models.slots import AttentionNetwork, Slot, find_slot
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
-from jaxattn.ops.inputs import as_feature_map
-from jaxattn.ops.norm import BatchNorm
+from jaxattn.ops.norm import ACTIVATIONS, BatchNorm
 from jaxattn.ops.pool import max_pool
+from jaxattn.ops.stochastic_depth import depth_rates, drop_path
+
+# Convolutions of the shortcuts that change the shape, and their kernel sizes.
+DOWNSAMPLES = {"conv1": 1, "conv3": 3, "conv5": 5}
 
 _NUM_STAGES = 4
-# Of the last map, at the size of images that a stem is for.
-_LAST_SIDE = {"imagenet": 7, "cifar": 4}
+# Of the first stage's map, at the size of images that a stem is for.
+_FIRST_SIDE = {"imagenet": 56, "cifar": 32}
 
 
 class ZeroBatchNorm(BatchNorm):
@@ -59,17 +61,30 @@ class ResidualBlock(nn.Module):
         features: Output channels.
         stride: Step of the block along H and W.
         slot: The block's attention module, where it sits and what it starts at 0.
+        downsample: Convolution of a shortcut that changes the shape, of `DOWNSAMPLES`.
+        activation: "relu" or "mish", wherever there is one.
+        drop_path_rate: Share of the images whose branch training leaves out.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
     features: int
     stride: int = 1
     slot: Slot = Slot()
+    downsample: str = "conv1"
+    activation: str = "relu"
+    drop_path_rate: float = 0.0
     axis_name: str | None = None
 
     def _conv(
-        self, x: jax.Array, features: int, size: int, stride: int, name: str
+        self,
+        x: jax.Array,
+        features: int,
+        size: int,
+        stride: int,
+        name: str,
+        train: bool,
     ) -> jax.Array:
+        x = self.slot.attend(x, "before_convs", train=train, name=f"{name}.attn")
         conv = Conv(
             features,
             size,
@@ -80,6 +95,15 @@ class ResidualBlock(nn.Module):
         )
         return conv(x)
 
+    def _main_conv(
+        self, x: jax.Array, features: int, stride: int, train: bool
+    ) -> jax.Array:
+        """The 3x3 convolution "conv2", or what is in its place."""
+        if self.slot.is_at("replace"):
+            return self.slot.convolve(x, features, stride, train=train, name="conv2")
+        x = self._conv(x, features, 3, stride, "conv2", train)
+        return self.slot.attend(x, "before_norm", train=train)
+
     def _norm(self, name: str, zero_init: bool = False) -> BatchNorm:
         norm = ZeroBatchNorm if zero_init else BatchNorm
         return norm(axis_name=self.axis_name, name=name)
@@ -88,15 +112,17 @@ class ResidualBlock(nn.Module):
         """Returns relu(norm(y) + shortcut(x)), attention in between if it is there."""
         shortcut = self._shortcut(x, train)
         norm = self._norm(name, self.slot.zero_init)
-        if not self.slot.is_at("after"):
-            return norm(y, train=train, residual=shortcut, activation="relu")
+        if not (self.slot.is_at("after") or self.drop_path_rate):
+            return norm(y, train=train, residual=shortcut, activation=self.activation)
         y = self.slot.attend(norm(y, train=train), "after", train=train)
-        return nn.relu(y + shortcut)
+        y = drop_path(y, self.drop_path_rate, train=train)
+        return ACTIVATIONS[self.activation](y + shortcut)
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if (self.stride, x.shape[-1]) == (1, self.features):
             return x
-        y = self._conv(x, self.features, 1, self.stride, "downsample.0")
+        size = DOWNSAMPLES[self.downsample]
+        y = self._conv(x, self.features, size, self.stride, "downsample.0", train)
         return self._norm("downsample.1")(y, train=train)
 
 
@@ -117,10 +143,10 @@ class BasicBlock(ResidualBlock):
         Returns:
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
         """
-        y = self._conv(x, self.features, 3, self.stride, "conv1")
-        y = self._norm("bn1")(y, train=train, activation="relu")
+        y = self._conv(x, self.features, 3, self.stride, "conv1", train)
+        y = self._norm("bn1")(y, train=train, activation=self.activation)
         y = self.slot.attend(y, "inside", train=train)
-        y = self._conv(y, self.features, 3, 1, "conv2")
+        y = self._main_conv(y, self.features, 1, train)
         return self._close(y, "bn2", x, train)
 
 
@@ -145,32 +171,37 @@ class Bottleneck(ResidualBlock):
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
         """
         width = self.features // 4
-        y = self._conv(x, width, 1, 1, "conv1")
-        y = self._norm("bn1")(y, train=train, activation="relu")
-        y = self._conv(y, width, 3, self.stride, "conv2")
-        y = self._norm("bn2")(y, train=train, activation="relu")
+        y = self._conv(x, width, 1, 1, "conv1", train)
+        y = self._norm("bn1")(y, train=train, activation=self.activation)
+        y = self._main_conv(y, width, self.stride, train)
+        if self.slot.is_at("replace") and self.slot.normalizes:
+            y = ACTIVATIONS[self.activation](y)
+        else:
+            y = self._norm("bn2")(y, train=train, activation=self.activation)
         y = self.slot.attend(y, "inside", train=train)
-        y = self._conv(y, self.features, 1, 1, "conv3")
+        y = self._conv(y, self.features, 1, 1, "conv3", train)
         return self._close(y, "bn3", x, train)
 
 
-class ResNet(nn.Module):
-    """A residual network of four stages.
+class ResNet(AttentionNetwork):
+    """A residual network of four stages, for images of any size.
+
+    The strides of its maps are 4, 8, 16 and 32 (with the stem "cifar" 1, 2, 4 and 8).
+    SCSA needs every one to be as large as its window (images of 193 pixels, or 25 with
+    the stem "cifar", unless `attention_kwargs` has a smaller `window_size`).
 
     Attributes:
         stage_sizes: Blocks of the four stages.
         bottleneck: Bottlenecks, four times as wide outside, instead of basic blocks.
         widths: Channels of the stages' 3x3 convolutions; the stem has the first.
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0: the pooled features are returned.
         stem: "imagenet", 7x7 of stride 2 and a max-pool of stride 2; or "cifar", 3x3
             of stride 1, for images of about 32 pixels.
-        attention: Module in every block: "scsa", after the inner ReLU; "cbam" or "eca"
-            (multi-kernel), before the sum, as is the module of a factory: a callable
-            that takes `name=`, such as a module class, whose module is called with
-            `train=`; or a `jaxattn.models.Slot`, which says the place.
-        attention_kwargs: Keywords of the attention module, or of the factory.
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Mapped axis over which BatchNorm averages its statistics.
+        downsample: Convolution of the shortcuts that change the shape: "conv1",
+            "conv3" or "conv5", by its kernel size (torchvision's is "conv1").
+        activation: "relu", or "mish" in place of every ReLU.
+        drop_path_rate: Share of the images whose last residual branch training leaves
+            out; 0 of the first branch, and rising evenly (rng stream "dropout").
     """
 
     stage_sizes: Sequence[int]
@@ -178,78 +209,53 @@ class ResNet(nn.Module):
     widths: Sequence[int] = (64, 128, 256, 512)
     num_classes: int = 10
     stem: str = "imagenet"
-    attention: str | Slot | AttentionFactory | None = None
-    attention_kwargs: Mapping[str, Any] | None = None
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
+    downsample: str = "conv1"
+    activation: str = "relu"
+    drop_path_rate: float = 0.0
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, return_features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`, of any size; SCSA needs every stage's
-                map to be as large as its window (193 pixels, or 25 with the stem
-                "cifar", unless `attention_kwargs` has a smaller `window_size`).
-            train: Selects batch statistics in BatchNorm, and dropout in the attention.
-            return_features: Returns the stages' maps instead, and needs no parameters
-                of the head.
-
-        Returns:
-            float32 logits `[N, num_classes]`; or, if `return_features`, four maps
-            `[N, H', W', C']` in `dtype`, whose strides are 4, 8, 16, 32 (with the
-            stem "cifar" 1, 2, 4, 8).
-
-        Raises:
-            ValueError: If `stem` or `attention` is unknown, `stage_sizes` or `widths`
-                are not four, or the attention module refuses its input.
-        """
-        x = as_feature_map(self, x)
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         self._check()
-        window = _LAST_SIDE[self.stem]
-        slot = make_slot(self.attention, self.attention_kwargs, window_size=window)
-        maps = self._stages(self._stem(x, slot, train), slot, train)
-        if return_features:
-            return maps
-        return classify(
-            self,
-            maps[-1],
-            self.num_classes,
-            name="fc",
-            small_init=slot.small_head_init,
-        )
+        before, *slots = self._slots(_FIRST_SIDE[self.stem])
+        x = self._stem(x, before, train)
+        block, expansion = (Bottleneck, 4) if self.bottleneck else (BasicBlock, 1)
+        rates = iter(depth_rates(self.drop_path_rate, sum(self.stage_sizes)))
+        stages = zip(self.stage_sizes, self.widths, slots, strict=True)
+        for i, (size, width, slot) in enumerate(stages, 1):
+            for j in range(size):
+                x = block(
+                    width * expansion,
+                    stride=2 if i > 1 and j == 0 else 1,
+                    slot=slot,
+                    downsample=self.downsample,
+                    activation=self.activation,
+                    drop_path_rate=next(rates),
+                    axis_name=self.axis_name,
+                    name=f"layer{i}.{j}",
+                )(x, train=train)
+            x = slot.attend(x, "stage", train=train, name=f"attn{i}")
+            yield x
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
+        del train
+        small_init = find_slot(self.attention).small_head_init
+        return classify(self, x, self.num_classes, name="fc", small_init=small_init)
 
     def _stem(self, x: jax.Array, slot: Slot, train: bool) -> jax.Array:
         size, stride, pools = STEMS[self.stem]
+        x = slot.attend(x, "before_convs", train=train, name="conv1.attn")
         init = slot.cifar_stem_init if self.stem == "cifar" else kaiming_normal
         conv = Conv(
             self.widths[0], size, stride, size // 2, kernel_init=init, name="conv1"
         )
         norm = BatchNorm(axis_name=self.axis_name, name="bn1")
-        x = norm(conv(x), train=train, activation="relu")
+        x = norm(conv(x), train=train, activation=self.activation)
         return max_pool(x, 3, stride=2, padding=1) if pools else x
-
-    def _stages(self, x: jax.Array, slot: Slot, train: bool) -> tuple[jax.Array, ...]:
-        """Returns the map after each stage."""
-        block, expansion = (Bottleneck, 4) if self.bottleneck else (BasicBlock, 1)
-        maps = []
-        stages = zip(self.stage_sizes, self.widths, strict=True)
-        for i, (size, width) in enumerate(stages):
-            for j in range(size):
-                x = block(
-                    width * expansion,
-                    stride=2 if i > 0 and j == 0 else 1,
-                    slot=slot,
-                    axis_name=self.axis_name,
-                    name=f"layer{i + 1}.{j}",
-                )(x, train=train)
-            maps.append(x)
-        return tuple(maps)
 
     def _check(self) -> None:
         choose("stem", self.stem, STEMS)
+        choose("downsample", self.downsample, DOWNSAMPLES)
+        choose("activation", self.activation, ("relu", "mish"))
         for key in ("stage_sizes", "widths"):
             if len(values := getattr(self, key)) != _NUM_STAGES:
                 raise ValueError(

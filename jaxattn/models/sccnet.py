@@ -10,7 +10,7 @@ Deviations from the code:
   - the stem "cifar" (the code has ImageNet's alone).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -19,13 +19,17 @@ from jax.typing import DTypeLike
 from jaxattn.attention.scc import SCC, uniform_within
 from jaxattn.errors import choose
 from jaxattn.models.heads.classification import classify
+from jaxattn.models.slots import AttentionNetwork, Slot
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
+from jaxattn.ops.stochastic_depth import depth_rates, drop_path
 
+# Of the first stage's map, at the size of images that a stem is for.
+_FIRST_SIDE = {"imagenet": 56, "cifar": 32}
 DOWNSAMPLES = ("conv1", "conv3", "conv5", "scc1", "scc3", "scc5")
 
 
@@ -44,6 +48,8 @@ class SCCBlock(nn.Module):
             3 or 5.
         mask_prob: See `SCC`.
         forcing: See `SCC`.
+        slot: The block's attention module, and where it sits.
+        drop_path_rate: Share of the images whose branch training leaves out.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
@@ -53,6 +59,8 @@ class SCCBlock(nn.Module):
     downsample: str = "scc5"
     mask_prob: float = 0.005
     forcing: str = "uniform"
+    slot: Slot = Slot()
+    drop_path_rate: float = 0.0
     dtype: DTypeLike | None = None
     axis_name: str | None = None
 
@@ -74,11 +82,20 @@ class SCCBlock(nn.Module):
         choose("downsample", self.downsample, DOWNSAMPLES)
         x = as_feature_map(self, x)
         # First, as in the code, whose recorded draws the tests replay in call order.
-        shortcut = self._shortcut(x, train)
-        y = self._scc(3, self.stride, "conv1")(x, train=train)
+        slot, shortcut = self.slot, self._shortcut(x, train)
+        y = self._scc(x, 3, self.stride, "conv1", train)
         y = self._norm("bn1")(y, train=train)
-        y = self._scc(3, 1, "conv2")(y, train=train)
-        return self._norm("bn2")(y, train=train, residual=shortcut)
+        y = slot.attend(y, "inside", train=train)
+        if slot.is_at("replace"):
+            y = slot.convolve(y, self.features, 1, train=train, name="conv2")
+        else:
+            y = self._scc(y, 3, 1, "conv2", train)
+        y = slot.attend(y, "before_norm", train=train)
+        norm = self._norm("bn2")
+        if not (slot.is_at("after") or self.drop_path_rate):
+            return norm(y, train=train, residual=shortcut)
+        y = slot.attend(norm(y, train=train), "after", train=train)
+        return drop_path(y, self.drop_path_rate, train=train) + shortcut
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if (self.stride, x.shape[-1]) == (1, self.features):
@@ -86,13 +103,16 @@ class SCCBlock(nn.Module):
         kind, size = self.downsample[:-1], int(self.downsample[-1])
         name = "downsample.0"
         if kind == "scc":
-            y = self._scc(size, self.stride, name)(x, train=train)
+            y = self._scc(x, size, self.stride, name, train)
         else:
-            y = _conv(self.features, size, self.stride, name)(x)
+            y = _conv(x, self.features, size, self.stride, name, self.slot, train)
         return self._norm("downsample.1")(y, train=train)
 
-    def _scc(self, kernel_size: int, stride: int, name: str) -> SCC:
-        return SCC(
+    def _scc(
+        self, x: jax.Array, kernel_size: int, stride: int, name: str, train: bool
+    ) -> jax.Array:
+        x = self.slot.attend(x, "before_convs", train=train, name=f"{name}.attn")
+        scc = SCC(
             self.features,
             kernel_size,
             stride,
@@ -102,27 +122,30 @@ class SCCBlock(nn.Module):
             affine_init=uniform_within(1.0),
             name=name,
         )
+        return scc(x, train=train)
 
     def _norm(self, name: str) -> BatchNorm:
         return BatchNorm(axis_name=self.axis_name, name=name)
 
 
-class SCCNet(nn.Module):
-    """Stages of `SCCBlock` after a linear stem.
+class SCCNet(AttentionNetwork):
+    """Stages of `SCCBlock` after a linear stem, for images of any size.
+
+    The strides of its maps are 4, 8, 16 and so on (with the stem "cifar" 1, 2, 4).
 
     Attributes:
         stage_sizes: Blocks of every stage; (2, 2, 2, 2) is SCCNet18, (3, 4, 6, 3)
             SCCNet34. Each stage but the first halves H and W.
         widths: Channels of every stage; the stem has the first's.
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0: the pooled features are returned.
         downsample: Convolution of the shortcuts that change the shape: "conv" or "scc",
             and its kernel size 1, 3 or 5.
         stem: "imagenet", a 7x7 convolution and a maximum that reduce H and W by 4, or
             "cifar", a 3x3 convolution that keeps them.
         mask_prob: See `SCC`.
         forcing: See `SCC`.
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Mapped axis over which BatchNorm averages its statistics.
+        drop_path_rate: Share of the images whose last residual branch training leaves
+            out; 0 of the first branch, and rising evenly (rng stream "dropout").
     """
 
     stage_sizes: Sequence[int] = (2, 2, 2, 2)
@@ -132,42 +155,33 @@ class SCCNet(nn.Module):
     stem: str = "imagenet"
     mask_prob: float = 0.005
     forcing: str = "uniform"
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
+    drop_path_rate: float = 0.0
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, return_features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`, of any size.
-            train: Selects batch statistics in BatchNorm, and forcing in SCC (rng stream
-                "forcing").
-            return_features: Returns the stages' maps instead, and needs no parameters
-                of the head.
-
-        Returns:
-            float32 logits `[N, num_classes]`; or, if `return_features`, a map
-            `[N, H', W', C']` of every stage in `dtype`, whose strides are 4, 8, 16
-            and so on (with the stem "cifar" 1, 2, 4).
-
-        Raises:
-            ValueError: If an attribute is not accepted.
-        """
-        x = as_feature_map(self, x)
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         self._check()
-        x = self._stem(x, train)
-        maps = []
-        stages = zip(self.stage_sizes, self.widths, strict=True)
-        for i, (blocks, width) in enumerate(stages, 1):
+        slots = self._slots(_FIRST_SIDE[self.stem], len(self.widths))
+        x = self._stem(x, slots[0], train)
+        rates = iter(depth_rates(self.drop_path_rate, sum(self.stage_sizes)))
+        stages = zip(self.stage_sizes, self.widths, slots[1:], strict=True)
+        for i, (blocks, width, slot) in enumerate(stages, 1):
             for j in range(blocks):
-                stride = 2 if i > 1 and j == 0 else 1
-                x = self._block(width, stride, f"layer{i}.{j}")(x, train=train)
-            maps.append(x)
-        if return_features:
-            return tuple(maps)
+                x = SCCBlock(
+                    width,
+                    2 if i > 1 and j == 0 else 1,
+                    self.downsample,
+                    mask_prob=self.mask_prob,
+                    forcing=self.forcing,
+                    slot=slot,
+                    drop_path_rate=next(rates),
+                    axis_name=self.axis_name,
+                    name=f"layer{i}.{j}",
+                )(x, train=train)
+            x = slot.attend(x, "stage", train=train, name=f"attn{i}")
+            yield x
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
+        del train
         return classify(self, x, self.num_classes, name="head")
 
     def _check(self) -> None:
@@ -179,26 +193,24 @@ class SCCNet(nn.Module):
                 f" widths={tuple(self.widths)}: must have one entry a stage each"
             )
 
-    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+    def _stem(self, x: jax.Array, slot: Slot, train: bool) -> jax.Array:
         size, stride, pools = STEMS[self.stem]
-        x = _conv(self.widths[0], size, stride, "conv")(x)
+        x = _conv(x, self.widths[0], size, stride, "conv", slot, train)
         x = BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train)
         return max_pool(x, 3, stride=2, padding=1) if pools else x
 
-    def _block(self, features: int, stride: int, name: str) -> SCCBlock:
-        return SCCBlock(
-            features,
-            stride,
-            self.downsample,
-            mask_prob=self.mask_prob,
-            forcing=self.forcing,
-            axis_name=self.axis_name,
-            name=name,
-        )
 
-
-def _conv(features: int, kernel_size: int, stride: int, name: str) -> Conv:
-    return Conv(
+def _conv(
+    x: jax.Array,
+    features: int,
+    kernel_size: int,
+    stride: int,
+    name: str,
+    slot: Slot,
+    train: bool,
+) -> jax.Array:
+    x = slot.attend(x, "before_convs", train=train, name=f"{name}.attn")
+    conv = Conv(
         features,
         kernel_size,
         stride,
@@ -206,3 +218,4 @@ def _conv(features: int, kernel_size: int, stride: int, name: str) -> Conv:
         kernel_init=kaiming_normal,
         name=name,
     )
+    return conv(x)

@@ -6,22 +6,24 @@ Parameter names are torchvision's.
 
 Notation: N batch, H, W spatial, C channels, G groups.
 Initialisation: torch's default, as in torchvision.
+An attention module is in the branch that has all three convolutions, where a block has
+its 3x3 convolution: "inside" behind the depthwise one and its normalisation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from jaxattn.models.heads.classification import classify
+from jaxattn.models.slots import AttentionNetwork, Slot
 from jaxattn.ops.conv import Conv
-from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool
 
 _STAGE_SIZES = (4, 8, 4)  # units, the first of which has stride 2
+_FIRST_SIDE = 56  # of the first stage's map, which is the stem's, at 224 pixels
 
 
 def shuffle_channels(x: jax.Array, groups: int) -> jax.Array:
@@ -44,12 +46,14 @@ class Branch(nn.Module):
         features: Output channels.
         stride: Of the depthwise convolution.
         expands: Has the first 1x1 convolution.
+        slot: The branch's attention module, and where it sits.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
     features: int
     stride: int = 1
     expands: bool = True
+    slot: Slot = Slot()
     axis_name: str | None = None
 
     @nn.compact
@@ -58,25 +62,41 @@ class Branch(nn.Module):
 
         Args:
             x: Feature map `[N, H, W, C]`, any float dtype.
-            train: Selects batch statistics in BatchNorm.
+            train: Selects batch statistics in BatchNorm, and is passed to the
+                attention.
 
         Returns:
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
         """
-
-        def norm(x: jax.Array, place: int, activation: str | None = None) -> jax.Array:
-            module = BatchNorm(axis_name=self.axis_name, name=str(place))
-            return module(x, train=train, activation=activation)
-
-        place = 0  # in torch's `Sequential`, where a ReLU counts
+        slot, place = self.slot, 0  # in torch's `Sequential`, where a ReLU counts
         if self.expands:
-            x = norm(Conv(self.features, 1, name="0")(x), 1, "relu")
+            x = self._norm(self._pointwise(x, 0, train), 1, train, "relu")
             place = 3
-        C = x.shape[-1]
-        depthwise = Conv(C, 3, self.stride, padding=1, groups=C, name=str(place))
-        x = norm(depthwise(x), place + 1)
-        x = Conv(self.features, 1, name=str(place + 2))(x)
-        return norm(x, place + 3, "relu")
+        x = self._depthwise(x, place, train)
+        if not (slot.is_at("replace") and slot.normalizes):
+            x = self._norm(x, place + 1, train)
+        x = slot.attend(x, "inside", train=train)
+        x = self._pointwise(x, place + 2, train)
+        x = self._norm(x, place + 3, train, "relu")
+        return slot.attend(x, "after", train=train)
+
+    def _pointwise(self, x: jax.Array, place: int, train: bool) -> jax.Array:
+        x = self.slot.attend(x, "before_convs", train=train, name=f"{place}.attn")
+        return Conv(self.features, 1, name=str(place))(x)
+
+    def _depthwise(self, x: jax.Array, place: int, train: bool) -> jax.Array:
+        slot, stride, C, name = self.slot, self.stride, x.shape[-1], str(place)
+        if slot.is_at("replace"):
+            return slot.convolve(x, C, stride, groups=C, train=train, name=name)
+        x = slot.attend(x, "before_convs", train=train, name=f"{place}.attn")
+        x = Conv(C, 3, stride, padding=1, groups=C, name=name)(x)
+        return slot.attend(x, "before_norm", train=train)
+
+    def _norm(
+        self, x: jax.Array, place: int, train: bool, activation: str | None = None
+    ) -> jax.Array:
+        norm = BatchNorm(axis_name=self.axis_name, name=str(place))
+        return norm(x, train=train, activation=activation)
 
 
 class ShuffleUnit(nn.Module):
@@ -88,11 +108,14 @@ class ShuffleUnit(nn.Module):
     Attributes:
         features: Output channels, even; at stride 1 those of the input.
         stride: Step of the unit along H and W, 1 or 2.
+        slot: The attention module of `branch2`, and where it sits; of both branches
+            where it is before every convolution.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
     features: int
     stride: int = 1
+    slot: Slot = Slot()
     axis_name: str | None = None
 
     @nn.compact
@@ -101,7 +124,8 @@ class ShuffleUnit(nn.Module):
 
         Args:
             x: Feature map `[N, H, W, C]`, any float dtype.
-            train: Selects batch statistics in BatchNorm.
+            train: Selects batch statistics in BatchNorm, and is passed to the
+                attention.
 
         Returns:
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
@@ -110,61 +134,54 @@ class ShuffleUnit(nn.Module):
         if stride == 1:
             past, x = x[..., :half], x[..., half:]
         else:
-            branch1 = Branch(half, stride, False, axis_name, name="branch1")
+            slot = self.slot if self.slot.is_at("before_convs") else Slot()
+            branch1 = Branch(half, stride, False, slot, axis_name, name="branch1")
             past = branch1(x, train=train)
-        branch2 = Branch(half, stride, axis_name=axis_name, name="branch2")
+        branch2 = Branch(
+            half, stride, slot=self.slot, axis_name=axis_name, name="branch2"
+        )
         return shuffle_channels(jnp.concatenate([past, branch2(x, train=train)], -1), 2)
 
 
-class ShuffleNetV2(nn.Module):
-    """ShuffleNetV2.
+class ShuffleNetV2(AttentionNetwork):
+    """ShuffleNetV2, for images of any size.
 
     Its stem divides height and width by 4 also where images are small: those of 32
-    pixels end as one position.
+    pixels end as one position. The strides of its maps are 4, 8, 16 and 32; the first
+    is the stem's.
 
     Attributes:
         widths: Channels of the stem, of the three stages and of the last convolution.
-        num_classes: Number of logits.
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Mapped axis over which BatchNorm averages its statistics.
+        num_classes: Number of logits; 0: the pooled features are returned.
     """
 
     widths: Sequence[int]
     num_classes: int = 10
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, return_features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`, of any size.
-            train: Selects batch statistics in BatchNorm.
-            return_features: Returns the stages' maps instead, and needs no parameters
-                of the last convolution and the head.
-
-        Returns:
-            float32 logits `[N, num_classes]`; or, if `return_features`, four maps
-            `[N, H', W', C']` in `dtype`, whose strides are 4, 8, 16, 32; the first is
-            the stem's.
-        """
-        x = as_feature_map(self, x)
-        stem, *widths, last = self.widths
-        x = self._conv_norm(x, stem, 3, 2, "conv1", train)
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
+        stem, *widths, _ = self.widths
+        before, first, *slots = self._slots(_FIRST_SIDE)
+        x = self._conv_norm(x, stem, 3, 2, "conv1", before, train)
         x = max_pool(x, 3, stride=2, padding=1)
-        maps = [x]
-        for i, (size, width) in enumerate(zip(_STAGE_SIZES, widths, strict=True), 2):
+        x = first.attend(x, "stage", train=train, name="attn1")
+        yield x
+        stages = zip(_STAGE_SIZES, widths, slots, strict=True)
+        for i, (size, width, slot) in enumerate(stages, 2):
             for j in range(size):
-                name, stride = f"stage{i}.{j}", 2 if j == 0 else 1
-                unit = ShuffleUnit(width, stride, self.axis_name, name=name)
-                x = unit(x, train=train)
-            maps.append(x)
-        if return_features:
-            return tuple(maps)
-        x = self._conv_norm(x, last, 1, 1, "conv5", train)
+                x = ShuffleUnit(
+                    width,
+                    stride=2 if j == 0 else 1,
+                    slot=slot,
+                    axis_name=self.axis_name,
+                    name=f"stage{i}.{j}",
+                )(x, train=train)
+            x = slot.attend(x, "stage", train=train, name=f"attn{i}")
+            yield x
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
+        slot = self._slots(_FIRST_SIDE)[-1]
+        x = self._conv_norm(x, self.widths[-1], 1, 1, "conv5", slot, train)
         return classify(self, x, self.num_classes, name="fc")
 
     def _conv_norm(
@@ -174,8 +191,10 @@ class ShuffleNetV2(nn.Module):
         size: int,
         stride: int,
         name: str,
+        slot: Slot,
         train: bool,
     ) -> jax.Array:
+        x = slot.attend(x, "before_convs", train=train, name=f"{name}.attn")
         conv = Conv(features, size, stride, padding=size // 2, name=f"{name}.0")
         norm = BatchNorm(axis_name=self.axis_name, name=f"{name}.1")
         return norm(conv(x), train=train, activation="relu")

@@ -1,90 +1,257 @@
 """Where an attention module sits in a network, and what comes with it.
 
-A network makes one `Slot` of its keywords `attention` and `attention_kwargs`, and asks
-it: it names no block. A new block is one entry of `_SLOTS`; a new place is one of
-`PLACES`, and a line in the blocks that have it.
+A network is an `AttentionNetwork`. It asks for one `Slot` a stage, and hands them to
+its blocks, which ask them at every place: neither names an attention. A new block is
+one entry of `_SLOTS`; a new place is one of `PLACES`, and a line in the blocks that
+have it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
+from jaxattn.attention.bam import BAM
 from jaxattn.attention.canet import MultiKernelECA
 from jaxattn.attention.cbam import CBAM
+from jaxattn.attention.cond_conv import CondConv
+from jaxattn.attention.coordinate import CoordinateAttention
+from jaxattn.attention.cpca import CPCA
+from jaxattn.attention.dual_attention import DualAttention
 from jaxattn.attention.eca import ECA
+from jaxattn.attention.ela import ELA
+from jaxattn.attention.ema import EfficientMultiscaleAttention
+from jaxattn.attention.fca import FrequencyChannelAttention
+from jaxattn.attention.gather_excite import GatherExcite
+from jaxattn.attention.gc import GlobalContext
+from jaxattn.attention.gct import GatedChannelTransformation
+from jaxattn.attention.large_selective_kernel import LargeSelectiveKernel
+from jaxattn.attention.mca import MCA
+from jaxattn.attention.non_local import NonLocal
+from jaxattn.attention.reconstruction_conv import ReconstructionConv
 from jaxattn.attention.scsa import SCSA
-from jaxattn.errors import UserError, choose, suggest
+from jaxattn.attention.se import SE, EffectiveSE
+from jaxattn.attention.selective_kernel import SelectiveKernel
+from jaxattn.attention.self_calibrated_conv import SelfCalibratedConv
+from jaxattn.attention.sge import SpatialGroupEnhance
+from jaxattn.attention.shuffle import ShuffleAttention
+from jaxattn.attention.simam import SimAM
+from jaxattn.attention.split_attention import SplitAttention
+from jaxattn.attention.srm import StyleRecalibration
+from jaxattn.attention.strip_pooling import StripPooling
+from jaxattn.attention.triplet import TripletAttention
+from jaxattn.errors import UserError, choose, require, suggest
+from jaxattn.models.network import Network
 from jaxattn.ops.init import kaiming_normal, torch_kernel
 
-PLACES = ("inside", "after")
+PLACES = ("inside", "after", "before_norm", "before_convs", "replace", "stage")
 
-# Called with `name=`, returns the attention module of one block.
+INITS = ("identity",)
+
+# Called with `name=`, and its slot's `hints`; returns an attention module.
 AttentionFactory = Callable[..., nn.Module]
+
+
+class ResidualScale(nn.Module):
+    """A share of a module's change, learnt, 0 at the start: x + gamma (y - x).
+
+    So starts ReZero (Bachlechner and others, UAI 2021, https://arxiv.org/abs/2003.04887)
+    a branch, here the one that turns x into y. It does so for any module, whereas no
+    choice of its own weights opens a gate such as SE's.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns the mixture of two maps of the same shape, in their dtype."""
+        gamma = self.param("gamma", nn.initializers.zeros, (1,), jnp.float32)
+        return x + gamma.astype(x.dtype)[0] * (y - x)
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """An attention module's place in every block of a network.
+    """An attention module's place in a network.
 
-    Networks take one as `attention=`, too: `Slot(MyBlock, "inside")`.
+    Networks take one as `attention=`, too: `Slot(MyBlock, "inside")`. The place is
+
+    - "inside" every block, behind its 3x3 convolution (of a basic block the first one),
+      normalisation and activation;
+    - "after" its last normalisation, before the residual sum (in ShuffleNetV2, at the
+      end of the branch);
+    - "before_norm": between its 3x3 convolution (of a basic block the last one) and the
+      normalisation;
+    - "before_convs": before every convolution, a module each, those of stem, shortcut
+      and head included;
+    - "replace": instead of the 3x3 convolution (of a basic block the last one);
+    - "stage": once a stage, behind its last block.
 
     Attributes:
-        factory: Called with `name=`, returns the module of one block, which is called
+        factory: Called with `name=`, returns the module of one place, which is called
             as `module(x, train=train)`; None is a network without attention.
-        place: "inside", after the activation of the block's 3x3 convolution (of the
-            first one in a basic block); or "after", behind the last normalisation,
-            before the residual sum.
+        place: One of `PLACES`.
+        stages: The stages that have the module, unless `attention_stages` says others;
+            counted from 1, from the last by -1. 0 is what comes before the first stage:
+            the stem, and MobileNetV2's first block. None is all.
+        by_stage: Keywords of the factory of which `attention_kwargs` may have a tuple
+            of values, one a stage, instead of one.
         hints: Keywords of the factory that the network sets, unless `attention_kwargs`
-            does: any of "window_size", the side of the last map of an image of the
-            stem's usual size.
+            does. Any of "window_size", the side of the last map of an image of the
+            stem's usual size; "dct_size", height and width of the stage's maps of such
+            an image; and of the convolution that a module replaces, "features",
+            "stride" and "groups".
+        by_channels: Keywords of the factory that follow the channels of the map, unless
+            `attention_kwargs` sets them: pairs of a keyword and a function of their
+            number. So authors' groups are fewer where they do not divide the channels.
+        normalizes: At "replace", the module ends with a normalisation of its own:
+            bottlenecks, MobileNetV2 and ShuffleNetV2 leave out theirs.
         cifar_stem_init: Initialiser of the kernel of the stem "cifar"; by default
             torch's, as of a layer that replaces torchvision's.
         zero_init: Starts the scale of a residual block's last normalisation at 0, so
             that the block starts as its shortcut.
         small_head_init: Starts the last layer's kernel normal with deviation 0.01 and
             its bias at 0, also where torchvision's would have torch's default.
+        init: "identity" puts a `ResidualScale` behind the module, so that the network
+            starts as the one without attention; None starts it as its authors do.
 
     Raises:
-        UserError: If `place` is unknown.
+        UserError: If `place` or `init` is unknown, or a module that replaces a
+            convolution is to start as the identity.
     """
 
     factory: AttentionFactory | None = None
     place: str = "after"
+    stages: tuple[int, ...] | None = None
+    by_stage: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    by_channels: tuple[tuple[str, Callable[[int], Any]], ...] = ()
+    normalizes: bool = False
     cifar_stem_init: Initializer = torch_kernel
     zero_init: bool = False
     small_head_init: bool = False
+    init: str | None = None
 
     def __post_init__(self) -> None:
         choose("place", self.place, PLACES)
+        if self.init is not None:
+            choose("attention_init", self.init, INITS)
+            holds = self.place != "replace"
+            wanted = "None for a module that replaces a convolution"
+            require("attention_init", self.init, holds, wanted)
 
     def is_at(self, place: str) -> bool:
         """Whether there is a module at a place, one of `PLACES`."""
         return self.factory is not None and place == self.place
 
-    def attend(self, x: jax.Array, place: str, *, train: bool) -> jax.Array:
-        """Applies the module, named `attn`; call it in a block's `__call__`.
+    def attend(
+        self, x: jax.Array, place: str, *, train: bool, name: str = "attn"
+    ) -> jax.Array:
+        """Applies the module; call it in a block's `__call__`.
 
         Args:
             x: Feature map `[N, H, W, C]` at a place of the block.
             place: That place, one of `PLACES`.
             train: Passed to the module.
+            name: Of the module in the parameter tree.
 
         Returns:
             What the module makes of the map, or the map where its place is another.
         """
-        if self.factory is None or not self.is_at(place):
+        if not self.is_at(place):
             return x
-        return self.factory(name="attn")(x, train=train)
+        module = self._make(name, features=x.shape[-1], stride=1, groups=1)
+        y = module(x, train=train)
+        if self.init is None:
+            return y
+        return ResidualScale(name=f"{name}_scale")(x, y)
+
+    def convolve(
+        self,
+        x: jax.Array,
+        features: int,
+        stride: int,
+        *,
+        groups: int = 1,
+        train: bool,
+        name: str,
+    ) -> jax.Array:
+        """Applies the module whose place is "replace"; call it in a block's `__call__`.
+
+        Args:
+            x: Feature map `[N, H, W, C]`.
+            features: Output channels of the convolution that it replaces.
+            stride: Step of that convolution along H and W.
+            groups: Of that convolution.
+            train: Passed to the module.
+            name: Of the convolution, which the module takes over.
+
+        Returns:
+            `[N, ceil(H / stride), ceil(W / stride), features]`.
+
+        Raises:
+            UserError: If the module makes another shape.
+        """
+        module = self._make(name, features=features, stride=stride, groups=groups)
+        y = module(x, train=train)
+        N, H, W, _ = x.shape
+        if y.shape != (N, -(-H // stride), -(-W // stride), features):
+            raise UserError(
+                f"attention_place='replace': {type(module).__name__} makes"
+                f" {list(y.shape[1:])} of {list(x.shape[1:])}, must be of stride"
+                f" {stride} and have {features} channels as the convolution"
+            )
+        return y
+
+    def _make(self, name: str, **known: Any) -> nn.Module:
+        assert self.factory is not None
+        hints = {key: known[key] for key in self.hints if key in known}
+        hints |= {key: of(known["features"]) for key, of in self.by_channels}
+        return self.factory(name=name, **hints)
 
 
+def _divisor(most: int, share: int = 1) -> Callable[[int], int]:
+    """Returns what gives the most groups, up to a number, of a share of C channels."""
+    return lambda channels: math.gcd(most, channels // share)
+
+
+# Every block where its authors have it; where they say nothing of the kind, "after".
 _SLOTS = {
+    "bam": Slot(BAM, "stage", stages=(1, 2, 3)),
+    "ca": Slot(CoordinateAttention),
     "cbam": Slot(CBAM),
+    "cond_conv": Slot(CondConv, "replace", hints=("features", "stride", "groups")),
+    "cpca": Slot(CPCA),
+    "da": Slot(DualAttention, "stage", stages=(-1,)),
+    "eca": Slot(ECA, by_stage=("kernel_size",)),
+    "ela": Slot(ELA, by_channels=(("norm_groups", _divisor(16)),)),
+    "ema": Slot(EfficientMultiscaleAttention, by_channels=(("groups", _divisor(32)),)),
+    "ese": Slot(EffectiveSE),
+    "fca": Slot(
+        FrequencyChannelAttention,
+        hints=("dct_size",),
+        by_channels=(("freq_sel_method", lambda C: f"top{math.gcd(16, C)}"),),
+    ),
+    "gc": Slot(GlobalContext),
+    "gct": Slot(GatedChannelTransformation, "before_convs"),
+    "ge": Slot(GatherExcite),
+    "lsk": Slot(LargeSelectiveKernel),
+    "mca": Slot(MCA),
+    "multi_kernel_eca": Slot(MultiKernelECA),
+    "non_local": Slot(NonLocal, "stage", stages=(2, 3)),
+    # Each group has two halves.
+    "sa": Slot(ShuffleAttention, by_channels=(("groups", _divisor(64, 2)),)),
+    "scconv": Slot(ReconstructionConv, "replace", hints=("features", "stride")),
+    "scnet": Slot(
+        SelfCalibratedConv,
+        "replace",
+        hints=("features", "stride", "groups"),
+        normalizes=True,
+    ),
     # All that its code starts otherwise than torchvision: see jaxattn.models.resnet.
     "scsa": Slot(
         functools.partial(
@@ -96,47 +263,171 @@ _SLOTS = {
         zero_init=True,
         small_head_init=True,
     ),
-    "eca": Slot(ECA),
-    "multi_kernel_eca": Slot(MultiKernelECA),
+    "se": Slot(SE),
+    "sge": Slot(SpatialGroupEnhance, by_channels=(("groups", _divisor(64)),)),
+    "simam": Slot(SimAM, "before_norm"),
+    "sk": Slot(
+        SelectiveKernel,
+        "replace",
+        hints=("features", "stride", "groups"),
+        normalizes=True,
+    ),
+    "sp": Slot(StripPooling, "inside"),
+    "split": Slot(
+        SplitAttention, "replace", hints=("features", "stride"), normalizes=True
+    ),
+    "srm": Slot(StyleRecalibration),
+    "triplet": Slot(TripletAttention),
+}
+# Where authors put theirs otherwise in a network, by the network's class.
+_SLOTS_OF = {
+    # On the channels that a block widens its input to, if it does.
+    ("ca", "MobileNetV2"): Slot(CoordinateAttention, "inside", stages=(1, 2, 3, 4)),
 }
 
 
-def make_slot(
-    attention: str | Slot | AttentionFactory | None,
-    attention_kwargs: Mapping[str, Any] | None = None,
-    **hints: Any,
+class AttentionNetwork(Network, kw_only=True):
+    """A network with an attention module in every block, if wanted.
+
+    Attributes:
+        attention: The module: a name of `list_attention()`; or a factory, which is a
+            callable that takes `name=`, such as a module class, and whose module is
+            called with `train=`; or a `Slot`, which says the place, too.
+        attention_kwargs: Keywords of the attention module, or of the factory.
+        attention_stages: Stages whose blocks have it, counted from 1; 0 is the stem
+            (and MobileNetV2's first block). None: where its authors have it, mostly
+            everywhere.
+        attention_place: One of `PLACES` (see `Slot`). None: where its authors have it;
+            of a factory "after".
+        attention_init: "identity" lets the network start as the one without attention,
+            for weights of such a network; see `Slot.init`. None: as its authors start.
+    """
+
+    attention: str | Slot | AttentionFactory | None = None
+    attention_kwargs: Mapping[str, Any] | None = None
+    attention_stages: Sequence[int] | None = None
+    attention_place: str | None = None
+    attention_init: str | None = None
+
+    def _slots(self, first_side: int, num_stages: int = 4) -> tuple[Slot, ...]:
+        """Returns the slots of what comes before the first stage, and of every stage.
+
+        Args:
+            first_side: Of the first stage's map of an image of the stem's usual size.
+            num_stages: The number of stages, each of which halves the map of the last.
+        """
+        slot = find_slot(self.attention, type(self).__name__)
+        kwargs = dict(self.attention_kwargs or {})
+        if (factory := slot.factory) is None:
+            given = {
+                "kwargs": kwargs,
+                "stages": self.attention_stages,
+                "place": self.attention_place,
+                "init": self.attention_init,
+            }
+            for key, value in given.items():
+                if value:
+                    raise UserError(
+                        f"attention_{key}={value!r}: needs attention to be set"
+                    )
+            return (slot,) * (1 + num_stages)
+        if self.attention_place is not None:
+            choose("attention_place", self.attention_place, PLACES)
+            slot = dataclasses.replace(slot, place=self.attention_place)
+        if self.attention_init is not None:
+            slot = dataclasses.replace(slot, init=self.attention_init)
+        if slot.place == "replace" and "stride" not in slot.hints:
+            raise UserError(
+                f"attention_place='replace': attention={self.attention!r} makes no"
+                " convolution of a stride; one of your own is told it by Slot.hints"
+            )
+        if self.axis_name is not None and _takes(factory, "axis_name"):
+            kwargs = {"axis_name": self.axis_name} | kwargs
+        chosen = _chosen_stages(slot, self.attention_stages, num_stages)
+        sides = [first_side >> max(0, i - 1) for i in range(1 + num_stages)]
+        slots = []
+        for i, side in enumerate(sides):
+            known = {"window_size": sides[-1], "dct_size": (side, side)}
+            own = _with_kwargs(slot, _of_stage(slot, kwargs, i, num_stages), known)
+            # What else a slot says holds for the whole network.
+            slots.append(own if i in chosen else dataclasses.replace(own, factory=None))
+        return tuple(slots)
+
+
+def list_attention() -> list[str]:
+    """Returns the names that networks take as `attention=`, sorted."""
+    return sorted(_SLOTS)
+
+
+def find_slot(
+    attention: str | Slot | AttentionFactory | None, network: str = ""
 ) -> Slot:
-    """Returns the place of a network's attention, from the network's keywords.
+    """Returns the slot that a value of `attention=` stands for.
 
     Args:
-        attention: "cbam", "scsa", "eca", "multi_kernel_eca", a factory, whose place is
-            "after", a slot, or None.
-        attention_kwargs: Keywords of the factory.
-        **hints: What the network knows of itself (see `Slot.hints`).
+        attention: See `AttentionNetwork`.
+        network: Name of the network's class, in which authors may have another place.
 
     Raises:
-        UserError: If the name is unknown, if `attention` is a module instead of what
-            makes one, or if there are keywords and no attention.
+        UserError: If the name is unknown, or if `attention` is a module instead of what
+            makes one.
     """
-    kwargs = dict(attention_kwargs or {})
-    slot = _find_slot(attention)
-    if slot.factory is None:
-        if kwargs:
-            raise UserError(f"attention_kwargs={kwargs}: needs attention to be set")
-        return slot
-    kwargs = {key: hints[key] for key in slot.hints} | kwargs
-    return dataclasses.replace(slot, factory=functools.partial(slot.factory, **kwargs))
-
-
-def _find_slot(attention: str | Slot | AttentionFactory | None) -> Slot:
     if attention is None:
         return Slot()
     if isinstance(attention, Slot):
         return attention
     if isinstance(attention, str):
         choose("attention", attention, _SLOTS)
-        return _SLOTS[attention]
+        return _SLOTS_OF.get((attention, network), _SLOTS[attention])
     if isinstance(attention, nn.Module) or not callable(attention):
         choices = suggest(attention, _SLOTS)
         raise UserError(f"attention={attention!r}: {choices}, or a module factory")
     return Slot(attention)
+
+
+def _chosen_stages(
+    slot: Slot, stages: Sequence[int] | None, num_stages: int
+) -> set[int]:
+    """Returns the numbers of the stages that have the module."""
+    known = range(1 + num_stages)
+    if stages is not None:
+        holds = len(stages) > 0 and all(i in known for i in stages)
+        require("attention_stages", stages, holds, f"some of 0 to {num_stages}")
+        return set(stages)
+    if slot.stages is None:
+        return set(known)
+    return {known[i] for i in slot.stages if i <= num_stages}
+
+
+def _of_stage(
+    slot: Slot, kwargs: Mapping[str, Any], stage: int, num_stages: int
+) -> dict[str, Any]:
+    """Returns the keywords of a stage, from those that have a value a stage."""
+    own = dict(kwargs)
+    for key in slot.by_stage:
+        values = kwargs.get(key)
+        if isinstance(values, Sequence) and not isinstance(values, str):
+            holds = len(values) == num_stages
+            wanted = f"one value, or {num_stages}: one a stage"
+            require(f"attention_kwargs.{key}", values, holds, wanted)
+            own[key] = values[max(0, stage - 1)]
+    return own
+
+
+def _with_kwargs(
+    slot: Slot, kwargs: Mapping[str, Any], known: Mapping[str, Any]
+) -> Slot:
+    """Returns a slot whose factory has its keywords, and the hints that are known."""
+    assert slot.factory is not None
+    hints = tuple(key for key in slot.hints if key not in kwargs)
+    given = {key: known[key] for key in hints if key in known} | dict(kwargs)
+    return dataclasses.replace(
+        slot,
+        factory=functools.partial(slot.factory, **given),
+        hints=tuple(key for key in hints if key not in known),
+        by_channels=tuple(pair for pair in slot.by_channels if pair[0] not in kwargs),
+    )
+
+
+def _takes(factory: AttentionFactory, keyword: str) -> bool:
+    return keyword in inspect.signature(factory).parameters

@@ -4,6 +4,9 @@ mmpretrain, whose classifiers SCSA's networks are, calls the network `backbone` 
 last layer `head.fc`. Its MobileNetV2 has stages of blocks where torchvision has one
 row, and keeps SCSA inside a block's sequence.
 
+timm's ResNets have torchvision's names, and call a block's attention `se`. Its
+MobileNetV2 has stages of blocks, whose layers have names instead of places.
+
 An attention block has the names of the code that its file names first; `_BLOCKS` has
 those of others.
 """
@@ -17,23 +20,50 @@ _BLOCK = re.compile(r"backbone\.layer(\d)\.(\d)\.conv\.(\d)\.(\w+)\.(.+)")
 _END = re.compile(r"backbone\.conv([12])\.(conv|bn)\.(.+)")
 _PLACE = {"conv": "0", "bn": "1"}  # in torchvision's triple of conv, norm and ReLU6
 
+# Of ResNets: timm's attention, and mmpretrain's SE.
+_GATE = re.compile(r"(layer\d\.\d+)\.(?:se|se_layer)\.(.+)")
+_SE_LAYER = re.compile(r"conv([12])\.conv\.")
+
+# timm's MobileNetV2: stage, block, layer, the rest.
+_TIMM_BLOCK = re.compile(r"blocks\.(\d)\.(\d)\.(\w+)\.(.+)")
+_TIMM_STEM = "conv_stem.weight"
+_TIMM_PLACES = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
+_TIMM_WIDENING = {
+    "conv_pw": "0.0",
+    "bn1": "0.1",
+    "conv_dw": "1.0",
+    "bn2": "1.1",
+    "conv_pwl": "2",
+    "bn3": "3",
+}
+
 
 def torchvision_names(names: Iterable[str]) -> dict[str, str]:
     """Returns the name in this package of every entry of a state dict.
 
-    Names of mmpretrain's ResNet and MobileNetV2 become torchvision's; others stay.
+    Names of mmpretrain's and timm's ResNet and MobileNetV2 become torchvision's;
+    others stay.
 
     Args:
         names: All names of the state dict, which tell what network it is of.
     """
     names = list(names)
-    if not any(name.startswith(_BACKBONE) for name in names):
-        return {name: name for name in names}
+    if _TIMM_STEM in names:
+        return _timm_mobilenet_names(names)
     if any(_BLOCK.fullmatch(name) for name in names):
         return _mobilenet_names(names)
-    return {
-        name: name.removeprefix(_BACKBONE).replace(_HEAD, "fc.", 1) for name in names
-    }
+    is_mmpretrain = any(name.startswith(_BACKBONE) for name in names)
+    return {name: _resnet_name(name, is_mmpretrain) for name in names}
+
+
+def _resnet_name(name: str, is_mmpretrain: bool) -> str:
+    ours = name
+    if is_mmpretrain:
+        ours = name.removeprefix(_BACKBONE).replace(_HEAD, "fc.", 1)
+    if match := _GATE.fullmatch(ours):
+        rest = _SE_LAYER.sub(r"fc\1.", match[2])
+        return f"{match[1]}.attn.{rest}"
+    return ours
 
 
 def _mobilenet_names(names: list[str]) -> dict[str, str]:
@@ -69,6 +99,29 @@ def _mobilenet_names(names: list[str]) -> dict[str, str]:
         name: in_block(matches[name]) if name in matches else elsewhere(name)
         for name in names
     }
+
+
+def _timm_mobilenet_names(names: list[str]) -> dict[str, str]:
+    matches = {name: match for name in names if (match := _TIMM_BLOCK.fullmatch(name))}
+    keys = sorted({(match[1], match[2]) for match in matches.values()})
+    row = {key: i for i, key in enumerate(keys, 1)}
+    widening = {m.groups()[:2] for m in matches.values() if m[3] == "conv_pwl"}
+    last = 1 + len(row)
+    ends = {"conv_stem": "0.0", "bn1": "0.1"}
+    ends |= {"conv_head": f"{last}.0", "bn2": f"{last}.1"}
+
+    def rename(name: str) -> str:
+        if match := matches.get(name):
+            stage, block, layer, rest = match.groups()
+            key = (stage, block)
+            place = (_TIMM_WIDENING if key in widening else _TIMM_PLACES).get(layer)
+            return f"features.{row[key]}.conv.{place}.{rest}" if place else name
+        layer, _, rest = name.partition(".")
+        if layer in ends:
+            return f"features.{ends[layer]}.{rest}"
+        return name.replace("classifier.", "classifier.1.", 1)
+
+    return {name: rename(name) for name in names}
 
 
 # By block: beginnings of its names in other code, and here. What fits is what the

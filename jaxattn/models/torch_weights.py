@@ -11,7 +11,7 @@ A 1x1 convolution and a linear layer hold the same weights: each loads as the ot
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxattn.errors import UserError, reason, reraise_machine_fault
+from jaxattn.models import safetensors_files
 from jaxattn.models.torch_layouts import block_names, torchvision_names
 
 _TORCH_LEAF = {
@@ -45,7 +46,11 @@ _Path = tuple[str, ...]
 
 
 def from_torch(
-    module: nn.Module, state_dict: Mapping[str, Any], example: Any
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    example: Any,
+    *,
+    may_lack: Collection[tuple[str, ...]] = (),
 ) -> dict[str, Any]:
     """Returns the Flax variables that hold a PyTorch state dict.
 
@@ -54,6 +59,8 @@ def from_torch(
         state_dict: Arrays (anything NumPy converts) by PyTorch name, this package's or
             one that `torch_layouts` knows.
         example: An input of the module `[N, H, W, C]`, array or `ShapeDtypeStruct`.
+        may_lack: Paths of variables, each with its collection first, that need not be
+            in the state dict; what it lacks is not in the result.
 
     Returns:
         Variables for `module.apply`, float32 NumPy arrays. The filters of
@@ -71,9 +78,12 @@ def from_torch(
     }
     ours = block_names(given, names)
     given = {ours[k]: v for k, v in given.items()}
-    given |= _computed_entries(module, example, names)
+    needed = given.keys() | {n for n, path in names.items() if path not in may_lack}
+    needed = {name: names[name] for name in needed & names.keys()}
+    given |= _computed_entries(module, example, needed)
     problems = []
-    if missing := sorted(names.keys() - given.keys()):
+    lacks = names.keys() - given.keys()
+    if missing := sorted(name for name in lacks if names[name] not in may_lack):
         problems.append(f"missing: {', '.join(missing)}")
     if unexpected := sorted(given.keys() - names.keys()):
         problems.append(f"unexpected: {', '.join(unexpected)}")
@@ -127,8 +137,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a PyTorch checkpoint without running code from it.
 
     Args:
-        path: A file of `torch.save`: a state dict, or a dict that holds one as
-            `state_dict`, `model_state_dict` or `model`. A prefix `module.` is dropped.
+        path: A `.safetensors` file, which needs no PyTorch; or one of `torch.save`: a
+            state dict, or a dict that holds one as `state_dict`, `model_state_dict` or
+            `model`. A prefix `module.` is dropped.
 
     Returns:
         Arrays by PyTorch name.
@@ -136,6 +147,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
         UserError: If PyTorch is not installed, or the file is not such a one.
     """
+    if os.fspath(path).endswith(safetensors_files.SUFFIX):
+        return _without_prefix(safetensors_files.read_safetensors(path))
     torch = import_pytorch()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -158,10 +171,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 f"{path}: holds no state dict: its entry {name!r} is a"
                 f" {type(value).__name__}, not a tensor"
             )
-    return {
-        name.removeprefix(_PARALLEL_PREFIX): _to_numpy(torch, value)
-        for name, value in content.items()
-    }
+    return _without_prefix({k: _to_numpy(torch, v) for k, v in content.items()})
 
 
 def import_pytorch() -> ModuleType:
@@ -174,6 +184,10 @@ def import_pytorch() -> ModuleType:
         return importlib.import_module("torch")
     except ImportError as error:
         raise UserError("PyTorch is needed for its files: pip install torch") from error
+
+
+def _without_prefix(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(_PARALLEL_PREFIX): a for name, a in state.items()}
 
 
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:

@@ -19,18 +19,18 @@ Deviations from the code:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.nn.initializers import Initializer
-from jax.typing import DTypeLike
 
+from jaxattn.models.heads.classification import last_layer
+from jaxattn.models.network import Network
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.features import mark_features
 from jaxattn.ops.init import kaiming_normal, torch_kernel
-from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.linear import Linear
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool, max_pool
@@ -60,30 +60,36 @@ class Convolutions(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Applies them to `x` `[N, H, W, C]`; H and W are halved between stages."""
-        place = 0  # in the sequence
-        for i, widths in enumerate(self.stages):
-            if i > 0:
-                x = _halve(x)
-                place += 1
-            for width in widths:
-                x = Conv(
-                    width,
-                    3,
-                    padding=1,
-                    use_bias=True,
-                    kernel_init=self.kernel_init,
-                    bias_init=self.bias_init,
-                    name=str(place),
-                )(x)
-                if self.batch_norm:
-                    place += 1
-                    norm = BatchNorm(axis_name=self.axis_name, name=str(place))
-                    x = norm(x, train=train, activation="relu")
-                else:
-                    x = nn.relu(x)
-                place += 2
+    def __call__(
+        self, x: jax.Array, stage: int = 0, *, train: bool = False
+    ) -> jax.Array:
+        """Applies those of one stage, counted from 0.
+
+        Args:
+            x: The map of the stage before, `[N, H, W, C]`, which is halved first; of
+                the first stage, the image.
+            stage: Which one.
+            train: Selects batch statistics in BatchNorm.
+        """
+        layers = 3 if self.batch_norm else 2  # of a convolution, in the sequence
+        place = sum(layers * len(widths) + 1 for widths in self.stages[:stage])
+        x = x if stage == 0 else _halve(x)
+        for width in self.stages[stage]:
+            x = Conv(
+                width,
+                3,
+                padding=1,
+                use_bias=True,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=str(place),
+            )(x)
+            if self.batch_norm:
+                norm = BatchNorm(axis_name=self.axis_name, name=str(place + 1))
+                x = norm(x, train=train, activation="relu")
+            else:
+                x = nn.relu(x)
+            place += layers
         return x
 
 
@@ -91,7 +97,7 @@ class Classifier(nn.Module):
     """Three fully connected layers, named as in torch's `Sequential`.
 
     Attributes:
-        features: Outputs of the three.
+        features: Outputs of the three; where the last is 0, there are only two.
         places: Theirs in the sequence.
         dropped: Which of the three have dropout before them.
         dropout_rate: Of that.
@@ -111,99 +117,81 @@ class Classifier(nn.Module):
         for i, (features, place) in enumerate(
             zip(self.features, self.places, strict=True)
         ):
-            if i in self.dropped:
+            if i in self.dropped and features > 0:
                 drop = nn.Dropout(self.dropout_rate, name=f"dropout{i}")
                 x = drop(x, deterministic=not train)
             init: dict[str, Any] = {}
             if self.small_init and i < 2:
                 init["kernel_init"] = nn.initializers.normal(0.01)
                 init["bias_init"] = nn.initializers.zeros
-            x = Linear(features, name=str(place), **init)(x)
-            x = x if i == 2 else nn.relu(x)
-        return at_least_float32(x)
+            linear = Linear(features, name=str(place), **init)
+            x = last_layer(x, linear) if i == 2 else nn.relu(linear(x))
+        return x
 
 
-class VGGA(nn.Module):
+class VGGA(Network):
     """VGG-A for images of 32 pixels.
 
+    It takes images of 32 to 63 pixels; its five maps have the strides 1, 2, 4, 8, 16.
+
     Attributes:
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0 returns what they would be made of.
         width: Channels of the first convolution; the last ones have eight times as
             many.
         batch_norm: Normalises between convolution and ReLU.
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Mapped axis over which BatchNorm averages its statistics.
     """
 
     num_classes: int = 10
     width: int = 64
     batch_norm: bool = False
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`; H and W in 32..63.
-            train: Selects batch statistics in BatchNorm.
-
-        Returns:
-            float32 logits `[N, num_classes]`.
-
-        Raises:
-            ValueError: If H or W is not in 32..63.
-        """
-        x = as_feature_map(self, x)
+    def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-A", x, 32, 63)
+
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         convolutions = Convolutions(
             _widths(self.width),
             batch_norm=self.batch_norm,
             axis_name=self.axis_name,
             name="features",
         )
-        x = _halve(mark_features(self, convolutions(x, train=train)))
+        for i in range(len(_STAGES)):
+            x = convolutions(x, i, train=train)
+            yield x
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
+        x = _halve(mark_features(self, x))
         hidden = x.shape[-1]
-        return Classifier((hidden, hidden, self.num_classes), name="classifier")(x)
+        classifier = Classifier((hidden, hidden, self.num_classes), name="classifier")
+        return classifier(x, train=train)
 
 
-class VGGADropout(nn.Module):
+class VGGADropout(Network):
     """VGG-A with dropout in its classifier.
 
+    It takes images of 32 to 63 pixels; its five maps have the strides 1, 2, 4, 8, 16.
+
     Attributes:
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0 returns what they would be made of.
         width: Channels of the first convolution; the last ones have eight times as
             many.
         dropout_rate: Share of the classifier's inputs, and of its first layer's
             outputs, that training sets to 0, by the rng stream "dropout".
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Taken as by every network; nothing here needs it.
     """
 
     num_classes: int = 10
     width: int = 64
     dropout_rate: float = 0.5
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`; H and W in 32..63.
-            train: Selects dropout.
-
-        Returns:
-            float32 logits `[N, num_classes]`.
-
-        Raises:
-            ValueError: If H or W is not in 32..63.
-        """
-        x = as_feature_map(self, x)
+    def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-A with dropout", x, 32, 63)
-        x = _named_stages(x, _widths(self.width))
+
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
+        yield from _named_stages(x, _widths(self.width), train)
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
         x = _halve(mark_features(self, x))
         classifier = Classifier(
             (x.shape[-1], x.shape[-1], self.num_classes),
@@ -215,79 +203,60 @@ class VGGADropout(nn.Module):
         return classifier(x, train=train)
 
 
-class VGGALight(nn.Module):
-    """Two convolutions and VGG-A's classifier, for images of 32 pixels.
+class VGGALight(Network):
+    """Two convolutions and VGG-A's classifier.
+
+    It takes images of 32 to 35 pixels; its two maps have the strides 1 and 2.
 
     Attributes:
-        num_classes: Number of logits.
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Taken as by every network; nothing here needs it.
+        num_classes: Number of logits; 0 returns what they would be made of.
     """
 
     num_classes: int = 10
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`; H and W in 32..35.
-            train: Changes nothing.
-
-        Returns:
-            float32 logits `[N, num_classes]`.
-
-        Raises:
-            ValueError: If H or W is not in 32..35.
-        """
-        del train
-        x = as_feature_map(self, x)
+    def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-A light", x, 32, 35)
-        x = _named_stages(x, ((16,), (32,)))
+
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
+        yield from _named_stages(x, ((16,), (32,)), train)
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
         x = _halve(mark_features(self, x))
-        return Classifier((128, 128, self.num_classes), name="classifier")(x)
+        classifier = Classifier((128, 128, self.num_classes), name="classifier")
+        return classifier(x, train=train)
 
 
-class VGG11(nn.Module):
+class VGG11(Network):
     """VGG-11 without batch normalisation.
 
+    It takes images of 32 pixels or more; its five maps have the strides 1, 2, 4, 8, 16.
+
     Attributes:
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0 returns what they would be made of.
         dropout_rate: Share of the classifier's hidden values that training sets to 0,
             by the rng stream "dropout".
-        dtype: Computation dtype; None keeps the input's. Parameters are float32.
-        axis_name: Taken as by every network; nothing here needs it.
     """
 
     num_classes: int = 10
     dropout_rate: float = 0.5
-    dtype: DTypeLike | None = None
-    axis_name: str | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images.
-
-        Args:
-            x: Normalised images `[N, H, W, C]`; H and W at least 32.
-            train: Selects dropout.
-
-        Returns:
-            float32 logits `[N, num_classes]`.
-
-        Raises:
-            ValueError: If H or W is below 32.
-        """
-        x = as_feature_map(self, x)
+    def _check_size(self, x: jax.Array) -> None:
         _check_size("VGG-11", x, 32)
-        x = Convolutions(
+
+    @nn.nowrap
+    def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
+        convolutions = Convolutions(
             _widths(64),
             kernel_init=kaiming_normal,
             bias_init=nn.initializers.zeros,
             name="features",
-        )(x)
+        )
+        for i in range(len(_STAGES)):
+            x = convolutions(x, i, train=train)
+            yield x
+
+    def _head(self, x: jax.Array, train: bool) -> jax.Array:
         x = _halve(mark_features(self, x))
         classifier = Classifier(
             (4096, 4096, self.num_classes),
@@ -300,12 +269,14 @@ class VGG11(nn.Module):
         return classifier(adaptive_avg_pool(x, _POOLED), train=train)
 
 
-def _named_stages(x: jax.Array, stages: Sequence[Sequence[int]]) -> jax.Array:
-    """The stages of networks that have a module for each, called in `__call__`."""
+def _named_stages(
+    x: jax.Array, stages: Sequence[Sequence[int]], train: bool
+) -> Iterator[jax.Array]:
+    """Yields the maps of networks that have a module for each stage."""
     for i, widths in enumerate(stages, 1):
         x = x if i == 1 else _halve(x)
-        x = Convolutions((widths,), name=f"stage{i}")(x)
-    return x
+        x = Convolutions((widths,), name=f"stage{i}")(x, train=train)
+        yield x
 
 
 def _halve(x: jax.Array) -> jax.Array:

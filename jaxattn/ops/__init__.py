@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxattn.ops.pool import max_along as max_along
     from jaxattn.ops.pool import max_pool as max_pool
     from jaxattn.ops.random import hashed_uniform as hashed_uniform
+    from jaxattn.ops.stochastic_depth import drop_path as drop_path
 
 __getattr__, __dir__, __all__ = lazy.face(
     __name__,
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy.face(
         "Linear": "jaxattn.ops.linear",
         "adaptive_avg_pool": "jaxattn.ops.pool",
         "conv2d": "jaxattn.ops.conv",
+        "drop_path": "jaxattn.ops.stochastic_depth",
         "hashed_uniform": "jaxattn.ops.random",
         "kaiming_normal": "jaxattn.ops.init",
         "mark_features": "jaxattn.ops.features",

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from jaxattn.errors import choose, require
+from jaxattn.errors import UserError, choose, require
 from jaxattn.ops import cpu_kernels
 from jaxattn.ops.inputs import at_least_float32, computation_dtype
 from jaxattn.ops.primitive import Arrays, make_operation
 
-_ACTIVATIONS = {"relu": nn.relu, "relu6": nn.relu6}
+ACTIVATIONS = {"relu": nn.relu, "relu6": nn.relu6, "mish": jax.nn.mish}
+"""What a network may apply after a normalisation, by name."""
+# As norm.cc counts them, which has no others.
+_BY_KERNELS = (None, "relu", "relu6")
 
 
 class BatchNorm(nn.Module):
@@ -59,22 +62,22 @@ class BatchNorm(nn.Module):
             train: Uses the batch's statistics and updates the running ones in
                 `batch_stats`; otherwise uses the running ones.
             residual: Added to the normalised `x`; of its shape.
-            activation: Applied last: "relu", "relu6" or None.
+            activation: Applied last: one of `ACTIVATIONS`, or None.
 
         Returns:
             Same shape as `x`, in `dtype`.
 
         Raises:
-            ValueError: If `train` and there are fewer than two values per channel,
-                whose variance is not defined.
-            UserError: If `residual` has another shape, or `activation` is unknown.
+            UserError: If `train` and there are fewer than two values per channel, whose
+                variance is not defined; if `residual` has another shape; or if
+                `activation` is unknown.
         """
         shape = x.shape[-1:]
         if residual is not None:
             fits = residual.shape == x.shape
             require("residual", residual.shape, fits, f"the shape {x.shape} of x")
         if activation is not None:
-            choose("activation", activation, _ACTIVATIONS)
+            choose("activation", activation, ACTIVATIONS)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -116,7 +119,7 @@ def _count(x: jax.Array, axis_name: str | None) -> int:
     if axis_name is not None:
         count *= jax.lax.axis_size(axis_name)
     if count in (0, 1):
-        raise ValueError(
+        raise UserError(
             f"BatchNorm: fewer than two values per channel in training, input shape"
             f" {x.shape}; need a larger batch or feature map"
         )
@@ -164,7 +167,7 @@ def _apply(
     y = x * _per_channel(factor, x) + _per_channel(offset, x)
     y = y.astype(how.dtype)
     y = y if residual is None else y + residual
-    return y if how.activation is None else _ACTIVATIONS[how.activation](y)
+    return y if how.activation is None else ACTIVATIONS[how.activation](y)
 
 
 def _shift(x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -209,6 +212,7 @@ def _is_fast(x: jax.Array, residual: jax.Array | None, how: _How) -> bool:
     maps = [x] if residual is None else [x, residual]
     return (
         how.dtype in (jnp.float32, jnp.bfloat16)
+        and how.activation in _BY_KERNELS
         and all(v.dtype == how.dtype for v in maps)
         and how.axis_name is None
         and not jax.sharding.get_abstract_mesh().manual_axes
@@ -255,8 +259,7 @@ def _call(
         *operands,
         in_place=in_place,
         epsilon=how.epsilon,
-        # As norm.cc counts them.
-        activation=[None, *_ACTIVATIONS].index(how.activation),
+        activation=_BY_KERNELS.index(how.activation),
     )
 
 

@@ -39,7 +39,12 @@ def get_config(variant: str = "none") -> ConfigDict:
         seed=0,
         num_epochs=15,
         batch_size=128,
-        model={**model, "stem": "cifar"},
+        model={
+            **model,
+            "stem": "cifar",
+            "attention_stages": None,
+            "attention_place": None,
+        },
         data={"name": "cifar10", "val_fraction": 0.02, "max_train_examples": 5000},
         augment={"flip_probability": 0.5, "crop_padding_px": 4, "crop_fill": "zero"},
         schedule={

@@ -5,8 +5,9 @@
 
 A ResNet-18 for images of 128 pixels, from random weights, by a recipe that forgives
 much. Variants by argument are the attention in every block: `cbam` (the default),
-`eca`, and `none`, a plain ResNet, which can begin from torchvision's weights
-(`--config.init_from=resnet18.pth`).
+`eca`, and `none`, a plain ResNet. Each can begin from published weights
+(`--config.init_from=torchvision:resnet18`), an attention as if it were not there at
+first (`--config.model.attention_init=identity`).
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +22,8 @@ def get_config(variant: str = "cbam") -> ConfigDict:
         variant: One of cbam, eca, none.
     """
     choose_variant(variant, ("cbam", "eca", "none"))
-    attention = {} if variant == "none" else {"attention": variant}
+    none = variant == "none"
+    attention = {} if none else {"attention": variant, "attention_init": None}
     return recipe(
         seed=0,
         num_epochs=30,

@@ -4,7 +4,9 @@
     python main.py --config configs/sccnet.py:34_cifar --workdir workdir/sccnet34_cifar
 
 Variants by argument: `18` (the default) and `34` on ImageNet, `18_cifar` and
-`34_cifar`. ImageNet is TensorFlow Datasets' `imagenet2012`, prepared in
+`34_cifar`; and `resnet34` on ImageNet, with which the project compares, with shortcuts
+by `--config.model.downsample` (conv1, conv3, conv5) and `--config.model.activation`
+(relu, mish). ImageNet is TensorFlow Datasets' `imagenet2012`, prepared in
 `--config.data.path` or in its own directory; or a folder of photos:
 `--config.data.name=imagefolder --config.data.path=FOLDER`.
 
@@ -22,14 +24,17 @@ _MODELS = {
     "34": "sccnet34",
     "18_cifar": "sccnet18",
     "34_cifar": "sccnet34",
+    "resnet34": "resnet34",
 }
+_SCC = {"downsample": "scc5", "mask_prob": 0.005, "forcing": "uniform"}
+_RESNET = {"downsample": "conv1", "activation": "relu"}
 
 
 def get_config(variant: str = "18") -> ConfigDict:
     """Returns the recipe.
 
     Args:
-        variant: One of 18, 34, 18_cifar, 34_cifar.
+        variant: One of 18, 34, 18_cifar, 34_cifar, resnet34.
     """
     choose_variant(variant, _MODELS)
     is_cifar = variant.endswith("_cifar")
@@ -41,9 +46,9 @@ def get_config(variant: str = "18") -> ConfigDict:
         model={
             "name": _MODELS[variant],
             "stem": "cifar" if is_cifar else "imagenet",
-            "downsample": "scc5",
-            "mask_prob": 0.005,
-            "forcing": "uniform",
+            "drop_path_rate": None,
+            "in_channels": None,
+            **(_RESNET if variant == "resnet34" else _SCC),
         },
         data={
             "name": "cifar10" if is_cifar else "imagenet2012",

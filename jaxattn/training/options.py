@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from jaxattn.config.bind import DTYPES
 from jaxattn.errors import choose, require, require_seed
+from jaxattn.models.published import check_address
 from jaxattn.ops import cpu_kernels
 from jaxattn.ops.conv import is_faster_in_bfloat16
-from jaxattn.paths import local_path
 from jaxattn.training.checkpoints.checkpoint import NUM_LATEST
 
 _TRAINABLE = ("all", "head")
@@ -40,9 +40,11 @@ class Options:
             that does not fit into memory; the optimizer steps once, with their mean
             gradient. Equal to the whole batch where there is no BatchNorm; see
             `jaxattn.training.steps.make_train_step`.
-        init_from: The workdir of another run, a PyTorch file, or the name of weights
-            that come with the package, from which this run starts; the head too if it
-            is for the same classes (of a PyTorch file: for as many).
+        init_from: The weights from which this run starts: the workdir of another run,
+            a file (`.safetensors`, or PyTorch's), an address of a hub or of torchvision
+            (see `jaxattn.models.published`), or the name of weights that come with the
+            package. The head too if it is for the same classes (where their names are
+            not known: for as many).
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
         keep_checkpoints: The newest ones that are kept beside the best: of the ends of
@@ -80,7 +82,7 @@ class Options:
         timeout_s = self.stall_timeout_s
         require("stall_timeout_s", timeout_s, timeout_s > 0, "above 0")
         if self.init_from is not None:
-            local_path(self.init_from, "init_from")
+            check_address(self.init_from, "init_from")
         choose("dtype", self.dtype, (*DTYPES, "auto"))
         choose("trainable", self.trainable, _TRAINABLE)
 

@@ -259,7 +259,7 @@ def build(
         create_state=functools.partial(
             create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
-        pretrained=Pretrained(origin, model, data) if origin else None,
+        pretrained=Pretrained(origin, model, data, preprocess) if origin else None,
         trainable=head_paths(model, shape) if is_head else None,
         **parts,
     )

@@ -125,6 +125,24 @@ def plot_page(
     return figure
 
 
+@default_look
+def plot_gates(image: np.ndarray, shown: Sequence[Panel]) -> Figure:
+    """Draws an image, and beside it what one layer multiplied its map with.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        shown: Panels of the layer, whose labels are not written.
+    """
+    figure = new_figure(_SIDE * (1 + len(shown)), _SIDE)
+    first, *others = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
+    show_image(first, image)
+    for axes, panel in zip(others, shown, strict=True):
+        _DRAW[panel.kind](axes, image, panel)
+        if axes.images:
+            hide_frame(axes)
+    return figure
+
+
 def _explain(figure: Figure, grid: np.ndarray, kinds: Collection[str]) -> None:
     """Draws the colours below the panels, and says how to read these."""
     width, height = figure.get_size_inches()

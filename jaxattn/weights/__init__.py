@@ -6,6 +6,9 @@ workdir by
 
     trained = load_trained(workdir)
     write_weights(folder, name, trained.config, trained.variables, trained.step)
+
+Beside them, `imagenet_classes.txt`: what networks trained on ImageNet tell apart, in
+the words of torchvision's list.
 """
 
 import importlib.resources
@@ -66,9 +69,23 @@ def write_weights(
     content = io.BytesIO()
     np.savez_compressed(content, **flat)
     write_atomically(folder / f"{name}.npz", content.getvalue())
+    described = {"config": without_places(config), "step": step}
+    write_json(folder / f"{name}.json", described)
+
+
+def without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's config without paths of the machine that the run was on.
+
+    Args:
+        config: By section.
+    """
     kept = {key: value for key, value in config.items() if key not in _PLACES}
-    kept["data"] = {**config.get("data", {}), "path": None}
-    write_json(folder / f"{name}.json", {"config": kept, "step": step})
+    return kept | {"data": {**config.get("data", {}), "path": None}}
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Returns the names of ImageNet's 1,000 classes, in the order of logits."""
+    return tuple((_folder() / "imagenet_classes.txt").read_text().splitlines())
 
 
 def _folder() -> Traversable:

@@ -1,10 +1,6 @@
 """Data sets of TFDS, decoded on access. TFDS itself is imported where it is used."""
 
-import queue
 import re
-import threading
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +13,7 @@ from jaxattn.data.datasets.paths import existing
 from jaxattn.data.source import Data, Example
 from jaxattn.errors import UserError, reason, reraise_machine_fault
 from jaxattn.packages import how_to_install
-
-# TFDS takes more than three minutes to give up on a dead connection.
-_ANSWER_TIMEOUT_S = 6.0
+from jaxattn.web import unreachable
 
 
 def load_tfds(
@@ -241,8 +235,9 @@ def _prepare(builder: Any, name: str, path: str | None) -> None:
     if path is not None:
         raise UserError(f"data.path={path}: holds no {name}; must be {ways}")
     advice = f"set data.path to {ways}"
+    # TFDS itself takes more than three minutes to give up on a dead connection.
     for url in list(builder.url_infos or {})[:1]:
-        if failure := _unreachable(url):
+        if failure := unreachable(url):
             raise UserError(
                 f"data.name={name}: cannot download {url} ({failure}); {advice}"
             )
@@ -272,28 +267,3 @@ def _image_and_label(name: str, features: Any) -> tuple[Any, Any]:
     if image.np_dtype != np.uint8:
         raise UserError(f"data.name={name}: images are {image.np_dtype}, must be uint8")
     return image, label
-
-
-def _unreachable(url: str) -> str | None:
-    """Why a server does not answer, None if it does."""
-    request = urllib.request.Request(url, method="HEAD")
-    outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S).close()
-        except urllib.error.HTTPError as error:
-            error.close()
-            # Some servers refuse HEAD; TFDS retries on 5xx only.
-            outcome.put(str(error) if error.code >= 500 else None)
-        except Exception as error:
-            outcome.put(str(error))
-        else:
-            outcome.put(None)
-
-    # In a thread, since the timeout of urlopen does not cover the name lookup.
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return outcome.get(timeout=_ANSWER_TIMEOUT_S + 1)
-    except queue.Empty:
-        return f"no answer in {_ANSWER_TIMEOUT_S + 1:.0f} s"

@@ -69,6 +69,9 @@ class Classification:
         axis_name: str | None = None,
     ) -> nn.Module:
         """Returns the network of the section `model`, with a logit for each class."""
+        stages = section.get("out_stages")
+        wanted = "left out: a classifier returns logits, not maps"
+        require("model.out_stages", stages, stages is None, wanted)
         make = bind(create_model, section, "model")
         return make(num_classes=len(class_names), dtype=dtype, axis_name=axis_name)
 

@@ -1,8 +1,7 @@
-"""Weights that a run starts from: another run's, a PyTorch file's, the package's."""
+"""Weights that a run starts from: another run's, published ones, the package's."""
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn.data.preprocess import Preprocess
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, suggest
 from jaxattn.models.classes import (
@@ -18,10 +18,18 @@ from jaxattn.models.classes import (
     flat,
     head_paths,
     with_classes_of,
+    without_attention,
+)
+from jaxattn.models.published import (
+    WEIGHTS,
+    Published,
+    is_address,
+    read_published,
 )
 from jaxattn.models.torch_layouts import torchvision_names
-from jaxattn.models.torch_weights import from_torch, read_state_dict
+from jaxattn.models.torch_weights import from_torch
 from jaxattn.paths import local_path
+from jaxattn.text import shortened
 from jaxattn.training.checkpoints.trained import (
     Trained,
     Weights,
@@ -36,40 +44,46 @@ class Pretrained:
     """Where a run's first weights are, and the network that they are for.
 
     Attributes:
-        origin: The workdir of a run, whose best weights are taken, a PyTorch file, or
-            one of `jaxattn.weights.list_weights()`.
+        origin: The workdir of a run, whose best weights are taken, one of
+            `jaxattn.weights.list_weights()`, or what `jaxattn.models.published` reads.
         model: The network.
         data: Of the run.
+        preprocess: Of the run; None if nobody is to be told that it is another one
+            than that of the weights.
     """
 
     origin: str
     model: nn.Module
     data: Data
+    preprocess: Preprocess | None = None
 
     def read(self, say: Callable[[str], None]) -> dict[TreePath, np.ndarray]:
-        """Returns values of the network's variables by path, without a new head's.
+        """Returns values of the network's variables by path, without what is new in it.
 
-        The head starts anew if it was for other classes, by number or by name. A
-        PyTorch file does not name its classes: their number decides.
+        The head is new if it was for other classes, by number or by name, or is not
+        there. PyTorch's files do not name their classes: there the number decides. An
+        attention module is new if the weights have nothing of it. All else must fit.
 
         Args:
-            say: Told what becomes of the head.
+            say: Told what starts anew, and whether images look other here.
 
         Raises:
             UserError: If they cannot be read, or are another network's.
         """
+        shape = self.data.image_shape
         has_head = hasattr(self.model, "num_classes")
-        head = (
-            head_paths(self.model, self.data.image_shape) if has_head else frozenset()
-        )
-        trained = self._load()
-        given = self._read_torch(head) if trained is None else flat(trained.variables)
-        wanted = flat(abstract_variables(self.model, self.data.image_shape))
-        is_other = trained is not None and not self._has_classes_of(trained)
-        if is_other or any(_shape(given, p) != wanted[p].shape for p in head):
+        head = head_paths(self.model, shape) if has_head else frozenset()
+        wanted = flat(abstract_variables(self.model, shape))
+        added = wanted.keys() - self._plain_paths()
+        source = self._load()
+        given = self._read_leaves(source, head, may_lack=head | added)
+        is_other = not self._has_classes_of(source)
+        if is_other or any(_shape(given, p) != _shape(wanted, p) for p in head):
             given = {k: leaf for k, leaf in given.items() if k not in head}
             wanted = {k: leaf for k, leaf in wanted.items() if k not in head}
-        paths = sorted(given.keys() | wanted.keys())
+        new = _untouched_modules(added, wanted.keys() - added, given)
+        missing = wanted.keys() - set().union(*new.values())
+        paths = sorted(given.keys() | missing)
         if wrong := [p for p in paths if _shape(given, p) != _shape(wanted, p)]:
             path = wrong[0]
             raise UserError(
@@ -77,58 +91,120 @@ class Pretrained:
                 f" differ, such as {'/'.join(path)}, which is {_shape(given, path)}"
                 f" there and {_shape(wanted, path)} here"
             )
-        say(self._note(bool(head - given.keys()), trained))
+        say(self._note(bool(head - given.keys()), source))
+        if new:
+            say(f"starting as initialised, for it is not there: {', '.join(new)}")
+        for note in self._compare_images(source):
+            say(note)
         return given
 
-    @property
-    def _path(self) -> pathlib.Path:
-        return local_path(self.origin, "init_from")
+    def _plain_paths(self) -> Collection[TreePath]:
+        """Paths of the same network without attention."""
+        plain = without_attention(self.model)
+        return flat(abstract_variables(plain, self.data.image_shape)).keys()
 
-    def _load(self) -> Trained | Weights | None:
-        """Loads the network of a run or of the package; None is a PyTorch file."""
+    def _load(self) -> Trained | Weights | Published:
         if self.origin in list_weights():
             return load_trained(weights=self.origin)
-        if not self._path.exists():
-            raise UserError(
-                f"init_from={self.origin}: no such workdir or PyTorch file, nor weights"
-                f" of the package; {suggest(self.origin, list_weights())}"
-            )
-        if not self._path.is_dir():
-            return None
+        if not is_address(self.origin):
+            path = local_path(self.origin, "init_from")
+            if not path.exists():
+                raise UserError(
+                    f"init_from={self.origin}: no such workdir or PyTorch file, nor"
+                    f" weights of the package; {suggest(self.origin, list_weights())}"
+                )
+            if path.is_dir() and not (path / WEIGHTS).is_file():
+                try:
+                    return load_weights(path)
+                except UserError as error:
+                    raise UserError(f"init_from: {error}") from error
         try:
-            return load_weights(self._path)
+            return read_published(self.origin)
         except UserError as error:
-            raise UserError(f"init_from: {error}") from error
+            raise UserError(f"init_from={self.origin}: {error}") from error
 
-    def _has_classes_of(self, trained: Trained | Weights) -> bool:
-        names, own = trained.class_names, self.data.class_names
-        name = trained.config.get("data", {}).get("name")
+    def _read_leaves(
+        self,
+        source: Trained | Weights | Published,
+        head: Collection[TreePath],
+        may_lack: Collection[TreePath],
+    ) -> dict[TreePath, np.ndarray]:
+        if not isinstance(source, Published):
+            return flat(source.variables)
+        names = torchvision_names(source.state)
+        state = {names[name]: array for name, array in source.state.items()}
+        example = jax.ShapeDtypeStruct((1, *self.data.image_shape), jnp.float32)
+        try:
+            model = with_classes_of(self.model, state, head)
+            return flat(from_torch(model, state, example, may_lack=may_lack))
+        except ValueError as error:
+            raise UserError(
+                f"init_from={self.origin}: {shortened(str(error))}"
+            ) from error
+
+    def _has_classes_of(self, source: Trained | Weights | Published) -> bool:
+        names, own = _class_names(source), self.data.class_names
+        if isinstance(source, Published) and not names:
+            return True
+        name = source.config.get("data", {}).get("name")
         numbers = tuple(map(str, range(len(names))))
         # Numbers stand for names that a file of the same data, or one of weights, does
         # not hold.
         is_nameless = numbers in (names, own) and name == self.data.name
         return names == own or is_nameless or (names == numbers and name is None)
 
-    def _note(self, is_new: bool, trained: Trained | Weights | None) -> str:
+    def _note(self, is_new: bool, source: Trained | Weights | Published) -> str:
         if not is_new:
             return f"starting from {self.origin}, its head too"
-        names = () if trained is None else trained.class_names
+        names = _class_names(source)
         of = f"; it told apart {_some(names)}" if names else ""
         return (
             f"starting from {self.origin}; the head starts anew, for the classes here"
             f" are {_some(self.data.class_names)}{of}"
         )
 
-    def _read_torch(self, head: Collection[TreePath]) -> dict[TreePath, np.ndarray]:
-        try:
-            state = read_state_dict(self._path)
-            names = torchvision_names(state)
-            state = {names[name]: array for name, array in state.items()}
-            model = with_classes_of(self.model, state, head)
-            example = jax.ShapeDtypeStruct((1, *self.data.image_shape), jnp.float32)
-            return flat(from_torch(model, state, example))
-        except ValueError as error:
-            raise UserError(f"init_from={self.origin}: {error}") from error
+    def _compare_images(self, source: Trained | Weights | Published) -> Iterator[str]:
+        """Yields in what images were normalised otherwise than they are here."""
+        if self.preprocess is None:
+            return
+        channels = self.data.image_shape[2]
+        for key, value in source.config.get("normalize", {}).items():
+            here, there = (
+                tuple(v) * (channels if len(v) == 1 else 1)
+                for v in (getattr(self.preprocess, key), value)
+            )
+            if here != there:
+                yield (
+                    f"normalize.{key} is {here}, and was {there} where the weights are"
+                    f" from: --config.normalize.{key}='{there}' is as it was"
+                )
+
+
+def _untouched_modules(
+    added: Collection[TreePath],
+    body: Collection[TreePath],
+    given: Collection[TreePath],
+) -> dict[str, set[TreePath]]:
+    """Returns the paths of each module that a network adds and nothing is given of.
+
+    Args:
+        added: What the network adds to its plain form.
+        body: The other paths of the network, of whose modules those added are parts.
+        given: Paths of the weights.
+    """
+    known = {path[1:i] for path in body for i in range(2, len(path) + 1)}
+    modules: dict[str, set[TreePath]] = {}
+    for path in sorted(added):
+        parts = (path[1:i] for i in range(2, len(path) + 1))
+        module = next(part for part in parts if part not in known)
+        modules.setdefault(".".join(module), set()).add(path)
+    return {name: paths for name, paths in modules.items() if not paths & set(given)}
+
+
+def _class_names(source: Trained | Weights | Published) -> tuple[str, ...]:
+    if isinstance(source, Published):
+        return tuple(source.config.get("dataset", {}).get("class_names", ()))
+    return source.class_names
 
 
 def _shape(leaves: Mapping[TreePath, Any], path: TreePath) -> tuple[int, ...] | None:
