@@ -1,6 +1,7 @@
 """What is frozen stays, what thaws begins anew, and every layer has its rate."""
 
 import math
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -14,6 +15,7 @@ from flax import traverse_util
 from tiers import full_but
 
 from jaxattn.errors import InterruptedRun, UserError
+from jaxattn.models.classes import flat
 from jaxattn.ops import BatchNorm
 from jaxattn.training import build, loop
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
@@ -126,7 +128,7 @@ def test_trajectory_is_that_of_a_hand_written_optimizer(name, unfreeze_epochs, s
         for path, r in references.items():
             if i >= r.start:
                 getattr(r, name)(i, grads[path] * min(1, 1 / (norm + 1e-6)))
-        for path, p in traverse_util.flatten_dict(params).items():
+        for path, p in flat(params).items():
             np.testing.assert_allclose(p, references[path].p, rtol=1e-4, atol=1e-6)
 
 
@@ -252,7 +254,9 @@ def test_frozen_norm_normalises_by_its_running_statistics():
     stats = jax.tree.map(lambda s: s + np.float32(0.3), state.batch_stats)
     state = state.replace(batch_stats=stats)
     after, metrics = jax.jit(run.train_step)(state, feed)
-    logits = run.model.apply(state.variables, run.preprocess.normalize(feed["image"]))
+    logits: Any = run.model.apply(
+        state.variables, run.preprocess.normalize(feed["image"])
+    )
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, feed["label"])
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
     chex.assert_trees_all_equal(after.batch_stats, stats)
@@ -323,9 +327,10 @@ def last_params(keys, workdir):
     run = make_run(**keys)
     loop.train_and_evaluate(run, workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
-    state, step = checkpoints.restore_latest(run.abstract_state)
-    assert step == run.total_steps == 8
-    return jax.device_get(state)
+    restored = checkpoints.restore_latest(run.abstract_state)
+    assert restored is not None
+    assert restored[1] == run.total_steps == 8
+    return jax.device_get(restored[0])
 
 
 @pytest.mark.parametrize(

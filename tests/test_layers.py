@@ -85,7 +85,8 @@ def test_stages_are_those_of_the_network(name):
 @pytest.mark.full
 @pytest.mark.parametrize("name", list_models())
 def test_every_parameter_has_one_layer_and_the_head_is_the_last(name):
-    model, shape = create_model(name), (224 if "scsa" in name else 32,) * 2 + (3,)
+    size = 224 if "scsa" in name else 32
+    model, shape = create_model(name), (size, size, 3)
     head = head_paths(model, shape)
     layers, _, sizes = find_layers(model, shape, head)
     paths = [path for layer in layers for path in layer.params]

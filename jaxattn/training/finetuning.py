@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from jaxattn.config.bind import bind
 from jaxattn.errors import UserError, require, suggest
-from jaxattn.models.classes import TreePath, head_paths
+from jaxattn.models.classes import TreePath, flat, head_paths
 from jaxattn.models.layers import Layer, Layers, find_layers
 from jaxattn.training import optim
 from jaxattn.training.freezing import Frozen
@@ -326,7 +326,7 @@ def _thawing(
     wanted = f"at most {len(stages)} epochs, one for each stage before the head"
     require("unfreeze_epochs", tuple(epochs), len(epochs) <= len(stages), wanted)
     # The last epoch is of all stages that are left.
-    firsts = [*epochs, *epochs[-1:] * (len(stages) - len(epochs))]
+    firsts = [*epochs, *(epochs[-1] for _ in stages[len(epochs) :])]
     by_stage = zip(reversed(stages), firsts, strict=True)
     return {path: first for paths, first in by_stage for path in paths}
 
@@ -359,12 +359,11 @@ def _scaled(
 ) -> optax.GradientTransformation:
     """Multiplies what an optimizer adds to each parameter, decay included."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(grads, state, params)
-        scaled = traverse_util.path_aware_map(
-            lambda path, leaf: leaf * factors["params", *path], updates
-        )
-        return scaled, state
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params)
+        leaves = flat({"params": updates}).items()
+        scaled = {path[1:]: leaf * factors[path] for path, leaf in leaves}
+        return traverse_util.unflatten_dict(scaled), state
 
     return optax.GradientTransformation(optimizer.init, update)
 
@@ -387,14 +386,10 @@ def _by_start(
     optimizers = {str(first): make(first) for first in groups}
 
     def parts_of(tree: Any) -> dict[str, Any]:
-        flat = traverse_util.flatten_dict(tree)
+        leaves = flat({"params": tree})
         return {
             str(first): traverse_util.unflatten_dict(
-                {
-                    path: leaf
-                    for path, leaf in flat.items()
-                    if ("params", *path) in paths
-                }
+                {path[1:]: leaves[path] for path in sorted(paths)}
             )
             for first, paths in groups.items()
         }
@@ -403,13 +398,13 @@ def _by_start(
         parts = parts_of(params)
         return {key: optimizers[key].init(part) for key, part in parts.items()}
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        own, params = parts_of(grads), parts_of(params)
-        updates: Any = traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, grads))
-        state = dict(state)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        parts, params, state = parts_of(updates), parts_of(params), dict(state)
+        new = flat(jax.tree.map(jnp.zeros_like, updates))
         for key in map(str, (first for first in groups if first <= phase)):
-            part, state[key] = optimizers[key].update(own[key], state[key], params[key])
-            updates |= traverse_util.flatten_dict(part)
-        return traverse_util.unflatten_dict(updates), state
+            given = parts[key], state[key], params[key]
+            part, state[key] = optimizers[key].update(*given)
+            new |= flat(part)
+        return traverse_util.unflatten_dict(new), state
 
     return optax.GradientTransformation(init, update)
