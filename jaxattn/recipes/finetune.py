@@ -27,18 +27,23 @@ def get_config() -> ConfigDict:
         data={
             "name": "imagefolder",
             "val_fraction": 0.1,
-            "image_size": 64,
+            "image_size": 32,  # which the weights have learned from
             "resize_px": None,
-            "crop_scale": (0.35, 1.0),
+            "crop_scale": None,
             "crop_ratio": None,
             "on_bad_image": None,
         },
-        augment={"flip_probability": 0.5},
+        augment={
+            "flip_probability": 0.5,
+            "brightness": 0.2,
+            "contrast": 0.2,
+            "saturation": 0.2,
+        },
         loss={"label_smoothing": 0.1},
         schedule={
             "name": "cosine",
             "learning_rate": 1e-3,
-            "warmup_epochs": 0.5,
+            "warmup_epochs": 1.0,
             "update_per": "step",
         },
         optimizer={
