@@ -65,7 +65,13 @@ class Layers(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """The first call of a module: sides of its smallest maps, 0 where there is none."""
+    """Calls of a module: sides of the smallest maps, 0 where there is none.
+
+    Attributes:
+        side: Of what the first call takes.
+        side_after: Of what any of them returns.
+        is_batch_norm: Whether it is `jaxattn.ops.BatchNorm`.
+    """
 
     side: int
     side_after: int
@@ -110,12 +116,16 @@ def _trace(
     calls: Calls = {}
 
     def record(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if module.path in calls or context.method_name == "setup":
+        module, before = context.module, calls.get(context.module.path)
+        if context.method_name == "setup":
             return next_function(*args, **kwargs)
-        calls[module.path] = _Call(_side(args), 0, isinstance(module, BatchNorm))
+        if before is None:
+            is_norm = isinstance(module, BatchNorm)
+            calls[module.path] = _Call(_side(args), 0, is_norm)
         outputs = next_function(*args, **kwargs)
-        calls[module.path] = calls[module.path]._replace(side_after=_side(outputs))
+        after = _side(outputs)
+        after = after if before is None else min(after, before.side_after)
+        calls[module.path] = calls[module.path]._replace(side_after=after)
         return outputs
 
     with nn.intercept_methods(record):
