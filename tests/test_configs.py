@@ -290,7 +290,8 @@ def test_recipe_has_the_defaults_and_what_it_names():
     assert config.ema.to_dict() == {"decay": 0.5, "batch_stats": "average"}
     assert (config.batch_size, config.num_epochs, config.seed) == (8, None, 0)
     assert config.dtype == "float32"
-    assert config.optimizer.to_dict() == {"clip_norm": None, "decay_mask": None}
+    left = ("clip_norm", "decay_mask", "layer_decay", "head_rate")
+    assert config.optimizer.to_dict() == dict.fromkeys(left)
     assert study(seed=1).to_dict() == {"seed": 1}
     assert recipe(task="counting").loss.to_dict() == {}
     assert recipe(task="classification").loss.to_dict() == {"label_smoothing": 0.0}
@@ -374,7 +375,7 @@ def test_cbam_resnet_follows_the_published_recipe():
     }  # fmt: skip
     assert config.optimizer.to_dict() == {
         "name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
-        "clip_norm": 1.0, "decay_mask": None,
+        "clip_norm": 1.0, "decay_mask": None, "layer_decay": None, "head_rate": None,
     }  # fmt: skip
     assert config.ema.to_dict() == {"decay": 0.999, "batch_stats": "live"}
 

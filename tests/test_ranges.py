@@ -53,6 +53,8 @@ TAKEN = {
     "steps_per_dispatch": FROM_1,
     "accumulate_steps": (1,),  # of a batch of 16
     "keep_checkpoints": FROM_1,
+    "freeze_stages": FROM_0,
+    "unfreeze_epochs": ((), (1, 2), (1, 2, 3)),  # of 4
     "max_skipped_steps": FROM_0,
     "stall_timeout_s": ABOVE_0,
     "model.widths": ((1, 2), (2, 1), (1, 2, 3)),
@@ -102,6 +104,8 @@ TAKEN = {
     "optimizer.momentum": BELOW_1,
     "optimizer.weight_decay": ANY_FROM_0,
     "optimizer.clip_norm": ABOVE_0,
+    "optimizer.layer_decay": (0.5, 1.0),
+    "optimizer.head_rate": ABOVE_0,
     "ema.decay": BELOW_1,
     "early_stopping.patience": FROM_0,
     "early_stopping.min_delta": ANY_FROM_0,

@@ -24,6 +24,10 @@ _DEFAULTS: dict[str, Any] = {
     "accumulate_steps": int,  # micro-batches of a step; None: 1
     "init_from": str,  # workdir, file, hf:OWNER/NAME, torchvision:NAME, ...
     "trainable": "all",  # all, or head: only the layer that makes the logits
+    "freeze": str,  # regular expression: names' starts that never learn; None: none
+    "freeze_stages": int,  # stages up to this never learn; the stem is 0; None: none
+    "unfreeze_epochs": tuple,  # from when on further stages learn, beside the head
+    "freeze_batch_norm": str,  # by running statistics: frozen, statistics, all
     "keep_checkpoints": int,  # newest ones, beside the best; None: 2
     "max_skipped_steps": 0,  # whose loss is not finite, before the run ends
     "stall_timeout_s": 1800.0,  # without a step before the run ends; s
@@ -56,6 +60,8 @@ _DEFAULTS: dict[str, Any] = {
     "optimizer": {
         "clip_norm": float,  # largest gradient norm; None: any
         "decay_mask": str,  # what decays: all, or kernels (rank 2 or more); None: all
+        "layer_decay": float,  # rate of a layer, of that of the next; None: 1
+        "head_rate": float,  # learning rate of the head alone; None: the schedule's
     },
     "ema": {
         "decay": 0.0,  # share that the average keeps per step; 0: no average

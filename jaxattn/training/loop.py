@@ -172,6 +172,8 @@ class _Attempt:
         key = self._key(state)
         for note in (run.data.describe(), *run.data.notes):
             self.progress.message(f"data: {note}")
+        for note in run.finetuning.notes():
+            self.progress.message(note)
         if step:
             self.progress.message(f"resuming from step {step} of {run.total_steps}")
         if self.writer:

@@ -16,10 +16,17 @@ Mask = Callable[[Any], Any]  # from parameters to a tree of booleans
 
 
 class RunLength(NamedTuple):
-    """Length of a run."""
+    """Length of a run, and where in it an optimizer begins to count steps.
+
+    Attributes:
+        num_epochs: Epochs of the run.
+        steps_per_epoch: Steps of each.
+        first_epoch: In which the optimizer begins, counted from 0.
+    """
 
     num_epochs: int
     steps_per_epoch: int
+    first_epoch: int = 0
 
 
 # Ranges by the last part of a key: everything else is at least 0.
@@ -123,7 +130,7 @@ def make_schedule(
     Raises:
         UserError: If a value is out of its range.
     """
-    num_epochs, steps_per_epoch = length
+    num_epochs, steps_per_epoch, _ = length
     choose("schedule.name", name, SCHEDULES)
     choose("schedule.update_per", update_per, ("epoch", "step"))
     require("schedule.learning_rate", learning_rate, learning_rate > 0, "above 0")
@@ -242,7 +249,8 @@ _SWITCH_FRACTION = 0.8
 def _switch_step(length: RunLength, switch_fraction: float) -> int:
     if switch_fraction == 1:
         return int(jnp.iinfo(jnp.int32).max)  # of `count`: never
-    return int(switch_fraction * length.num_epochs) * length.steps_per_epoch
+    epochs = int(switch_fraction * length.num_epochs) - length.first_epoch
+    return epochs * length.steps_per_epoch
 
 
 def adamw_then_sgd(

@@ -1,6 +1,8 @@
 """The keys of a run that belong to no section, and what it logs."""
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable
 
 from jaxattn.config.bind import DTYPES
@@ -11,6 +13,7 @@ from jaxattn.ops.conv import is_faster_in_bfloat16
 from jaxattn.training.checkpoints.checkpoint import NUM_LATEST
 
 _TRAINABLE = ("all", "head")
+_BATCH_NORM = ("frozen", "statistics", "all")
 _FROM_1 = (
     "num_epochs",
     "batch_size",
@@ -47,6 +50,21 @@ class Options:
             not known: for as many).
         trainable: "all", or "head": only the layer that makes the logits learns.
             BatchNorm still follows the batches.
+        freeze: A regular expression. Parameters whose names match it from their start
+            never learn: `conv1|bn1|layer1` or `.*attn`, say, of
+            `layer1.0.conv1.kernel`.
+        freeze_stages: The stages up to this one never learn; the stem is 0, and layer1
+            of a ResNet 1, as in mmpretrain's `frozen_stages`. Those of any network are
+            as `jaxattn.models.layers` finds them.
+        unfreeze_epochs: Numbers of epochs, rising: the head learns alone until the
+            first is done, then the last stage before it, too, after the second the
+            one before, and so on; after the last number all that is left. `(2,)` is
+            two epochs of the head, then everything. Not what `freeze` and
+            `freeze_stages` say.
+        freeze_batch_norm: Which BatchNorm layers normalise by their running statistics
+            and leave them as they are: "frozen", those whose parameters are frozen;
+            "statistics", all; "all", all, and their scales and biases never learn. By
+            default none.
         keep_checkpoints: The newest ones that are kept beside the best: of the ends of
             epochs, and of where a signal stopped the run.
         max_skipped_steps: Steps of the run whose loss or gradient may be infinite or
@@ -67,6 +85,10 @@ class Options:
     accumulate_steps: int = 1
     init_from: str | None = None
     trainable: str = "all"
+    freeze: str | None = None
+    freeze_stages: int | None = None
+    unfreeze_epochs: tuple[int, ...] = ()
+    freeze_batch_norm: str | None = None
     keep_checkpoints: int = NUM_LATEST
     max_skipped_steps: int = 0
     stall_timeout_s: float = 1800.0
@@ -85,6 +107,28 @@ class Options:
             check_address(self.init_from, "init_from")
         choose("dtype", self.dtype, (*DTYPES, "auto"))
         choose("trainable", self.trainable, _TRAINABLE)
+        self._check_freezing()
+
+    def _check_freezing(self) -> None:
+        if self.freeze is not None:
+            try:
+                re.compile(self.freeze)
+            except re.error as error:
+                wanted = f"a regular expression ({error})"
+                require("freeze", self.freeze, False, wanted)
+        if self.freeze_stages is not None:
+            holds = self.freeze_stages >= 0
+            require("freeze_stages", self.freeze_stages, holds, "at least 0")
+        epochs = tuple(self.unfreeze_epochs)
+        holds = all(a < b for a, b in itertools.pairwise((0, *epochs, self.num_epochs)))
+        wanted = f"rising, from 1 on and below num_epochs={self.num_epochs}"
+        require("unfreeze_epochs", epochs, holds or not epochs, wanted)
+        if self.freeze_batch_norm is not None:
+            choose("freeze_batch_norm", self.freeze_batch_norm, _BATCH_NORM)
+        for key in ("freeze", "freeze_stages", "unfreeze_epochs"):
+            value = getattr(self, key)
+            holds = self.trainable == "all" or value in (None, ())
+            require(key, value, holds, "left out with trainable='head', which says all")
 
 
 def choose_dtype(options: Options, tell: Callable[[str], None]) -> Options:

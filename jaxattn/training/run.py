@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import Augment
@@ -17,7 +16,6 @@ from jaxattn.data.pipeline import Loader, TrainOrder, check_loader, make_loader
 from jaxattn.data.preprocess import Frame, Preprocess, check_normalization
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require, require_type
-from jaxattn.models.classes import TreePath, head_paths
 from jaxattn.models.cost import Cost, measure_cost
 from jaxattn.ops import cpu_kernels
 from jaxattn.ops.conv import is_fast_in_loops
@@ -27,6 +25,13 @@ from jaxattn.training import optim, own_objects
 from jaxattn.training.checkpoints.pretrained import Pretrained
 from jaxattn.training.devices.mesh import Devices, Parallel, compile_quickly
 from jaxattn.training.devices.registry import make_parallel
+from jaxattn.training.finetuning import (
+    Finetuning,
+    Network,
+    Optimizers,
+    make_finetuning,
+    make_optimizers,
+)
 from jaxattn.training.guards.early_stopping import EarlyStopping
 from jaxattn.training.options import Log, Options, choose_dtype
 from jaxattn.training.state import Ema, TrainState, create_state
@@ -66,11 +71,10 @@ class Run:
     preprocess: Preprocess
     augment: Augment
     schedule: optim.Schedule
-    optimizer: optax.GradientTransformation
+    finetuning: Finetuning
     ema: Ema
     create_state: Callable[..., TrainState]
     pretrained: Pretrained | None
-    trainable: Collection[TreePath] | None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -85,17 +89,25 @@ class Run:
 
     @functools.cached_property
     def train_step(self) -> TrainStep:
-        """One step of training."""
+        """One step of training; with `unfreeze_epochs`, before the first of them."""
+        return self.step_of(0)
+
+    def phase_at(self, step: int) -> int:
+        """Returns the phase of fine-tuning after so many steps; else always 0."""
+        return self.finetuning.phase(step // self.steps_per_epoch)
+
+    def step_of(self, phase: int) -> TrainStep:
+        """Returns one step of training in a phase of fine-tuning."""
         options = self.options
         return make_train_step(
             self.model,
             self.task,
-            self.optimizer,
+            self.finetuning.optimizer(phase),
             schedule=self.schedule,
             augment=self.augment,
             normalize=self.preprocess.normalize,
             ema=self.ema,
-            trainable=self.trainable,
+            frozen=self.finetuning.frozen(phase),
             skips=options.max_skipped_steps > 0,
             accumulate_steps=options.accumulate_steps,
             unroll=not is_fast_in_loops(DTYPES[options.dtype]),
@@ -218,7 +230,7 @@ def build(
     }
     if model is None:
         task.make_model(sections["model"], ("",), **how)
-    _make_optimizer(sections, optim.RunLength(options.num_epochs, 1))
+    _make_optimizers(sections, optim.RunLength(options.num_epochs, 1))
     check_normalization(sections["normalize"])
 
     if data is None:
@@ -240,9 +252,10 @@ def build(
         loaders[split] = as_loader(source)
     order = TrainOrder(len(data.train), options.batch_size, options.seed)
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
-    schedule, optimizer = _make_optimizer(sections, length)
-    shape, is_head = data.image_shape, options.trainable == "head"
-    origin = options.init_from
+    schedule, optimizers = _make_optimizers(sections, length)
+    shape, origin = data.image_shape, options.init_from
+    finetuning = make_finetuning(options, Network(model, shape), optimizers)
+    optimizer = finetuning.optimizer()
     run = Run(
         config={**values, **sections},
         own=own,
@@ -255,12 +268,11 @@ def build(
         model=model,
         preprocess=preprocess,
         schedule=schedule,
-        optimizer=optimizer,
+        finetuning=finetuning,
         create_state=functools.partial(
             create_state, model, optimizer, parts["ema"], options.seed, shape
         ),
         pretrained=Pretrained(origin, model, data, preprocess) if origin else None,
-        trainable=head_paths(model, shape) if is_head else None,
         **parts,
     )
     _check_run(run)
@@ -286,12 +298,13 @@ def _split(config: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return plain, sections
 
 
-def _make_optimizer(sections: Mapping[str, Any], length: optim.RunLength) -> Any:
+def _make_optimizers(
+    sections: Mapping[str, Any], length: optim.RunLength
+) -> tuple[optim.Schedule, Optimizers]:
     make = bind(optim.make_schedule, sections["schedule"], "schedule", length=length)
-    schedule = make()
-    of = {"schedule": schedule, "length": length}
-    make = bind(optim.make_optimizer, sections["optimizer"], "optimizer", **of)
-    return schedule, make()
+    schedule, rate = make(), make.keywords["learning_rate"]
+    of = {"schedule": schedule, "length": length, "learning_rate": rate}
+    return schedule, bind(make_optimizers, sections["optimizer"], "optimizer", **of)()
 
 
 def _check_run(run: Run) -> None:

@@ -7,20 +7,20 @@ shard, and the few places that see the whole batch say so.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
 from jaxattn.data.augment import Augment, mix, normalize
 from jaxattn.data.pipeline import Batch, targets_of
 from jaxattn.tasks.task import Targets, Task
+from jaxattn.training.freezing import Frozen
 from jaxattn.training.optim import Schedule
-from jaxattn.training.state import Ema, TrainState, TreePath
+from jaxattn.training.state import Ema, TrainState
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -31,7 +31,7 @@ Keys = dict[str, jax.Array]
 Means = tuple[Metrics, Any]  # of what the task measures, and gradients
 
 # Where nothing else is said; the last from pixels to intensities in [0, 1].
-_NO_AUGMENT, _NO_EMA = Augment(), Ema()
+_NO_AUGMENT, _NO_EMA, _NOT_FROZEN = Augment(), Ema(), Frozen()
 _TO_INTENSITIES = functools.partial(normalize, mean=(0.0,), std=(1.0,))
 
 
@@ -44,7 +44,7 @@ def make_train_step(
     augment: Augment = _NO_AUGMENT,
     normalize: Normalize = _TO_INTENSITIES,
     ema: Ema = _NO_EMA,
-    trainable: Collection[TreePath] | None = None,
+    frozen: Frozen = _NOT_FROZEN,
     skips: bool = False,
     gradient_metrics: Callable[[Any], dict[str, Any]] | None = None,
     accumulate_steps: int = 1,
@@ -57,9 +57,9 @@ def make_train_step(
     targets, such as `"label": int32 [N]`. Metrics are scalars over the global batch:
     what the task measures, `loss` first (of a mixed image, weighted between its own
     targets and its partner's), `gradient_norm` (before clipping), with a schedule
-    `learning_rate`, and what `gradient_metrics` makes of the gradients. `trainable` are
-    the paths of the parameters that change and have gradients; None: all. `skips`
-    leaves the state as it is, but for its step, where loss or gradient are not finite.
+    `learning_rate`, and what `gradient_metrics` makes of the gradients. What is
+    `frozen` has no gradient and does not change. `skips` leaves the state as it is, but
+    for its step, where loss or gradient are not finite.
 
     With `accumulate_steps` of k the batch goes through the network in k micro-batches,
     one after the other, and metrics and gradients are the means over them: those
@@ -79,15 +79,16 @@ def make_train_step(
         def loss_fn(
             params: Any, batch_stats: Any, examples: Examples, keys: Keys
         ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-            params = _where_frozen(trainable, jax.lax.stop_gradient, params)
+            params = frozen.stop_gradients(params)
             x, targets, partner_targets = examples
-            outputs, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                x,
-                train=True,
-                mutable=["batch_stats"],
-                rngs=keys,
-            )  # pyright: ignore[reportGeneralTypeIssues]
+            with frozen.running():
+                outputs, updated = model.apply(
+                    {"params": params, "batch_stats": batch_stats},
+                    x,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs=keys,
+                )  # pyright: ignore[reportGeneralTypeIssues]
 
             own = task.measure(outputs, targets)
             partners = task.measure(outputs, partner_targets)
@@ -115,7 +116,6 @@ def make_train_step(
         measured, grads = _mean(means, axis_name)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updates = _where_frozen(trainable, jnp.zeros_like, updates)
         params = optax.apply_updates(state.params, updates)
         metrics = {**measured, "gradient_norm": optax.tree.norm(grads)}
         if schedule is not None:
@@ -132,6 +132,7 @@ def make_train_step(
             ema_params=ema.update(state.ema_params, params),
             ema_batch_stats=ema.update(state.ema_batch_stats, batch_stats),
         )
+        new = frozen.keep(state, new)
         if skips:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(
                 metrics["gradient_norm"]
@@ -227,20 +228,6 @@ def _accumulate(
         add, (zeros, batch_stats), micros, unroll=unroll
     )
     return jax.tree.map(lambda leaf: leaf / count, sums), batch_stats
-
-
-def _where_frozen(
-    trainable: Collection[TreePath] | None,
-    function: Callable[[jax.Array], jax.Array],
-    params: Any,
-) -> Any:
-    """Applies a function to the leaves that do not train."""
-    if trainable is None:
-        return params
-    return traverse_util.path_aware_map(
-        lambda path, leaf: leaf if ("params", *path) in trainable else function(leaf),
-        params,
-    )
 
 
 def _own_shard(values: jax.Array, axis_name: str | None) -> jax.Array:

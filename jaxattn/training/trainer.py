@@ -51,6 +51,7 @@ class Trainer:
         self.run = run
         self.evaluator = Evaluator(run, is_stopped)
         self._loader = run.loaders["train"]
+        self._dispatch = functools.cache(lambda at: self.compile(run.step_of(at)))
 
     def init_state(self) -> TrainState:
         """Returns the state at step 0, where the steps want it.
@@ -81,13 +82,10 @@ class Trainer:
             for chunk in _chunks(feeds, start, run):
                 # What TensorBoard's profile plugin takes for a step.
                 with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-                    state, metrics = self._dispatch(state, self.place(chunk))
+                    dispatch = self._dispatch(run.phase_at(step))
+                    state, metrics = dispatch(state, self.place(chunk))
                 step += len(chunk)
                 yield Update(step, state, metrics)
-
-    @functools.cached_property
-    def _dispatch(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        return self.compile(self.run.train_step)
 
     def evaluate(self, state: TrainState, split: str) -> dict[str, Any] | None:
         """Returns the task's summary of the raw weights on a split.
