@@ -2,7 +2,7 @@
 
 Park, Woo, Lee, Kweon, "BAM: Bottleneck Attention Module", BMVC 2018.
 https://arxiv.org/abs/1807.06514
-Reference code read: Jongchan/attention-module @459efad, MODELS/bam.py (numbers
+Reference code: Jongchan/attention-module @459efad, MODELS/bam.py (numbers
 compared in tests/test_zoo.py)
 
 Notation: N batch, H, W spatial, C channels, R = C / r of the bottleneck.

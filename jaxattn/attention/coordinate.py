@@ -2,7 +2,7 @@
 
 Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021.
 https://arxiv.org/abs/2103.02907
-Reference code read: houqb/CoordAttention @7619bea, coordatt.py; HZAI-ZJNU/SCSA
+Reference code: houqb/CoordAttention @7619bea, coordatt.py; HZAI-ZJNU/SCSA
 @8c46866, mmpretrain/models/attentions/CA.py; pytorch-image-models @aa4b585,
 timm/layers/coord_attn.py (numbers compared in tests/test_zoo.py)
 

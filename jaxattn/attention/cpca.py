@@ -3,7 +3,7 @@
 Huang, Chen, Zou, Lu, Chen, "Channel prior convolutional attention for medical image
 segmentation", Computers in Biology and Medicine 178, 2024.
 https://arxiv.org/abs/2306.05196
-Reference code read: HZAI-ZJNU/SCSA @8c46866, mmpretrain/models/attentions/CPCA.py; also
+Reference code: HZAI-ZJNU/SCSA @8c46866, mmpretrain/models/attentions/CPCA.py; also
 the authors' Cuthbert-Huang/CPCANet @550b49a,
 CPCANet/nnunet/network_architecture/CPCANet.py (RepBlock, which has `reduction=4`, and
 `dconv` in its names for `dwc`); both Apache 2.0 (numbers compared in tests/test_zoo.py)

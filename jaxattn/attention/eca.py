@@ -2,7 +2,7 @@
 
 Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep
 Convolutional Neural Networks", CVPR 2020. https://arxiv.org/abs/1910.03151
-Reference code read: BangguWu/ECANet @b332f6b, models/eca_module.py; HZAI-ZJNU/SCSA
+Reference code: BangguWu/ECANet @b332f6b, models/eca_module.py; HZAI-ZJNU/SCSA
 @8c46866, mmpretrain/models/attentions/ECA.py; pytorch-image-models @aa4b585,
 timm/layers/eca.py (numbers compared in tests/test_zoo.py)
 

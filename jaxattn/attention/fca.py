@@ -2,7 +2,7 @@
 
 Qin, Zhang, Wu, Li, "FcaNet: Frequency Channel Attention Networks", ICCV 2021.
 https://arxiv.org/abs/2012.11879
-Reference code read: cfzd/FcaNet @aa5fb63, model/layer.py, MIT licence (numbers compared
+Reference code: cfzd/FcaNet @aa5fb63, model/layer.py, MIT licence (numbers compared
 in tests/test_zoo.py)
 
 Notation: N batch, H, W spatial, C channels, P and Q sides of the cosine transform

@@ -3,7 +3,7 @@
 Cao, Xu, Lin, Wei, Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and
 Beyond", ICCV workshops 2019.
 https://arxiv.org/abs/1904.11492
-Reference code read: xvjiarui/GCNet @029db54, mmdet/ops/gcb/context_block.py; also
+Reference code: xvjiarui/GCNet @029db54, mmdet/ops/gcb/context_block.py; also
 pytorch-image-models @aa4b585, timm/layers/global_context.py; both Apache 2.0 (numbers
 compared in tests/test_zoo.py)
 

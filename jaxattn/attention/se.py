@@ -4,7 +4,7 @@ Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
 https://arxiv.org/abs/1709.01507
 Lee, Park, "CenterMask: Real-Time Anchor-Free Instance Segmentation", CVPR 2020 (eSE).
 https://arxiv.org/abs/1911.06667
-Reference code read: moskomule/senet.pytorch @8cb2669, senet/se_module.py;
+Reference code: moskomule/senet.pytorch @8cb2669, senet/se_module.py;
 HZAI-ZJNU/SCSA @8c46866, mmpretrain/models/attentions/SE.py; pytorch-image-models
 @aa4b585, timm/layers/squeeze_excite.py (numbers compared in tests/test_zoo.py)
 

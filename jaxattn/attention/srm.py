@@ -3,7 +3,7 @@
 Lee, Kim, Nam, "SRM: A Style-based Recalibration Module for Convolutional Neural
 Networks", ICCV 2019.
 https://arxiv.org/abs/1903.10829
-Reference code read: EvgenyKashin/SRMnet @a7ebdbe, models/layer_blocks.py, a third
+Reference code: EvgenyKashin/SRMnet @a7ebdbe, models/layer_blocks.py, a third
 party's, MIT licence (numbers compared in tests/test_zoo.py). The authors have published
 none.
 

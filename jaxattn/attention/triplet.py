@@ -3,7 +3,7 @@
 Misra, Nalamada, Arasanipalai, Hou, "Rotate to Attend: Convolutional Triplet Attention
 Module", WACV 2021.
 https://arxiv.org/abs/2010.03045
-Reference code read: landskape-ai/triplet-attention @2cf02fb, triplet_attention.py, MIT
+Reference code: landskape-ai/triplet-attention @2cf02fb, triplet_attention.py, MIT
 licence (numbers compared in tests/test_zoo.py)
 
 Notation: N batch, H, W spatial, C channels.
