@@ -13,13 +13,18 @@ from jaxattn.ops import BatchNorm, Conv, GroupNorm, Linear
 KEYWORDS = {
     "AttResBlock": {"features": 8},
     "AttentionResidualBlock": {"features": 8},
+    "BAM": {"reduction": 4},
     "CBAM": {"reduction": 4},
     "CPCA": {"reduction": 4},
     "ChannelAttentionBlock": {"features": 8},
+    "ELA": {"norm_groups": 4},
+    "EfficientMultiscaleAttention": {"groups": 4},
     "FrequencyChannelAttention": {"reduction": 4, "freq_sel_method": "top8"},
     "GlobalContext": {"reduction": 4, "fusion_types": ("channel_add", "channel_mul")},
     "SCC": {"features": 8},
     "SCSA": {"window_size": 1},
+    "SE": {"reduction": 4},
+    "ShuffleAttention": {"groups": 2},
     "SpatialGroupEnhance": {"groups": 4},
 }
 BLOCKS = jaxattn.attention.__all__
