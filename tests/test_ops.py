@@ -48,6 +48,8 @@ CONVOLUTIONS = [
     ],
     (3, 1, 1, 5, 6, 2),
     (3, 2, 1, 20, 6, 2),
+    (5, 2, 2, 5, 6, 3),
+    (7, 3, 3, 5, 6, 4),
     (2, 2, 0, 5, 6, 8),
     (2, 2, 0, 5, 6, 9),
     (1, 1, 0, 5, 6, 8),
@@ -229,12 +231,22 @@ def test_max_pool_gradient_is_no_scatter():
     assert "select_and_scatter" not in text
 
 
-def test_narrow_maps_are_no_convolution():
-    """XLA's CPU backend takes 100 times as long for one of 2 x 2 positions."""
-    x, kernel = normal(0, 2, 2, 2, 8), normal(1, 3, 3, 8, 8)
-    loss = lambda x, k: jnp.sum(conv.conv2d(x, k, padding=1) ** 2)  # noqa: E731
+@pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 2), (5, 2, 4)])
+def test_maps_smaller_than_the_kernel_are_no_convolution(size, stride, side):
+    """XLA's CPU backend exchanges the two, and loops over one as large as 512 maps."""
+    x, kernel = normal(0, 2, side, side, 8), normal(1, size, size, 8, 8)
+    conv2d = functools.partial(conv.conv2d, stride=stride, padding=size // 2)
+    loss = lambda x, k: jnp.sum(conv2d(x, k) ** 2)  # noqa: E731
     text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
     assert "stablehlo.convolution" not in text
+
+
+def test_kernel_gradient_of_a_product_transposes_no_map():
+    """XLA's CPU backend would, if the product were not of matrices."""
+    x, kernel = normal(0, 2, 8, 8, 16), normal(1, 1, 1, 16, 8)
+    loss = lambda k, x: jnp.sum(conv.conv2d(x, k) ** 2)  # noqa: E731
+    text = jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text()
+    assert "f32[16,128]" not in text
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 7])
