@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxattn.attention.cbam import SpatialAttention
 from jaxattn.errors import require
 from jaxattn.ops.activations import relu, sigmoid
-from jaxattn.ops.conv import Conv, ConvKernel, conv2d_each
+from jaxattn.ops.conv import Conv, ConvKernel
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.stochastic_depth import drop_path
@@ -202,9 +202,8 @@ class AttResBlock(nn.Module):
         """
         x = as_feature_map(self, x)
         self._check(x)
-        first, second, *shortcut = self._convolve(x)
-        out1 = self._branch(first, "conv2", "bn1", train)
-        out2 = self._branch(second, "conv4", "bn2", train)
+        out1 = self._branch(x, "conv1", "conv2", "bn1", train)
+        out2 = self._branch(x, "conv3", "conv4", "bn2", train)
         sa = SpatialGate(self.spatial_kernel_size, name="sa")
         eca = MultiKernelECA(self.eca_kernel_sizes, name="se")
         transform = UnitTransform(self.features // 2, name="unit_transform")
@@ -213,39 +212,32 @@ class AttResBlock(nn.Module):
         self.sow("intermediates", "spatial_unit_gate", u1)
         self.sow("intermediates", "channel_unit_gate", u2)
         out = drop_path(u1 * out1 + u2 * out2, self.drop_path_rate, train=train)
-        out = out + self._shortcut(x, shortcut, train)
+        out = out + self._shortcut(x, train)
         return self._norm("bn3")(out, train=train, activation="relu")
 
-    def _convolve(self, x: jax.Array) -> list[jax.Array]:
-        """Returns the 3x3 convolutions of `x`: of each branch and of a shortcut."""
-        names = ["conv1", "conv3"]
-        if self.downsample and self.stride == 1:
-            names.append("downsample.0")
-        shape = (3, 3, x.shape[-1], self.features)
-        kernels = [ConvKernel(shape, name=name)().astype(x.dtype) for name in names]
-        return conv2d_each(x, kernels, padding=1)
-
-    def _branch(self, y: jax.Array, conv: str, norm: str, train: bool) -> jax.Array:
-        y = Conv(self.features, 3, self.stride, padding=1, name=conv)(relu(y))
+    def _branch(
+        self, x: jax.Array, conv1: str, conv2: str, norm: str, train: bool
+    ) -> jax.Array:
+        y = relu(Conv(self.features, 3, padding=1, name=conv1)(x))
+        y = Conv(self.features, 3, stride=self.stride, padding=1, name=conv2)(y)
         return self._norm(norm)(y, train=train, activation="relu")
 
-    def _shortcut(
-        self, x: jax.Array, convolved: list[jax.Array], train: bool
-    ) -> jax.Array:
+    def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.downsample:
             return x
-        if self.stride > 1:  # of patches that do not overlap
-            conv = Conv(self.features, self.stride, self.stride, name="downsample.0")
-            convolved = [conv(x)]
-        return self._norm("downsample.1")(convolved[0], train=train)
+        # Patches that do not overlap, or 3x3 where there is no stride.
+        size, padding = (3, 1) if self.stride == 1 else (self.stride, 0)
+        y = Conv(
+            self.features, size, self.stride, padding=padding, name="downsample.0"
+        )(x)
+        return self._norm("downsample.1")(y, train=train)
 
     def _norm(self, name: str) -> BatchNorm:
         return BatchNorm(axis_name=self.axis_name, name=name)
 
     def _check(self, x: jax.Array) -> None:
         H, W, C = x.shape[1:]
-        for key in ("features", "stride"):
-            require(key, getattr(self, key), getattr(self, key) >= 1, "at least 1")
+        require("stride", self.stride, self.stride >= 1, "at least 1")
         if H % self.stride or W % self.stride:
             raise ValueError(
                 f"AttResBlock: height {H} and width {W} must be divisible by its"

@@ -72,28 +72,6 @@ def conv2d(
     )
 
 
-def conv2d_each(
-    x: jax.Array, kernels: Sequence[jax.Array], *, padding: int = 0
-) -> list[jax.Array]:
-    """Convolves `x` with each of several kernels of one height and width.
-
-    XLA's CPU backend is faster with one kernel of many outputs, up to 2.6 times with
-    three of 16. oneDNN is not, whose outputs would then have to be copied apart.
-
-    Args:
-        x: `[N, H, W, C]`.
-        kernels: `[KH, KW, C, O]` each, the dtype of `x`.
-        padding: Zeros added on each of the four sides.
-
-    Returns:
-        `[N, H', W', O]` of each kernel.
-    """
-    if jax.default_backend() != "cpu" or onednn.is_used(x.dtype):
-        return [conv2d(x, kernel, padding=padding) for kernel in kernels]
-    y = conv2d(x, jnp.concatenate(kernels, -1), padding=padding)
-    return jax.lax.split(y, [kernel.shape[-1] for kernel in kernels], axis=3)
-
-
 def is_fast_in_loops(dtype: DTypeLike) -> bool:
     """Whether training in a loop, such as `jax.lax.scan`, is as fast as outside.
 
