@@ -23,10 +23,17 @@ OWN = {"SCC": {"kernel_size": 5, "mask_prob": 0.1}}
 SMALL = {"efficient_resnet": {"base_width": 2}}
 
 
+# Blocks that stand for what the others are made of.
+MAIN = (
+    *("AttResBlock", "AttentionResidualBlock", "CBAM", "ChannelAttentionBlock"),
+    *("CompetitiveAttention", "MultiKernelECA", "NonLocal", "SCC", "SCSA"),
+)
+
+
 def everything(*kept):
-    """Blocks of the default tier, or of full, as is a small network; others of slow."""
-    cases = full_but([*BLOCKS, *SMALL], *kept)
-    others = [name for name in list_models() if name not in SMALL]
+    """Some blocks and a small network of tiers default and full; others of slow."""
+    cases = full_but([*MAIN, *SMALL], *kept)
+    others = [n for n in [*BLOCKS, *list_models()] if n not in (*MAIN, *SMALL)]
     return [*cases, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 

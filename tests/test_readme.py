@@ -115,7 +115,12 @@ def test_python_example_runs(code):
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("torch_cpu", compare_torch), ("blocks_cpu", blocks_benchmark)]
+    ("name", "module"),
+    [
+        ("torch_cpu", compare_torch),
+        ("torch_cpu_epyc", compare_torch),
+        ("blocks_cpu", blocks_benchmark),
+    ],
 )
 def test_speed_tables_are_made_from_their_results(name, module):
     text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text()

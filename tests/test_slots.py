@@ -65,7 +65,11 @@ TOTALS = [
     ("triplet", {}, 25_561_832),
     # On the channels in between, where SCSA puts its own.
     ("se", {"attention_place": "inside"}, 25_714_216),
-    ("cbam", {"attention_place": "inside"}, 25_717_320),
+    (
+        "cbam",
+        {"attention_place": "inside", "attention_kwargs": {"min_channels": 8}},
+        25_717_320,
+    ),
     ("eca", {"attention_place": "inside"}, 25_557_032 + 74),
     ("ela", {"attention_place": "inside"}, 25_591_016),
     ("ema", {"attention_place": "inside"}, 25_569_784),

@@ -136,8 +136,13 @@ def test_small_maps_keep_their_shape(block):
         assert jax.eval_shape(module.apply, variables, x).shape == shape
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full if name in KEPT else pytest.mark.slow)
+        for name in BLOCKS
+    ],
+)
 def test_compiled_and_computed_again_it_is_the_block(name):
     """The one place where it runs operation by operation: all other tests compile."""
     module, variables = BLOCKS[name], variables_of(name)

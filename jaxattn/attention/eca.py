@@ -95,10 +95,10 @@ class ECA(nn.Module):
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:
-    """Returns the odd number of taps next to |log2(channels) + b| / gamma (eq. 12).
+    """Returns the odd number of taps that C channels take (eq. 12).
 
-    An even integer part becomes the odd number above: 3 for 16 to 64 channels, 5 for
-    128 to 1024, 7 for 2048.
+    It is next to `|log2(C) + b| / gamma`, the odd number above for an even integer
+    part: 3 for 16 to 64 channels, 5 for 128 to 1024, 7 for 2048.
 
     Args:
         channels: At least 1.

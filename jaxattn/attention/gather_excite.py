@@ -4,7 +4,7 @@ Hu, Shen, Albanie, Sun, Vedaldi, "Gather-Excite: Exploiting Feature Context in
 Convolutional Neural Networks", NeurIPS 2018.
 https://arxiv.org/abs/1810.12348
 Written from the formulas: the authors' repository, hujie-frank/GENet @ae791f8, has
-models/*.prototxt for Caffe and no licence. For extents reference code read:
+prototxt files for Caffe and no licence. For extents reference code read:
 pytorch-image-models v1.0.20, @234907e, timm/layers/gather_excite.py, Apache 2.0
 (numbers of both compared in tests/test_zoo.py)
 

@@ -26,12 +26,12 @@ class GatedChannelTransformation(nn.Module):
         e = alpha * sqrt(sum_hw(x^2) + epsilon)
         x * (1 + tanh(gamma * e / sqrt(mean_c(e^2) + epsilon) + beta))
 
-    Mode "l1" has e = alpha * sum_hw(|x|) and mean_c(|e|) + epsilon below the line.
+    Mode "l1" has `e = alpha * sum_hw(|x|)`, and `mean_c(|e|) + epsilon` as divisor.
 
     Attributes:
         mode: Norm of a channel, "l2" or "l1".
         epsilon: Added to sums and means, above 0.
-        after_relu: Leaves out the |x| of "l1", for maps without negative values.
+        after_relu: Leaves out the `|x|` of "l1", for maps without negative values.
         dtype: Computation dtype; None keeps the input's. Parameters are float32, as is
             all that is computed of the sums.
     """
