@@ -19,7 +19,7 @@ from jaxattn.models.classes import flat
 from jaxattn.ops import BatchNorm
 from jaxattn.training import build, loop
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
-from jaxattn.training.finetuning import Network, make_finetuning, make_optimizers
+from jaxattn.training.finetuning import LayeredNetwork, make_finetuning, make_optimizers
 from jaxattn.training.optim import RunLength, make_schedule
 from jaxattn.training.options import Options
 
@@ -53,7 +53,7 @@ def finetuning(optimizer, network=NETWORK, **options):
         schedule=schedule, length=LENGTH, learning_rate=0.02, **optimizer
     )
     options = Options(seed=0, num_epochs=4, batch_size=2, **options)
-    return make_finetuning(options, Network(network, (2, 2, 3)), optimizers)
+    return make_finetuning(options, LayeredNetwork(network, (2, 2, 3)), optimizers)
 
 
 class Reference:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jaxattn import lazy
 
 if TYPE_CHECKING:
+    from jaxattn.models.attention_network import AttentionNetwork as AttentionNetwork
     from jaxattn.models.canet import CANet as CANet
     from jaxattn.models.cbam_resnet import EfficientResNet as EfficientResNet
     from jaxattn.models.cbam_resnet import (
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from jaxattn.models.resnet import ResNet as ResNet
     from jaxattn.models.sccnet import SCCNet as SCCNet
     from jaxattn.models.shufflenet_v2 import ShuffleNetV2 as ShuffleNetV2
-    from jaxattn.models.slots import AttentionNetwork as AttentionNetwork
     from jaxattn.models.slots import Slot as Slot
     from jaxattn.models.slots import list_attention as list_attention
     from jaxattn.models.torch_weights import from_torch as from_torch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy.face(
     __name__,
     {
-        "AttentionNetwork": "jaxattn.models.slots",
+        "AttentionNetwork": "jaxattn.models.attention_network",
         "CANet": "jaxattn.models.canet",
         "Cost": "jaxattn.models.cost",
         "EfficientResNet": "jaxattn.models.cbam_resnet",

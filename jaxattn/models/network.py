@@ -5,6 +5,7 @@ A network says how it makes its maps (`_stages`, a generator, which Flax must no
 and those of which stages, is the same in all.
 """
 
+import abc
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +17,7 @@ from jaxattn.errors import UserError, require
 from jaxattn.ops.inputs import as_feature_map
 
 
-class Network(nn.Module, kw_only=True):
+class Network(nn.Module, abc.ABC, kw_only=True):
     """A network for images.
 
     Attributes:
@@ -79,10 +80,10 @@ class Network(nn.Module, kw_only=True):
         """Refuses images of a size that the head cannot take."""
 
     @nn.nowrap
+    @abc.abstractmethod
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         """Yields the map after each stage; computes a stage when it is asked for it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _head(self, x: jax.Array, train: bool) -> jax.Array:
         """Returns the logits of the last stage's map."""
-        raise NotImplementedError

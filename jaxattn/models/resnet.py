@@ -19,15 +19,15 @@ Deviation from SCSA's code: its window is 4 with the stem "cifar", which has no
 counterpart there (7 with "imagenet"): as many tokens in every stage.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
 
 from jaxattn.errors import choose
+from jaxattn.models.attention_network import AttentionNetwork
 from jaxattn.models.heads.classification import classify
-from jaxattn.models.slots import AttentionNetwork, Slot, find_slot
+from jaxattn.models.slots import Slot, find_slot
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
@@ -41,17 +41,6 @@ DOWNSAMPLES = {"conv1": 1, "conv3": 3, "conv5": 5}
 _NUM_STAGES = 4
 # Of the first stage's map, at the size of images that a stem is for.
 _FIRST_SIDE = {"imagenet": 56, "cifar": 32}
-
-
-class ZeroBatchNorm(BatchNorm):
-    """A `BatchNorm` whose scale starts at 0."""
-
-    def param(
-        self, name: str, init_fn: Callable[..., Any], *init_args: Any, **kwargs: Any
-    ) -> Any:
-        """Declares a parameter as every module does, the scale with zeros."""
-        init_fn = nn.initializers.zeros if name == "scale" else init_fn
-        return super().param(name, init_fn, *init_args, **kwargs)
 
 
 class ResidualBlock(nn.Module):
@@ -105,8 +94,8 @@ class ResidualBlock(nn.Module):
         return self.slot.attend(x, "before_norm", train=train)
 
     def _norm(self, name: str, zero_init: bool = False) -> BatchNorm:
-        norm = ZeroBatchNorm if zero_init else BatchNorm
-        return norm(axis_name=self.axis_name, name=name)
+        init = nn.initializers.zeros if zero_init else nn.initializers.ones
+        return BatchNorm(scale_init=init, axis_name=self.axis_name, name=name)
 
     def _close(self, y: jax.Array, name: str, x: jax.Array, train: bool) -> jax.Array:
         """Returns relu(norm(y) + shortcut(x)), attention in between if it is there."""

@@ -18,8 +18,9 @@ from jax.typing import DTypeLike
 
 from jaxattn.attention.scc import SCC, uniform_within
 from jaxattn.errors import choose
+from jaxattn.models.attention_network import AttentionNetwork
 from jaxattn.models.heads.classification import classify
-from jaxattn.models.slots import AttentionNetwork, Slot
+from jaxattn.models.slots import Slot
 from jaxattn.models.stems import STEMS
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal

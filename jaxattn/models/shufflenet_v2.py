@@ -16,8 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxattn.models.attention_network import AttentionNetwork
 from jaxattn.models.heads.classification import classify
-from jaxattn.models.slots import AttentionNetwork, Slot
+from jaxattn.models.slots import Slot
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import max_pool

@@ -30,7 +30,7 @@ Starts = Mapping[TreePath, int | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class LayeredNetwork:
     """The network of a run, whose layers are found when they are asked for.
 
     Attributes:
@@ -153,7 +153,7 @@ class Finetuning:
         factors: Of the learning rate, by parameter; empty if all are 1.
     """
 
-    network: Network
+    network: LayeredNetwork
     optimizers: Optimizers
     starts: Starts
     in_groups: bool
@@ -235,7 +235,7 @@ class Finetuning:
 
 
 def make_finetuning(
-    options: Options, network: Network, optimizers: Optimizers
+    options: Options, network: LayeredNetwork, optimizers: Optimizers
 ) -> Finetuning:
     """Returns what of a network learns when, and how fast.
 
@@ -274,7 +274,7 @@ def make_finetuning(
 # When ------------------------------------------------------------------------------
 
 
-def _find_starts(options: Options, network: Network) -> Starts:
+def _find_starts(options: Options, network: LayeredNetwork) -> Starts:
     if options.trainable == "head":
         paths = network.found.sizes
         return {path: 0 if path in network.head else None for path in paths}
@@ -315,7 +315,7 @@ def _of_stages(last: int, found: Layers) -> set[TreePath]:
 
 
 def _thawing(
-    epochs: Sequence[int], network: Network, never: set[TreePath]
+    epochs: Sequence[int], network: LayeredNetwork, never: set[TreePath]
 ) -> dict[TreePath, int]:
     """Returns the starts of all but the head: the last stages learn first."""
     stages = [
@@ -339,7 +339,9 @@ def _listed(names: Any) -> str:
 # How fast --------------------------------------------------------------------------
 
 
-def _find_factors(network: Network, optimizers: Optimizers) -> dict[TreePath, float]:
+def _find_factors(
+    network: LayeredNetwork, optimizers: Optimizers
+) -> dict[TreePath, float]:
     decay, head_rate = optimizers.layer_decay, optimizers.head_rate
     if decay == 1 and head_rate is None:
         return {}

@@ -27,7 +27,7 @@ from jaxattn.training.devices.mesh import Devices, Parallel, compile_quickly
 from jaxattn.training.devices.registry import make_parallel
 from jaxattn.training.finetuning import (
     Finetuning,
-    Network,
+    LayeredNetwork,
     Optimizers,
     make_finetuning,
     make_optimizers,
@@ -254,7 +254,7 @@ def build(
     length = optim.RunLength(options.num_epochs, order.steps_per_epoch)
     schedule, optimizers = _make_optimizers(sections, length)
     shape, origin = data.image_shape, options.init_from
-    finetuning = make_finetuning(options, Network(model, shape), optimizers)
+    finetuning = make_finetuning(options, LayeredNetwork(model, shape), optimizers)
     optimizer = finetuning.optimizer()
     run = Run(
         config={**values, **sections},
