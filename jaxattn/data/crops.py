@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxattn.data.boxes import BoxedImages
 from jaxattn.data.images import Box, read_crop
 from jaxattn.data.preprocess import Frame
 from jaxattn.data.source import Example, Source, Subset, skip_bad_images
@@ -220,7 +221,7 @@ def reads_files(source: Source) -> bool:
     """Whether a source decodes images when asked, and a bad one is an error."""
     if isinstance(source, Subset):
         return reads_files(source.source)
-    return isinstance(source, CroppedImages)
+    return isinstance(source, CroppedImages | BoxedImages)
 
 
 def _check_range(key: str, values: Sequence[float], limit: float) -> None:

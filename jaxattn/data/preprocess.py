@@ -17,7 +17,7 @@ import numpy as np
 from jaxattn.data.augment import IGNORED, normalize
 from jaxattn.data.images import Box, center_box, read_crop, resize_crop
 from jaxattn.data.label_maps import pad, resize_label_map
-from jaxattn.data.source import Example
+from jaxattn.data.source import Data, Example
 from jaxattn.errors import UserError, require
 
 PADDING = (124, 116, 104)
@@ -86,7 +86,10 @@ class Canvas(Frame):
     Attributes:
         image_shape: `(H, W, 3)` of the canvas.
         resize_px: None.
+        scales_up: Scales images that are smaller than the canvas, too.
     """
+
+    scales_up: bool = False
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Returns the height and width, pixels, that an image takes of the canvas.
@@ -96,7 +99,8 @@ class Canvas(Frame):
             width: Of the image, pixels.
         """
         H, W = self.size
-        scale = min(H / height, W / width, 1)
+        scale = min(H / height, W / width)
+        scale = scale if self.scales_up else min(scale, 1)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def box(self, height: int, width: int) -> Box:
@@ -151,11 +155,16 @@ class Canvas(Frame):
 
     def describe(self) -> dict[str, Any]:
         """Returns what `make_frame` makes it of, as `config.json` keeps it."""
-        return {**super().describe(), "is_canvas": True}
+        up = {"scales_up": True} if self.scales_up else {}
+        return {**super().describe(), "is_canvas": True, **up}
 
 
 def make_frame(
-    image_shape: tuple[int, int, int], resize_px: int | None, *, is_canvas: bool
+    image_shape: tuple[int, int, int],
+    resize_px: int | None,
+    *,
+    is_canvas: bool,
+    scales_up: bool = False,
 ) -> Frame:
     """Returns what is shown of an image.
 
@@ -163,8 +172,21 @@ def make_frame(
         image_shape: `(H, W, C)` of what is shown.
         resize_px: As of `Frame`; a `Canvas` has none.
         is_canvas: Shows the whole image on a `Canvas`.
+        scales_up: As of `Canvas`.
     """
-    return Canvas(image_shape) if is_canvas else Frame(image_shape, resize_px)
+    if not is_canvas:
+        return Frame(image_shape, resize_px)
+    return Canvas(image_shape, scales_up=scales_up)
+
+
+def frame_of(data: Data) -> Frame:
+    """Returns what evaluation shows of an image of a data set."""
+    return make_frame(
+        data.image_shape,
+        data.resize_px,
+        is_canvas=data.is_canvas,
+        scales_up=data.scales_up,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -265,6 +265,7 @@ class Data:
             before evaluation's crop; None for images of one size.
         is_canvas: Evaluation shows images whole, scaled down and padded where needed
             (`jaxattn.data.preprocess.Canvas`), rather than cropped.
+        scales_up: The canvas is filled by smaller images, too.
         class_colors: Red, green and blue of each class, 0 to 255, in which pictures
             show it; None leaves the choice to them.
         files: What was read, by part: a digest, or as much as is cheap to know of
@@ -280,6 +281,7 @@ class Data:
     image_shape: tuple[int, int, int]
     resize_px: int | None = None
     is_canvas: bool = False
+    scales_up: bool = False
     class_colors: tuple[tuple[int, int, int], ...] | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()

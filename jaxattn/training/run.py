@@ -13,7 +13,7 @@ from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import Augment
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, check_loader, make_loader
-from jaxattn.data.preprocess import Preprocess, check_normalization, make_frame
+from jaxattn.data.preprocess import Preprocess, check_normalization, frame_of
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.cost import Cost, measure_cost
@@ -245,8 +245,8 @@ def build(
     else:
         data = own_objects.name_outputs(data, model, task)
         model = own_objects.for_devices(model, parallel)
-    frame = make_frame(data.image_shape, data.resize_px, is_canvas=data.is_canvas)
-    preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
+    of = {"frame": frame_of(data)}
+    preprocess = bind(Preprocess, sections["normalize"], "normalize", **of)()
     loaders = {}
     for split, source in data.splits.items():
         tell(f"reading {len(source):,} {split} images")

@@ -180,12 +180,14 @@ class Augment:
         Returns:
             The batch, its images as `apply` returns them.
         """
-        moved = {
-            key: self.apply_to_masks(batch[key], drawn)
-            for key, kind in kinds.items()
-            if kind == "mask"
-        }
-        return {**batch, "image": self.apply(batch["image"], drawn), **moved}
+        width = batch["image"].shape[2]
+        moved = {"image": self.apply(batch["image"], drawn)}
+        for key, kind in kinds.items():
+            if kind == "mask":
+                moved[key] = self.apply_to_masks(batch[key], drawn)
+            elif kind == "boxes":
+                moved[key] = self.apply_to_boxes(batch[key], drawn, width)
+        return {**batch, **moved}
 
     def apply_to_masks(self, masks: jax.Array, drawn: dict[str, Any]) -> jax.Array:
         """Moves label maps `[N, H, W]` along with their images.
@@ -195,3 +197,19 @@ class Augment:
         for transform in self.transforms:
             masks = transform.apply_to_masks(masks, drawn[transform.name])
         return masks
+
+    def apply_to_boxes(
+        self, boxes: jax.Array, drawn: dict[str, Any], width: int
+    ) -> jax.Array:
+        """Moves boxes `[N, G, 4]` along with their images.
+
+        Right where `targets` has "boxes".
+
+        Args:
+            boxes: x1, y1, x2, y2, pixels.
+            drawn: `Draws.images`.
+            width: Of the images, pixels.
+        """
+        for transform in self.transforms:
+            boxes = transform.apply_to_boxes(boxes, drawn[transform.name], width)
+        return boxes

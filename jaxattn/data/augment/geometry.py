@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.data.augment.transform import (
+    ALL_TARGETS,
     IGNORED,
     Transform,
     require_field,
@@ -28,7 +29,7 @@ class Flip(Transform):
 
     name: ClassVar[str] = "flip"
     key: ClassVar[int] = 0
-    targets: ClassVar[frozenset[str]] = frozenset({"image", "mask"})
+    targets: ClassVar[frozenset[str]] = ALL_TARGETS
 
     flip_probability: float
 
@@ -52,6 +53,14 @@ class Flip(Transform):
     def apply_to_masks(self, masks: jax.Array, drawn: jax.Array) -> jax.Array:
         """Mirrors label maps `[N, H, W]` where `drawn`."""
         return self.apply(masks[..., None], drawn)[..., 0]
+
+    def apply_to_boxes(
+        self, boxes: jax.Array, drawn: jax.Array, width: int
+    ) -> jax.Array:
+        """Mirrors boxes `[N, G, 4]` where `drawn`; a left side becomes a right one."""
+        x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
+        mirrored = jnp.stack([width - x2, y1, width - x1, y2], -1)
+        return jnp.where(drawn[:, None, None], mirrored, boxes)
 
 
 @dataclass(frozen=True)

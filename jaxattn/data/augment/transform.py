@@ -65,6 +65,17 @@ class Transform(abc.ABC):
         del drawn
         return masks
 
+    def apply_to_boxes(self, boxes: jax.Array, drawn: Any, width: int) -> jax.Array:
+        """Moves boxes `[N, G, 4]` along with their images, if pixels move.
+
+        Args:
+            boxes: x1, y1, x2, y2, pixels.
+            drawn: From `draw`.
+            width: Of the images, pixels.
+        """
+        del drawn, width
+        return boxes
+
 
 def require_field(settings: Any, key: str, holds: bool, wanted: str) -> None:
     """Raises a `UserError` that names a field and its value unless it holds."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxattn.config.bind import bind
 from jaxattn.data.datasets.cifar import load_cifar
+from jaxattn.data.datasets.detection import load_detection_folder
 from jaxattn.data.datasets.folder import load_imagefolder
 from jaxattn.data.datasets.tfds import load_tfds
 from jaxattn.data.datasets.toy import load_digits, load_synthetic
@@ -20,6 +21,7 @@ from jaxattn.errors import UserError, require, require_seed, require_type, sugge
 LOADERS: dict[str, Callable[..., Data]] = {
     "cifar10": load_cifar,
     "cifar100": load_cifar,
+    "detection_folder": load_detection_folder,
     "digits": load_digits,
     "imagefolder": load_imagefolder,
     "imagenet2012": load_tfds,
@@ -41,13 +43,16 @@ def load_data(
 
     Args:
         name: `digits` (bundled with scikit-learn), `cifar10`, `cifar100`,
-            `imagefolder` (image files in `train/<class>/` and `val/<class>/`, the last
-            being the test split), `imagenet2012` (that of TFDS, tested on its
-            validation split), `tfds:<name>` (an image classification data set of TFDS)
-            or `synthetic` (random images that can be learned).
+            `detection_folder` (image files with boxes, in COCO's, Pascal VOC's or
+            YOLO's layout), `imagefolder` (image files in `train/<class>/` and
+            `val/<class>/`, the last being the test split), `imagenet2012` (that of
+            TFDS, tested on its validation split), `tfds:<name>` (an image
+            classification data set of TFDS) or `synthetic` (random images that can be
+            learned).
         val_fraction: The share of the training split, in [0, 1), that is held out for
             validation, by class. 0 holds out nothing. Else TFDS's records are read
-            once for their labels: minutes for ImageNet.
+            once for their labels: minutes for ImageNet. Data that come with a
+            validation split keep it, and nothing is held out.
         split_seed: The seed of that choice.
         max_train_examples: The most training examples that are kept, beside those held
             out; a larger split is thinned by class, for every seed to the same ones.
@@ -55,7 +60,8 @@ def load_data(
             that are kept; larger splits are thinned by class, always to the same ones.
             What is said of the run, its test accuracy too, is then of these.
         **kwargs: The keywords of the data set's own loader: `load_digits` and
-            `load_synthetic` in `toy`, `load_cifar`, `load_imagefolder`, `load_tfds`.
+            `load_synthetic` in `toy`, `load_cifar`, `load_detection_folder`,
+            `load_imagefolder`, `load_tfds`.
             None is the default of each.
 
     Returns:
@@ -82,7 +88,8 @@ def load_data(
                 f"out, or None ({suggest(key, accepted)})"
             )
     data = bind(loader, {"name": name, **given}, "data")()
-    data = hold_out(data, val_fraction, split_seed)
+    if data.val is None:
+        data = hold_out(data, val_fraction, split_seed)
     return thin(data, max_train_examples, max_eval_examples)
 
 

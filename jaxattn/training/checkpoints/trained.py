@@ -292,8 +292,8 @@ def _frame(config: dict[str, Any]) -> Frame:
     dataset, section = config["dataset"], config.get("data", {})
     image_shape: Any = tuple(dataset["image_shape"])
     if "resize_px" in dataset:
-        is_canvas = dataset.get("is_canvas", False)
-        return make_frame(image_shape, dataset["resize_px"], is_canvas=is_canvas)
+        how = {key: dataset.get(key, False) for key in ("is_canvas", "scales_up")}
+        return make_frame(image_shape, dataset["resize_px"], **how)
     # Of version 0.1.0, where the section tells whether images were of many sizes.
     name = section.get("name", "")
     is_given = any(section.get(key) for key in _OF_PHOTOS)
