@@ -75,7 +75,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def read_crop(
     file: str | os.PathLike[str] | bytes,
     choose_box: Callable[[int, int], Box],
-    size: int | tuple[int, int],
+    size: int | tuple[int, int] | Callable[[int, int], tuple[int, int]],
     *,
     origin: str | None = None,
     reduce: bool = False,
@@ -87,7 +87,8 @@ def read_crop(
     Args:
         file: The file, or its content.
         choose_box: From the upright image's height and width to the rectangle.
-        size: Height and width in pixels of the result, or one number for both.
+        size: Height and width in pixels of the result, or one number for both, or a
+            function to them from the upright image's.
         origin: What errors call the file; by default its path.
         reduce: Decodes a JPEG at 1/2, 1/4 or 1/8 of its size where the rectangle stays
             at least as large as the result. Several times faster on large photographs,
@@ -102,8 +103,6 @@ def read_crop(
     """
     from PIL import Image
 
-    out_height, out_width = (size, size) if isinstance(size, int) else size
-
     def convert(image: "Image.Image") -> np.ndarray:
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: photographs of some phones
         if not is_jpeg:
@@ -112,6 +111,8 @@ def read_crop(
         width, height = image.size
         if orientation in _SIDEWAYS:
             width, height = height, width
+        out = size(height, width) if callable(size) else size
+        out_height, out_width = (out, out) if isinstance(out, int) else out
         # The crop alone is turned, not the whole image.
         box = _stored_box(choose_box(height, width), orientation, height, width)
         if is_jpeg and reduce:

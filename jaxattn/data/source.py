@@ -263,6 +263,10 @@ class Data:
         image_shape: `(H, W, C)` of every image, as the source gives it.
         resize_px: The shorter side in pixels that images of many sizes were scaled to,
             before evaluation's crop; None for images of one size.
+        is_canvas: Evaluation shows images whole, scaled down and padded where needed
+            (`jaxattn.data.preprocess.Canvas`), rather than cropped.
+        class_colors: Red, green and blue of each class, 0 to 255, in which pictures
+            show it; None leaves the choice to them.
         files: What was read, by part: a digest, or as much as is cheap to know of
             files that are read later. A run is resumed with the same alone.
         notes: What a person should know of how it was read, a line each.
@@ -275,6 +279,8 @@ class Data:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     resize_px: int | None = None
+    is_canvas: bool = False
+    class_colors: tuple[tuple[int, int, int], ...] | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -81,10 +81,9 @@ def export_model(
         "weights": weights,
         "step": trained.step,
         "class_names": list(trained.class_names),
-        "image_shape": list(trained.image_shape),
+        **trained.preprocess.frame.describe(),
         "input": "uint8 [N, H, W, C] in 0..255, RGB",
         "output": "float32 [N, classes], probabilities",
-        "resize_px": trained.preprocess.frame.resize_px,  # shorter side, before that
         "normalize": trained.config["normalize"],  # done inside
         "versions": made_with,
     }

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxattn.data.augment import Augment
+from jaxattn.data.augment import ALL_TARGETS, Augment
 from jaxattn.data.source import Data, Example, Source
 from jaxattn.errors import UserError
 
@@ -67,8 +67,9 @@ class Task(Protocol):
     shown: ClassVar[Sequence[str]]
     """The values of `measure` that logs and epochs report, the loss first."""
 
-    moved: ClassVar[frozenset[str]]
-    """What a transform of images must keep right; see `Transform.targets`."""
+    target_kinds: ClassVar[Mapping[str, str]]
+    """What each target is, by its key: a "class", a "mask" (a label map) or "boxes".
+    Transforms move masks and boxes along with the images; see `Transform.targets`."""
 
     plain: ClassVar[Method]
     """How a trained network predicts where nobody says otherwise."""
@@ -288,11 +289,17 @@ def require_task(task: Any) -> None:
     Raises:
         UserError: If it lacks something.
     """
-    wanted = ("metric", "shown", "weigh", "measure", "evaluate", "summarize")
+    own = ("metric", "shown", "target_kinds")
+    wanted = (*own, "weigh", "measure", "evaluate", "summarize")
     if lacking := [name for name in wanted if not hasattr(task, name)]:
         raise UserError(
             f"task: {type(task).__name__} has no {', '.join(lacking)}; must be a Task"
         )
+
+
+def moved_targets(task: Task) -> frozenset[str]:
+    """Returns which kinds of a task's targets move with the pixels of an image."""
+    return ALL_TARGETS.intersection(task.target_kinds.values())
 
 
 def refuse_transforms(task: Task, augment: Augment) -> None:
@@ -302,7 +309,7 @@ def refuse_transforms(task: Task, augment: Augment) -> None:
         UserError: If there is one.
     """
     for transform in augment.running:
-        if lacking := sorted(task.moved - transform.targets):
+        if lacking := sorted(moved_targets(task) - transform.targets):
             name = type(task).__name__
             raise UserError(
                 f"augment: {transform.name} does not move {' and '.join(lacking)} along"

@@ -74,7 +74,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         examples, own_weight = augmented(
-            augment, normalize, state.stream("augment"), batch, axis_name
+            augment, normalize, task, state.stream("augment"), batch, axis_name
         )
         examples = weighed(task, examples, axis_name)
 
@@ -180,16 +180,18 @@ def mixed(
 def augmented(
     augment: Augment,
     normalize: Normalize,
+    task: Task,
     key: jax.Array,
     batch: Batch,
     axis_name: str | None,
 ) -> tuple[Examples, jax.Array | float]:
     """Returns the examples and the weight of their own targets."""
-    images, targets = batch["image"], targets_of(batch)
-    n = len(images) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    drawn = augment.draw(key, n, *images.shape[1:3])
+    N, H, W, _ = batch["image"].shape
+    n = N * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    drawn = augment.draw(key, n, H, W)
     own = jax.tree.map(lambda v: _own_shard(v, axis_name), drawn.images)
-    x = normalize(augment.apply(images, own))
+    batch = augment.apply_to_batch(batch, task.target_kinds, own)
+    x, targets = normalize(batch["image"]), targets_of(batch)
     if drawn.mix is None:
         return (x, targets, targets), 1.0
     partner = _own_shard(drawn.mix.partner, axis_name)

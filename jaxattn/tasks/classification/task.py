@@ -51,7 +51,7 @@ class Classification:
 
     metric: ClassVar[str] = "accuracy"
     shown: ClassVar[Sequence[str]] = ("loss", "accuracy")
-    moved: ClassVar[frozenset[str]] = frozenset({"image"})
+    target_kinds: ClassVar[Mapping[str, str]] = {"label": "class"}
     plain: ClassVar[Method] = Plain()
 
     def __post_init__(self) -> None:

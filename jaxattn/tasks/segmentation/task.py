@@ -66,7 +66,6 @@ class Segmentation:
     metric: ClassVar[str] = "mean_iou"
     shown: ClassVar[Sequence[str]] = ("loss", "pixel_accuracy")
     target_kinds: ClassVar[Mapping[str, str]] = {"label_map": "mask"}
-    moved: ClassVar[frozenset[str]] = frozenset({"image", "mask"})
     plain: ClassVar[Method] = MultiView()
 
     def __post_init__(self) -> None:
