@@ -126,12 +126,24 @@ class Task(Protocol):
 
     # On the device --------------------------------------------------------------------
 
+    def weigh(self, targets: Targets) -> Targets:
+        """Returns what each example counts for in means over a batch, `[N]` by key.
+
+        For values that are means over parts of examples, which have more or fewer of
+        them. None, if every example counts as much. The step scales them to a mean of 1
+        over the global batch, and adds them to the targets of `measure`.
+
+        Args:
+            targets: Of the batch, or of a part of it.
+        """
+        ...
+
     def measure(self, outputs: Any, targets: Targets) -> dict[str, jax.Array]:
         """Returns values `[N]`, one per example: the "loss", and what is shown beside.
 
         Args:
             outputs: Of the network in training.
-            targets: Of the batch.
+            targets: Of the batch, the weights of `weigh` among them.
         """
         ...
 
@@ -277,7 +289,8 @@ def require_task(task: Any) -> None:
     Raises:
         UserError: If it lacks something.
     """
-    wanted = ("metric", "shown", "target_kinds", "measure", "evaluate", "summarize")
+    own = ("metric", "shown", "target_kinds")
+    wanted = (*own, "weigh", "measure", "evaluate", "summarize")
     if lacking := [name for name in wanted if not hasattr(task, name)]:
         raise UserError(
             f"task: {type(task).__name__} has no {', '.join(lacking)}; must be a Task"

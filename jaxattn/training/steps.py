@@ -21,6 +21,7 @@ from jaxattn.tasks.task import Targets, Task
 from jaxattn.training.freezing import Frozen
 from jaxattn.training.optim import Schedule
 from jaxattn.training.state import Ema, TrainState
+from jaxattn.training.weighing import weighed
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -75,6 +76,7 @@ def make_train_step(
         examples, own_weight = augmented(
             augment, normalize, task, state.stream("augment"), batch, axis_name
         )
+        examples = weighed(task, examples, axis_name)
 
         def loss_fn(
             params: Any, batch_stats: Any, examples: Examples, keys: Keys

@@ -17,7 +17,7 @@ from jaxattn.data.datasets.annotations import (
     read_yolo,
     read_yolo_names,
 )
-from jaxattn.data.images import read_image
+from jaxattn.data.images import read_size
 from jaxattn.errors import UserError
 from jaxattn.text import printable, some_of
 
@@ -221,8 +221,7 @@ def _read_voc(
         size, marked = read_voc(file)
         image = files.get(stem, str(images / f"{stem}.jpg"))
         if size is None and os.path.isfile(image):
-            height, width, _ = read_image(image).shape
-            size = height, width
+            size = read_size(image)
         marks.append((image, size, marked, str(file)))
     return marks
 

@@ -12,6 +12,7 @@ from jaxattn.config.bind import bind
 from jaxattn.data.datasets.cifar import load_cifar
 from jaxattn.data.datasets.detection import load_detection_folder
 from jaxattn.data.datasets.folder import load_imagefolder
+from jaxattn.data.datasets.segmentation import load_segmentation_folder
 from jaxattn.data.datasets.tfds import load_tfds
 from jaxattn.data.datasets.toy import load_digits, load_synthetic
 from jaxattn.data.source import Data
@@ -25,6 +26,7 @@ LOADERS: dict[str, Callable[..., Data]] = {
     "digits": load_digits,
     "imagefolder": load_imagefolder,
     "imagenet2012": load_tfds,
+    "segmentation_folder": load_segmentation_folder,
     "synthetic": load_synthetic,
 }
 """From a name to what loads it; beside them `tfds:<name>` is any data set of TFDS."""
@@ -43,16 +45,16 @@ def load_data(
 
     Args:
         name: `digits` (bundled with scikit-learn), `cifar10`, `cifar100`,
-            `detection_folder` (image files with boxes, in COCO's, Pascal VOC's or
-            YOLO's layout), `imagefolder` (image files in `train/<class>/` and
-            `val/<class>/`, the last being the test split), `imagenet2012` (that of
-            TFDS, tested on its validation split), `tfds:<name>` (an image
-            classification data set of TFDS) or `synthetic` (random images that can be
-            learned).
+            `detection_folder` (images with boxes, as COCO, Pascal VOC or YOLO lay them
+            out), `imagefolder` (image files in `train/<class>/` and `val/<class>/`, the
+            last being the test split), `segmentation_folder` (images and their label
+            maps), `imagenet2012` (that of TFDS, tested on its validation split),
+            `tfds:<name>` (an image classification data set of TFDS) or `synthetic`
+            (random images that can be learned).
         val_fraction: The share of the training split, in [0, 1), that is held out for
-            validation, by class. 0 holds out nothing. Else TFDS's records are read
-            once for their labels: minutes for ImageNet. Data that come with a
-            validation split keep it, and nothing is held out.
+            validation, by class. 0 holds out nothing, and so does a data set that has
+            a validation split beside its test split. Else TFDS's records are read once
+            for their labels: minutes for ImageNet.
         split_seed: The seed of that choice.
         max_train_examples: The most training examples that are kept, beside those held
             out; a larger split is thinned by class, for every seed to the same ones.
@@ -61,8 +63,8 @@ def load_data(
             What is said of the run, its test accuracy too, is then of these.
         **kwargs: The keywords of the data set's own loader: `load_digits` and
             `load_synthetic` in `toy`, `load_cifar`, `load_detection_folder`,
-            `load_imagefolder`, `load_tfds`.
-            None is the default of each.
+            `load_imagefolder`, `load_segmentation_folder`, `load_tfds`. None is the
+            default of each.
 
     Returns:
         The data set.
