@@ -428,4 +428,6 @@ def test_bilinear_resizing_interpolates_between_corners(size):
         places = np.linspace(0, n - 1, length)
         line = lambda v, n=n, places=places: np.interp(places, range(n), v)  # noqa: E731
         expected = np.apply_along_axis(line, axis, expected)
-    np.testing.assert_allclose(resize_bilinear(x, size, align_corners=True), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        resize_bilinear(x, size, align_corners=True), expected, atol=1e-6
+    )
