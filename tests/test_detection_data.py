@@ -230,7 +230,7 @@ def test_on_a_canvas_of_any_size_the_box_is_where_its_pixels_are(tmp_path, size)
 
 def test_drawn_training_examples_move_box_and_pixels_together(tmp_path):
     canvas = Canvas((60, 80, 3), scales_up=True)
-    moving = {"scale_jitter": (0.4, 2.5)}
+    moving = {"scale_range": (0.4, 2.5)}
     source = source_of(tmp_path, MovingBoxedImages, canvas, **moving)
     seen = []
     for seed in range(30):
@@ -245,7 +245,7 @@ def test_drawn_training_examples_move_box_and_pixels_together(tmp_path):
 def test_a_crop_shows_a_box_and_leaves_out_those_beyond_it(tmp_path):
     canvas = Canvas((60, 80, 3), scales_up=True)
     corners = {"box": (0, 0, 8, 8), "others": [(32, 22, 40, 30)]}
-    moving = {"scale_jitter": (3.0, 3.0)}
+    moving = {"scale_range": (3.0, 3.0)}
     source = source_of(tmp_path, MovingBoxedImages, canvas, **corners, **moving)
     draws = [source.draw(0, np.random.default_rng(seed)) for seed in range(40)]
     for example in draws:  # a ninth of the image is seen

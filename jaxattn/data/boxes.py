@@ -170,19 +170,19 @@ class MovingBoxedImages(BoxedImages):
         files: The images and their objects.
         canvas: What evaluation shows of each.
         max_boxes: M.
-        scale_jitter: Smallest and largest factor that images are scaled by, beyond what
+        scale_range: Smallest and largest factor that images are scaled by, beyond what
             fits the canvas. It is put anywhere on the canvas, or one that is larger
             cropped, so that the centre of a box, one that is drawn, is seen. Boxes are
             cut to the canvas, and those whose centre is not on it left out.
     """
 
-    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    scale_range: tuple[float, float] = (1.0, 1.0)
 
     def draw(self, index: int, rng: np.random.Generator) -> Example:
         """The image at a position, at a size and a place that are drawn."""
 
         def place(height: int, width: int, objects: Objects) -> Placement:
-            scale = math.exp(rng.uniform(*np.log(self.scale_jitter)))
+            scale = math.exp(rng.uniform(*np.log(self.scale_range)))
             h, w = self.canvas.fit(height, width)
             size = max(1, round(h * scale)), max(1, round(w * scale))
             return self._draw_place(size, height, width, objects, rng)

@@ -324,9 +324,8 @@ def make_loader(
             raise UserError(
                 "pipeline.loader='resident': the training images are cropped at random "
                 "when they are read, so they cannot stay on the device; use 'streamed',"
-                " or for no random crops data.crop_scale=(1.0, 1.0), of label maps"
-                " data.scale_range=(1.0, 1.0) without data.crop_size, of boxes"
-                " data.scale_jitter=(1.0, 1.0)"
+                " or for no random crops data.crop_scale=(1.0, 1.0), of label maps and"
+                " boxes data.scale_range=(1.0, 1.0) without data.crop_size"
             )
         loader = "streamed"
     if loader == "auto":

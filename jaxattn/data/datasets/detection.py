@@ -33,7 +33,7 @@ def load_detection_folder(
     image_size: int | Sequence[int] | None = None,
     max_boxes: int | None = None,
     scales_up: bool | None = None,
-    scale_jitter: Sequence[float] | None = None,
+    scale_range: Sequence[float] | None = None,
     on_bad_image: str | None = None,
 ) -> Data:
     """Loads photos with boxes around their objects.
@@ -46,7 +46,7 @@ def load_detection_folder(
         image_size: Height and width in pixels of the canvas; one number for both (640).
         max_boxes: The most objects of an image (100).
         scales_up: Scales photos up that are smaller than the canvas (True).
-        scale_jitter: Smallest and largest factor that a training photo is scaled by
+        scale_range: Smallest and largest factor that a training photo is scaled by
             beyond that; it is put, or cropped, at random then (1, 1).
         on_bad_image: What is done about a photo that cannot be decoded: "error" or
             "skip", as of `imagefolder` ("error").
@@ -59,7 +59,7 @@ def load_detection_folder(
         raise UserError(f"data.path: needed with data.name={name}: {LAYOUTS}")
     up = True if scales_up is None else scales_up
     canvas = Canvas((*_size(image_size), 3), scales_up=up)
-    jitter = _jitter(scale_jitter)
+    jitter = _jitter(scale_range)
     most = 100 if max_boxes is None else max_boxes
     require("data.max_boxes", most, most >= 1, "at least 1")
     folder = read_folder(existing(path))
@@ -101,7 +101,7 @@ def _jitter(values: Sequence[float] | None) -> tuple[float, float]:
     given = (1.0, 1.0) if values is None else tuple(values)
     holds = len(given) == 2 and 0 < given[0] <= given[1] < math.inf
     wanted = "two numbers above 0, the smallest first"
-    require("data.scale_jitter", given, holds, wanted)
+    require("data.scale_range", given, holds, wanted)
     return given[0], given[1]
 
 
