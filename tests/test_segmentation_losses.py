@@ -273,7 +273,7 @@ def test_evaluation_of_parts_is_that_of_the_whole(keywords):
         x[~mask], y[~mask] = np.nan, 0
         return evaluate(x, {"label_map": y}, mask)[0]
 
-    summary = task.summarize(sums_of([0, 1]) + sums_of([2, 2]))
+    summary = task.summarize(sums_of([0, 1]) + sums_of([2, 2]), None)
     valid = labels != IGNORED
     wanted = np.zeros((4, 4), int)
     np.add.at(wanted, (labels[valid], logits.argmax(-1)[valid]), 1)

@@ -64,7 +64,8 @@ class Brightness:
         sums = jnp.stack([jnp.sum(mask), jnp.sum(jnp.where(mask, error, 0))])
         return sums, outputs[:, 0]
 
-    def summarize(self, sums):
+    def summarize(self, sums, predictions):
+        del predictions
         count, error = np.asarray(sums)
         loss = float(error / count)
         return {"count": int(count), "loss": loss, "closeness": -loss}

@@ -41,7 +41,11 @@ from jaxattn.weights import imagenet_classes, without_places
 FORMATS = ("pth", "safetensors")
 
 _RESERVED = {"name", "num_classes", "dtype", "axis_name"}
-_OF_DENSE = ("is_canvas", "class_colors")  # keys of a config's section `dataset`
+_OF_DENSE = (
+    "is_canvas",
+    "scales_up",
+    "class_colors",
+)  # keys of a config's section `dataset`
 _SMALL_PX = 32  # of networks that are not for photos
 _VGG_A_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

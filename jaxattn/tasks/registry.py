@@ -6,11 +6,13 @@ from typing import Any
 from jaxattn.config.bind import bind
 from jaxattn.errors import choose
 from jaxattn.tasks.classification.task import Classification
+from jaxattn.tasks.detection.task import Detection
 from jaxattn.tasks.segmentation.task import Segmentation
 from jaxattn.tasks.task import Task
 
 _TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
+    "detection": Detection,
     "segmentation": Segmentation,
 }
 

@@ -168,8 +168,14 @@ class Task(Protocol):
 
     # On the host ----------------------------------------------------------------------
 
-    def summarize(self, sums: Any) -> Summary:
-        """Divides the sums of an evaluation, once: floats "loss", `metric` and more."""
+    def summarize(self, sums: Any, predictions: Any) -> Summary:
+        """Returns the figures of an evaluation: floats "loss", `metric` and more.
+
+        Args:
+            sums: Over the examples, to be divided once.
+            predictions: Of all examples of the split, on the host, and behind them what
+                completes the last batch: for figures that are of a split as a whole.
+        """
         ...
 
     def describe(self, figures: Figures) -> list[str]:

@@ -83,7 +83,7 @@ class Evaluator:
         assert total is not None  # no split is empty
         parts = jax.device_get(parts)
         predictions = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-        return {**run.task.summarize(total), "predictions": predictions}
+        return {**run.task.summarize(total, predictions), "predictions": predictions}
 
     @staticmethod
     def _own_part(drawn: Any) -> Any:

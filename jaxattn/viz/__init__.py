@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from jaxattn.viz.comparison import Panel as Panel
     from jaxattn.viz.comparison import plot_bands as plot_bands
     from jaxattn.viz.comparison import plot_comparison as plot_comparison
+    from jaxattn.viz.detection import COLORS as COLORS
+    from jaxattn.viz.detection import BoxPanel as BoxPanel
+    from jaxattn.viz.detection import class_color as class_color
+    from jaxattn.viz.detection import plot_boxes as plot_boxes
+    from jaxattn.viz.detection import plot_precision_recall as plot_precision_recall
     from jaxattn.viz.figure import figure_to_array as figure_to_array
     from jaxattn.viz.figure import save_figure as save_figure
     from jaxattn.viz.pages import plot_pages as plot_pages
@@ -33,11 +38,15 @@ __getattr__, __dir__, __all__ = lazy.face(
     __name__,
     {
         "Attention": "jaxattn.viz.attention_maps",
+        "BoxPanel": "jaxattn.viz.detection",
+        "COLORS": "jaxattn.viz.detection",
         "Band": "jaxattn.viz.comparison",
         "Panel": "jaxattn.viz.comparison",
+        "class_color": "jaxattn.viz.detection",
         "figure_to_array": "jaxattn.viz.figure",
         "make_attend": "jaxattn.viz.attention_maps",
         "plot_bands": "jaxattn.viz.comparison",
+        "plot_boxes": "jaxattn.viz.detection",
         "plot_class_accuracy": "jaxattn.viz.classification",
         "plot_comparison": "jaxattn.viz.comparison",
         "plot_confusion_matrix": "jaxattn.viz.classification",
@@ -46,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy.face(
         "plot_images": "jaxattn.viz.runs",
         "plot_learning_rate": "jaxattn.viz.runs",
         "plot_pages": "jaxattn.viz.pages",
+        "plot_precision_recall": "jaxattn.viz.detection",
         "plot_reliability": "jaxattn.viz.classification",
         "save_figure": "jaxattn.viz.figure",
     },

@@ -139,8 +139,9 @@ class Classification:
 
     # On the host ----------------------------------------------------------------------
 
-    def summarize(self, sums: EvalSums) -> Summary:
+    def summarize(self, sums: EvalSums, predictions: Any) -> Summary:
         """Returns the figures of `jaxattn.tasks.classification.metrics.summarize`."""
+        del predictions
         return summarize(sums)
 
     def describe(self, figures: Figures) -> list[str]:

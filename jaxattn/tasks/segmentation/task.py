@@ -245,8 +245,9 @@ class Segmentation:
 
     # On the host ----------------------------------------------------------------------
 
-    def summarize(self, sums: metrics.EvalSums) -> Summary:
+    def summarize(self, sums: metrics.EvalSums, predictions: Any) -> Summary:
         """Returns the figures of `jaxattn.tasks.segmentation.metrics.summarize`."""
+        del predictions
         return metrics.summarize(sums, dice_weight=self.dice_weight)
 
     def describe(self, figures: Figures) -> list[str]:

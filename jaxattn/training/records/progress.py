@@ -92,13 +92,18 @@ class Progress:
 
         Args:
             row: `epoch`, `train_loss` and what else the task shows, and where they were
-                measured `val_loss` and `val_loss_ema` and so on.
+                measured `val_loss` and `val_loss_ema` and so on, and what weights are
+                best by.
         """
         parts = [f"epoch {row['epoch']}/{self._num_epochs}"]
         for name, suffix in (("train", ""), ("val", ""), ("val", "_ema")):
-            figures = {k: row.get(f"{name}_{k}{suffix}") for k in self._task.shown}
-            if None not in figures.values():
-                described = self._task.describe(figures)  # pyright: ignore[reportArgumentType]
+            figures = {
+                key: row[f"{name}_{key}{suffix}"]
+                for key in dict.fromkeys((*self._task.shown, self._task.metric))
+                if f"{name}_{key}{suffix}" in row
+            }
+            if figures.keys() >= set(self._task.shown):
+                described = self._task.describe(figures)
                 parts.append(" ".join(["ema" if suffix else name, *described]))
         self.message("  ".join(parts) + self._pace())
 

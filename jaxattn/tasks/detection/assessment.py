@@ -1,0 +1,107 @@
+"""Figures of a trained detector on a split with boxes."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxattn import viz
+from jaxattn.atomic import write_atomically, write_json
+from jaxattn.data.pipeline import targets_of
+from jaxattn.data.source import Data, Source
+from jaxattn.tasks.detection.figures import draw_results
+from jaxattn.tasks.detection.methods import Decision
+from jaxattn.tasks.detection.metrics import (
+    STATS,
+    Predictions,
+    evaluate_scenes,
+    scenes,
+)
+from jaxattn.tasks.detection.report import class_table, number
+from jaxattn.tasks.task import Predict, Summary
+
+_VOC = "average_precision_voc"
+
+
+class Assessment(NamedTuple):
+    """Of one split.
+
+    Attributes:
+        summary: Figures of `evaluate_scenes`, with `count` and `predictions`.
+        source: The split.
+    """
+
+    summary: Summary
+    source: Source
+
+
+def assess(predict: Predict, data: Data, split: str) -> Assessment:
+    """Evaluates a detector on one split; every image counts once.
+
+    Args:
+        predict: From a source to a `Decision` about its images.
+        data: The data set.
+        split: "test", "val" or "train"; the data set has it.
+    """
+    source = getattr(data, split)
+    decision: Decision = predict(source)
+    examples = [source[i] for i in range(len(source))]
+    targets = [targets_of(example) for example in examples]
+    predictions = Predictions(
+        *decision,
+        targets={key: np.stack([t[key] for t in targets]) for key in targets[0]},
+        mask=np.array(["error" not in example for example in examples]),
+    )
+    figures = evaluate_scenes(list(scenes(predictions)))
+    count = int(predictions.mask.sum())
+    return Assessment({"count": count, **figures, "predictions": predictions}, source)
+
+
+def write_assessment(
+    folder: pathlib.Path,
+    assessed: Assessment,
+    class_names: Sequence[str],
+    about: Mapping[str, Any],
+) -> str:
+    """Writes report, figures and `results.json` into a folder.
+
+    Args:
+        folder: Where to; it is there.
+        assessed: What to write.
+        class_names: Of the network.
+        about: Further entries of `results.json`: what was evaluated.
+
+    Returns:
+        The text of the report.
+    """
+    summary = assessed.summary
+    results = {
+        **about,
+        "num_examples": summary["count"],
+        **{key: number(summary[key]) for key in (*STATS, _VOC)},
+        **{
+            key: [number(value) for value in summary[key]]
+            for key in ("class_ap", "class_ap_50", "class_ap_voc", "class_ar")
+        },
+    }
+    text = format_assessment(assessed, class_names, about)
+    write_json(folder / "results.json", results)
+    write_atomically(folder / "report.txt", text)
+    for name, figure in draw_results(summary, assessed.source, class_names).items():
+        viz.save_figure(figure, folder / f"{name}.png")
+    return text
+
+
+def format_assessment(
+    assessed: Assessment, class_names: Sequence[str], about: Mapping[str, Any]
+) -> str:
+    """Returns the text of the report, AP first."""
+    summary = assessed.summary
+    lines = [
+        f"{key} {summary[key]:.4f}" if number(summary[key]) is not None else f"{key} -"
+        for key in (*STATS, _VOC)
+    ]
+    said = ", ".join(f"{key} {value}" for key, value in about.items())
+    table = class_table(summary, class_names)
+    return "\n".join([*lines, "", said, "", *table]) + "\n"

@@ -1,0 +1,272 @@
+"""Object detection, as a task of the trainer."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxattn.config.bind import bind
+from jaxattn.data.boxes import Objects, pack
+from jaxattn.data.source import ArraySource, Data, Example, Source
+from jaxattn.errors import UserError, choose
+from jaxattn.models.detection import BoxTargets
+from jaxattn.models.registry import create_model
+from jaxattn.tasks.detection import figures, report
+from jaxattn.tasks.detection.assessment import Assessment, assess, write_assessment
+from jaxattn.tasks.detection.methods import Decision, Plain, find
+from jaxattn.tasks.detection.metrics import (
+    EvalSums,
+    Predictions,
+    evaluate_scenes,
+    scenes,
+)
+from jaxattn.tasks.task import Figures, Method, Predict, Summary, Targets, Tested
+
+_BOX_LOSSES = ("l1", "smooth_l1", "giou")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detection:
+    """Boxes around objects, and their classes.
+
+    The targets of an example are those of `jaxattn.data.boxes.BoxedImages`. The
+    network's outputs have `losses(targets, box_loss=...)`, from `BoxTargets` to losses
+    by image, float32 `[N]` by name, and `predict()`, which returns `Detections`
+    (`jaxattn.models.detection`). The loss is the sum of the weighted losses. Ignored
+    objects are not learnt.
+
+    Attributes:
+        box_loss: "l1", "smooth_l1" or "giou".
+        box_weight: Of the loss of boxes.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+
+    box_loss: str = "l1"
+    box_weight: float = 1.0
+
+    metric: ClassVar[str] = "average_precision"
+    shown: ClassVar[Sequence[str]] = ("loss",)
+    target_kinds: ClassVar[Mapping[str, str]] = {
+        "boxes": "boxes",
+        "classes": "class",
+        "ignored": "class",
+        "areas": "class",
+        "valid": "class",
+        "image_size": "class",
+        "shown_size": "class",
+    }
+    plain: ClassVar[Method] = Plain()
+
+    def __post_init__(self) -> None:
+        choose("loss.box_loss", self.box_loss, _BOX_LOSSES)
+        if not 0 < self.box_weight < np.inf:
+            raise UserError(f"loss.box_weight={self.box_weight}: must be above 0")
+
+    # The network and its data ---------------------------------------------------------
+
+    def make_model(
+        self,
+        section: Mapping[str, Any],
+        class_names: Sequence[str],
+        *,
+        dtype: DTypeLike | None,
+        axis_name: str | None = None,
+    ) -> nn.Module:
+        """Returns the network of the section `model`, for as many classes."""
+        make = bind(create_model, section, "model")
+        return make(num_classes=len(class_names), dtype=dtype, axis_name=axis_name)
+
+    def make_source(self, images: np.ndarray, targets: Any, key: str) -> Source:
+        """Returns a source of images and the boxes in them.
+
+        Args:
+            images: uint8 `[N, H, W, C]`.
+            targets: A mapping from "boxes", N arrays `[g, 4]` (x1, y1, x2, y2, pixels),
+                and "classes", N arrays of integers `[g]` from 0 on.
+            key: What errors call them.
+        """
+        if not isinstance(targets, Mapping) or {"boxes", "classes"} - set(targets):
+            raise UserError(f"{key}: targets must be a mapping of boxes and classes")
+        size = images.shape[1:3]
+        rows = [
+            _objects(images, i, targets, key)
+            for i in range(max(len(images), len(targets["boxes"])))
+        ]
+        most = max(1, *(len(row.boxes) for row in rows))
+        packed = [pack(row, most) for row in rows]
+        sizes = np.tile(np.array(size, np.int32), (len(images), 1))
+        stacked = {name: np.stack([p[name] for p in packed]) for name in packed[0]}
+        sized = {"image_size": sizes, "shown_size": sizes}
+        return ArraySource(images, {**stacked, **sized})
+
+    def find_class_names(self, source: Source) -> tuple[str, ...]:
+        """Returns "0" to the largest class."""
+        assert isinstance(source, ArraySource)
+        return tuple(map(str, range(int(source.targets["classes"].max()) + 1)))
+
+    def name_outputs(self, outputs: Any, class_names: Sequence[str]) -> tuple[str, ...]:
+        """Returns the names of the classes, which a network does not number anew."""
+        lacking = [n for n in ("losses", "predict") if not hasattr(outputs, n)]
+        if lacking:
+            raise UserError(
+                f"model: its outputs are {type(outputs).__name__}, without"
+                f" {' and '.join(lacking)}; must be those of a detector"
+            )
+        return tuple(class_names)
+
+    def name_target(self, example: Example, class_names: Sequence[str]) -> str:
+        """Returns how many objects of each class there are."""
+        there = np.asarray(example["valid"])
+        return report.count_classes(example["classes"][there], class_names)
+
+    # On the device --------------------------------------------------------------------
+
+    def weigh(self, targets: Targets) -> Targets:
+        """Returns nothing: every example counts as much."""
+        del targets
+        return {}
+
+    def measure(self, outputs: Any, targets: Targets) -> dict[str, jax.Array]:
+        """Returns `loss` and its parts, such as `box_loss`, of each example."""
+        losses = outputs.losses(_box_targets(targets), box_loss=self.box_loss)
+        total = sum(self._weight(name) * value for name, value in losses.items())
+        parts = {f"{name}_loss": value for name, value in losses.items()}
+        return {"loss": jnp.asarray(total), **parts}
+
+    def _weight(self, name: str) -> float:
+        return self.box_weight if name.endswith("box") else 1.0
+
+    def evaluate(
+        self, outputs: Any, targets: Targets, mask: jax.Array
+    ) -> tuple[EvalSums, Predictions]:
+        """Returns summed losses, and what was found beside what is there."""
+
+        def measure_one(outputs: Any, targets: Targets) -> dict[str, jax.Array]:
+            own, there = jax.tree.map(lambda v: v[None], (outputs, targets))
+            return jax.tree.map(lambda v: v[0], self.measure(own, there))
+
+        # One by one: a loss that the batch is divided by would count the padding.
+        losses = jax.vmap(measure_one)(outputs, dict(targets))
+        found = find(outputs)
+        sums = EvalSums(
+            count=jnp.sum(mask.astype(jnp.int32)),
+            losses={k: jnp.sum(jnp.where(mask, v, 0)) for k, v in losses.items()},
+        )
+        counts = jnp.where(mask, found.counts, 0)
+        own = {key: targets[key] for key in self.target_kinds}
+        found = (found.boxes, found.scores, found.classes, counts)
+        return sums, Predictions(*found, targets=own, mask=mask)
+
+    def answer(self, outputs: Any) -> dict[str, jax.Array]:
+        """Returns `boxes`, `scores`, `classes` and `counts`, as of `Decision`."""
+        return find(outputs)._asdict()
+
+    # On the host ----------------------------------------------------------------------
+
+    def summarize(self, sums: EvalSums, predictions: Predictions) -> Summary:
+        """Returns mean losses, and the figures of `evaluate_scenes`."""
+        count = int(sums.count)
+        losses = {key: float(value) / count for key, value in sums.losses.items()}
+        judged = list(scenes(predictions))
+        return {"count": count, **losses, **evaluate_scenes(judged)}
+
+    def describe(self, figures: Figures) -> list[str]:
+        """Returns loss and AP as a person reads them."""
+        return report.describe(figures)
+
+    def results(self, tested: Tested) -> dict[str, Any]:
+        """Returns COCO's numbers and more."""
+        return report.results(tested)
+
+    def headline(self, summary: Summary) -> str:
+        """Returns AP in half a line."""
+        return report.headline(summary)
+
+    def report(self, summary: Summary, class_names: Sequence[str]) -> list[str]:
+        """Returns COCO's numbers and a table of the classes."""
+        return report.format_test(summary, class_names)
+
+    def draw(
+        self,
+        summary: Summary,
+        source: Source,
+        class_names: Sequence[str],
+    ) -> dict[str, Any]:
+        """Draws boxes over photos, precision by recall, and what was missed."""
+        return figures.draw_results(summary, source, class_names)
+
+    def make_attention_maps(
+        self,
+        model: nn.Module,
+        normalize: Callable[[Any], jax.Array],
+        source: Source,
+        class_names: Sequence[str],
+    ) -> Callable[[Any], dict[str, np.ndarray]]:
+        """Returns what draws nothing: a detector has no one logit to look from."""
+        del model, normalize, source, class_names
+        return lambda _: {}
+
+    # Trained networks -----------------------------------------------------------------
+
+    def assess(self, predict: Predict, data: Data, split: str) -> Assessment:
+        """Returns COCO's numbers on a split."""
+        return assess(predict, data, split)
+
+    def write_assessment(
+        self,
+        folder: pathlib.Path,
+        assessed: Assessment,
+        class_names: Sequence[str],
+        about: Mapping[str, Any],
+    ) -> str:
+        """Writes report, figures and `results.json`; returns the report's text."""
+        return write_assessment(folder, assessed, class_names, about)
+
+    def tell_predictions(
+        self, predicted: Decision, class_names: Sequence[str]
+    ) -> list[str]:
+        """Returns how many objects of each class were found."""
+        return [
+            report.count_classes(classes[:count], class_names)
+            for classes, count in zip(predicted.classes, predicted.counts, strict=True)
+        ]
+
+
+def _box_targets(targets: Targets) -> BoxTargets:
+    """Returns targets as networks take them, without what is ignored."""
+    return BoxTargets(
+        boxes=targets["boxes"],
+        labels=targets["classes"],
+        valid=targets["valid"] & ~targets["ignored"],
+        image_sizes=targets["shown_size"],
+    )
+
+
+def _objects(images: np.ndarray, i: int, targets: Any, key: str) -> Objects:
+    """Returns a user's objects of image `i`, checked."""
+    boxes, classes = (list(targets[name]) for name in ("boxes", "classes"))
+    if not len(boxes) == len(classes) == len(images):
+        raise UserError(
+            f"{key}: {len(boxes)} boxes and {len(classes)} classes of {len(images)}"
+            " images; must be as many"
+        )
+    own = np.asarray(boxes[i], np.float64).reshape(-1, 4)
+    labels = np.asarray(classes[i], np.int32).reshape(-1)
+    H, W = images.shape[1:3]
+    holds = len(own) == len(labels) and (labels >= 0).all()
+    holds = holds and (own[:, :2] < own[:, 2:]).all() and (own >= 0).all()
+    if not (holds and (own[:, 2:] <= [W, H]).all()):
+        raise UserError(
+            f"{key}: image {i}: must have as many boxes x1 < x2, y1 < y2 inside its"
+            f" {W} x {H} pixels as classes of at least 0"
+        )
+    sides = own[:, 2:] - own[:, :2]
+    return Objects(own, labels, np.zeros(len(own), bool), sides.prod(1))

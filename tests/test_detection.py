@@ -1,0 +1,268 @@
+"""Detection as a task: COCO's numbers of a whole split, on the same trainer."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import smoke
+from flax import struct
+
+from jaxattn.errors import UserError
+from jaxattn.models.detection import Detections
+from jaxattn.tasks.detection.figures import confuse, judge
+from jaxattn.tasks.detection.metrics import (
+    STATS,
+    Predictions,
+    Scene,
+    evaluate_scenes,
+    restore_boxes,
+    scenes,
+)
+from jaxattn.tasks.detection.report import class_table, count_classes
+from jaxattn.tasks.detection.task import Detection
+from jaxattn.training import build
+from jaxattn.training.evaluate import Evaluator
+from jaxattn.training.trainer import Trainer
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "dense" / "coco_metrics.npz"
+ONE = smoke.one_device()
+
+
+# COCO's numbers -----------------------------------------------------------------------
+
+
+def corners(bbox):
+    x, y, w, h = bbox.T
+    return np.stack([x, y, x + w, y + h], 1)
+
+
+def golden_scenes(golden):
+    gt = {k: golden[f"gt/{k}"] for k in ("image_id", "category_id", "bbox", "area")}
+    dt = {k: golden[f"dt/{k}"] for k in ("image_id", "category_id", "bbox", "score")}
+    crowd = golden["gt/iscrowd"].astype(bool)
+    for image in golden["image_ids"]:
+        own, found = gt["image_id"] == image, dt["image_id"] == image
+        yield Scene(
+            boxes=corners(gt["bbox"][own]),
+            classes=gt["category_id"][own] - gt["category_id"].min(),
+            ignored=crowd[own],
+            areas=gt["area"][own],
+            found_boxes=corners(dt["bbox"][found]),
+            found_scores=dt["score"][found],
+            found_classes=dt["category_id"][found] - gt["category_id"].min(),
+        )
+
+
+def test_the_numbers_are_those_of_coco():
+    golden = np.load(GOLDEN)
+    figures = evaluate_scenes(list(golden_scenes(golden)))
+    stats = [figures[key] for key in STATS]
+    # Boxes become corners and sides again, which rounds.
+    np.testing.assert_allclose(stats, golden["stats"], rtol=0, atol=1e-12)
+    for key, name in (("class_ap", "ap"), ("class_ap_50", "ap50"), ("class_ar", "ar")):
+        np.testing.assert_allclose(figures[key], golden[f"class_{name}"], atol=1e-12)
+    curves = golden["precision_area_all_max100"][0]
+    np.testing.assert_allclose(figures["precision_50"], curves, atol=1e-7)
+
+
+def scene(boxes, found, scores, classes=None, found_classes=None, ignored=None):
+    boxes, found = (np.array(v, np.float64).reshape(-1, 4) for v in (boxes, found))
+    n, d = len(boxes), len(found)
+    return Scene(
+        boxes,
+        np.zeros(n, int) if classes is None else np.array(classes),
+        np.zeros(n, bool) if ignored is None else np.array(ignored),
+        (boxes[:, 2:] - boxes[:, :2]).prod(1),
+        found,
+        np.array(scores, np.float64),
+        np.zeros(d, int) if found_classes is None else np.array(found_classes),
+    )
+
+
+BOXES = [[0, 0, 10, 10], [20, 0, 40, 10], [0, 20, 10, 50]]
+
+
+def test_perfect_detections_are_perfect_and_none_are_nothing():
+    # An annotation of id 0 would count as not found.
+    perfect = evaluate_scenes([scene(BOXES, BOXES, [0.9, 0.8, 0.7])])
+    assert perfect["average_precision"] == pytest.approx(1, abs=1e-9)
+    assert perfect["average_precision_voc"] == pytest.approx(1, abs=1e-9)
+    assert np.isnan(perfect["average_precision_large"])
+    nothing = evaluate_scenes([scene(BOXES, [], [])])
+    assert nothing["average_precision"] == nothing["average_precision_voc"] == 0
+
+
+def test_voc_precision_is_the_area_under_all_points():
+    # Of three objects: right, wrong, right. Precision 1 up to 1/3, then 2/3 up to 2/3.
+    found = [BOXES[0], [60, 60, 70, 70], BOXES[1]]
+    figures = evaluate_scenes([scene(BOXES, found, [0.9, 0.8, 0.7])])
+    assert figures["class_ap_voc"][0] == pytest.approx(1 / 3 + 2 / 9)
+
+
+def test_ignored_objects_are_neither_missed_nor_right():
+    judged = scene(BOXES, BOXES[:2], [0.9, 0.8], ignored=[False, True, True])
+    figures = evaluate_scenes([judged])
+    assert figures["average_precision"] == pytest.approx(1)
+    assert figures["support"].tolist() == [1]
+
+
+def test_boxes_of_the_canvas_are_restored_to_the_photo():
+    restored = restore_boxes(np.array([[10.0, 30, 20, 61]]), (60, 80), (120, 240))
+    assert restored.tolist() == [[30, 60, 60, 120]]
+
+
+# The task -----------------------------------------------------------------------------
+
+
+@struct.dataclass
+class Outputs:
+    """A box around what is bright, moved by what is to be learnt."""
+
+    boxes: jax.Array  # [N, 1, 4]
+
+    def losses(self, targets, *, box_loss):
+        assert box_loss == "l1"
+        error = jnp.abs(self.boxes - targets.boxes[:, :1]).mean((1, 2))
+        return {"box": jnp.where(targets.valid[:, 0], error, 0)}
+
+    def predict(self):
+        N = len(self.boxes)
+        shape = (N, 1)
+        valid = jnp.ones(shape, bool)
+        return Detections(
+            self.boxes, jnp.full(shape, 0.9), jnp.zeros(shape, jnp.int32), valid
+        )
+
+
+class Finder(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        shift = self.param("shift", lambda _: jnp.full(4, 4.0))
+        bright = x[..., 0] > 0.5
+        sides = []
+        for axis in (1, 2):  # columns, then rows
+            line = jnp.any(bright, axis)
+            n = line.shape[1]
+            first = jnp.argmax(line, 1)
+            last = n - jnp.argmax(line[:, ::-1], 1)
+            sides.append((first, last))
+        (x1, x2), (y1, y2) = sides
+        boxes = jnp.stack([x1, y1, x2, y2], -1).astype(jnp.float32)
+        return Outputs((boxes + shift)[:, None])
+
+
+def make_split(count, seed):
+    rng = np.random.default_rng(seed)
+    images = np.zeros((count, 24, 32, 3), np.uint8)
+    boxes = []
+    for image in images:
+        x, y = rng.integers(0, 12, 2)
+        w, h = rng.integers(6, 12, 2)
+        image[y : y + h, x : x + w] = 255
+        boxes.append(np.array([[x, y, x + w, y + h]]))
+    return images, {"boxes": boxes, "classes": [np.zeros(1, int)] * count}
+
+
+CONFIG = {
+    "seed": 0,
+    "num_epochs": 4,
+    "batch_size": 4,
+    "normalize": {"mean": (0.5,), "std": (0.5,)},
+    "augment": {"flip_probability": 0.5},
+    "schedule": {"name": "constant", "learning_rate": 2.0},
+    "optimizer": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0},
+    "log": {"tensorboard": False, "every_steps": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def run():
+    data = {"train": make_split(8, 0), "val": make_split(7, 1)}
+    return build(CONFIG, data=data, model=Finder(), task=Detection(), devices=ONE)
+
+
+def evaluate(run, shift):
+    variables = {"params": {"shift": jnp.asarray(shift)}, "batch_stats": {}}
+    return Evaluator(run, lambda: False).evaluate(variables, "val")
+
+
+def test_an_evaluation_judges_every_image_of_a_split_once(run):
+    summary = evaluate(run, [0.0, 0, 0, 0])
+    assert summary["count"] == summary["support"][0] == 7
+    assert summary["average_precision"] == pytest.approx(1)
+    assert summary["loss"] == summary["box_loss"] == 0
+    # 7 images in batches of 4: the padding is there and does not count.
+    predictions = summary["predictions"]
+    assert len(predictions.boxes) == 8
+    assert len(list(scenes(predictions))) == 7
+    worse = evaluate(run, [0.5, 0, 0.5, 0])
+    assert 0.5 < worse["average_precision"] < 1
+    assert worse["loss"] == pytest.approx(0.25)
+
+
+def test_training_moves_boxes_with_mirrored_images(run):
+    *_, (_, state, metrics) = Trainer(run).train(run.init_state(), 0)
+    # Were boxes not mirrored as the images are, left and right would not be learnt.
+    assert float(metrics["loss"]) < 0.6
+    assert np.abs(np.asarray(state.params["shift"])).max() < 1.1
+
+
+def test_own_boxes_are_checked():
+    images, targets = make_split(2, 0)
+    outside = {**targets, "boxes": [np.array([[0, 0, 33, 5]]), *targets["boxes"][1:]]}
+    for wrong, said in (
+        (outside, "image 0: .* inside its 32 x 24 pixels"),
+        ({**targets, "classes": targets["classes"][:1]}, "2 boxes and 1 classes"),
+        (targets["boxes"], "a mapping of boxes and classes"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Detection().make_source(images, wrong, "data['train']")
+
+
+def test_a_network_without_losses_is_refused():
+    with pytest.raises(UserError, match="without losses and predict"):
+        Detection().name_outputs(jnp.zeros(3), ("cat",))
+
+
+# Words and pictures -------------------------------------------------------------------
+
+
+def predictions_of(boxes, classes, found, found_classes, scores):
+    n = len(boxes)
+    targets = {
+        "boxes": np.array([boxes], np.float32),
+        "classes": np.array([classes]),
+        "valid": np.ones((1, n), bool),
+        "ignored": np.zeros((1, n), bool),
+    }
+    return Predictions(
+        np.array([found], np.float32),
+        np.array([scores], np.float32),
+        np.array([found_classes]),
+        np.array([len(found)]),
+        targets,
+        np.ones(1, bool),
+    )
+
+
+def test_confusion_knows_wrong_classes_misses_and_what_is_nothing():
+    found = [BOXES[0], BOXES[1], [60, 60, 70, 70], BOXES[2]]
+    scores = [0.9, 0.8, 0.7, 0.1]  # the last is too unsure to be shown
+    predictions = predictions_of(BOXES, [0, 0, 1], found, [0, 1, 1, 1], scores)
+    judged = judge(predictions, 0)
+    assert judged.is_right.tolist() == [True, False, False]
+    assert judged.is_missed.tolist() == [False, True, True]
+    # Rows are what is there: 0, 1, background.
+    assert confuse([judged], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+
+
+def test_a_table_has_a_line_for_a_class_that_is_not_there():
+    figures = evaluate_scenes([scene(BOXES, BOXES, [0.9, 0.8, 0.7])])
+    lines = class_table(figures, ("cat", "dog"))
+    assert lines[1].split() == ["cat", "1.0000", "1.0000", "1.0000", "1.0000", "3"]
+    assert lines[2].split() == ["dog", "-", "-", "-", "-", "0"]
+    assert count_classes([1, 0, 1], ("cat", "dog")) == "2 dog, 1 cat"
