@@ -4,18 +4,24 @@ import os
 import pathlib
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+import smoke
 from PIL import Image
 
-from jaxattn.data.augment import IGNORED
+from jaxattn.data.augment import IGNORED, Augment
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.label_maps import LabelMapReader, resize_label_map
 from jaxattn.data.labelled_images import ScaledCrops
 from jaxattn.data.pipeline import StreamedLoader, TrainOrder, make_loader
 from jaxattn.data.preprocess import PADDING, Canvas, make_frame
 from jaxattn.errors import UserError
+from jaxattn.tasks.segmentation import Segmentation
+from jaxattn.training import build
+from jaxattn.training.checkpoints.trained import load_trained, write_trained
+from jaxattn.training.steps import augmented
 
 CLASSES = ("ground", "sky 0 128 255", "tree")
 SHAPE = (12, 16)
@@ -284,6 +290,58 @@ def test_what_is_not_drawn_lives_on_the_device(folder):
         UserError, match=r"'resident': .*data\.scale_range=\(1\.0, 1\.0"
     ):
         make_loader(load(folder).train, loader="resident")
+
+
+# In a run
+
+
+def test_a_step_moves_label_maps_with_their_images():
+    label_maps = np.stack([make_label_map(i) for i in range(6)])
+    batch = {"image": colored(label_maps) + np.uint8(9), "label_map": label_maps}
+    augment = Augment(flip_probability=0.5, crop_padding_px=2, rotation_degrees=40.0)
+
+    @jax.jit
+    def move(batch):
+        return augmented(
+            augment, lambda x: x, Segmentation(), jax.random.key(1), batch, None
+        )
+
+    (images, targets, _), _ = jax.device_get(move(batch))
+    expected = np.where(images[..., 0] == 0, IGNORED, (images[..., 0] - 9) // 60)
+    np.testing.assert_array_equal(targets["label_map"], expected)
+    assert 0.05 < (expected == IGNORED).mean() < 0.5
+    assert (expected[expected != IGNORED] != label_maps[expected != IGNORED]).any()
+
+
+class Pixelwise(nn.Module):
+    """Logits of three classes by the colour of a pixel."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        return nn.Dense(3)(x)
+
+
+def test_a_network_is_shown_images_as_its_run_was(folder, tmp_path):
+    section = {"name": "segmentation_folder", "path": str(folder)}
+    lines = ("ground 1 2 3", "sky 0 128 255", "tree 9 9 9")
+    config = {
+        "seed": 0,
+        "num_epochs": 1,
+        "batch_size": 2,
+        "data": {**section, "classes": lines, "canvas_size": (14, 18)},
+        "normalize": {"mean": (0.5,), "std": (0.25,)},
+        "schedule": {"name": "constant", "learning_rate": 0.1},
+        "optimizer": {"name": "sgd"},
+    }
+    task, model = Segmentation(), Pixelwise()
+    run = build(config, model=model, task=task, devices=smoke.one_device())
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 14, 18, 3)))
+    write_trained(tmp_path / "run", run.record, variables)
+    trained = load_trained(tmp_path / "run", model=model, task=task)
+    assert trained.preprocess.frame == Canvas((14, 18, 3))
+    assert trained.class_colors == ((1, 2, 3), (0, 128, 255), (9, 9, 9))
+    assert run.preprocess.frame == trained.preprocess.frame
 
 
 # What is refused, in one line
