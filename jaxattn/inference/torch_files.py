@@ -30,6 +30,7 @@ from jaxattn.models.published import (
 )
 from jaxattn.models.registry import create_model
 from jaxattn.models.safetensors_files import SUFFIX, write_safetensors
+from jaxattn.models.stems import find_stem, is_for_photos
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch, import_pytorch, to_torch
 from jaxattn.text import shortened
@@ -177,7 +178,7 @@ def _frame(
         shape = tuple(known["image_shape"])
         further = {key: known[key] for key in _OF_DENSE if key in known}
         return {"image_shape": shape, "resize_px": known.get("resize_px"), **further}
-    if getattr(module, "stem", "") == "imagenet":
+    if is_for_photos(find_stem(module)):
         crops = Crops() if image_size is None else Crops(image_size=image_size)
         frame = crops.frame
         return {"image_shape": frame.image_shape, "resize_px": frame.resize_px}
