@@ -296,7 +296,7 @@ def distorted(pixel, brightness, contrast, saturation, hue, contrast_first):
     if contrast_first:
         x = np.clip(contrast * x, 0, 255)
     h, s, v = colorsys.rgb_to_hsv(*x / 255)
-    x = 255 * np.array(colorsys.hsv_to_rgb(h + hue, min(s * saturation, 1), v))
+    x = 255 * np.array(colorsys.hsv_to_rgb((h + hue) % 1, min(s * saturation, 1), v))
     return x if contrast_first else np.clip(contrast * x, 0, 255)
 
 

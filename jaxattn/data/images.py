@@ -14,7 +14,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from jaxattn.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 # Tags of TIFF.
 _BITS_PER_SAMPLE = 258
@@ -69,7 +71,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         # After the pixels: TIFF has turned them by now, and PNG may say so last.
         return np.ascontiguousarray(_upright(pixels, _orientation(image)))
 
-    return _read(path, path, convert)
+    return decode(path, path, convert)
 
 
 def read_crop(
@@ -124,7 +126,7 @@ def read_crop(
         crop = rgb.resize(stored, Image.Resampling.BILINEAR, box)
         return np.array(_upright(np.asarray(crop), orientation))
 
-    return _read(file, origin or file, convert)
+    return decode(file, origin or file, convert)
 
 
 def resize_crop(
@@ -182,12 +184,43 @@ def center_box(H: int, W: int, covered: tuple[int, int], size: tuple[int, int]) 
     )
 
 
-def _read(
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns the height and width in pixels of an image file, upright.
+
+    Little more of it is read than its head.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BadImageError: As `read_image`.
+        UserError: As `read_image`.
+    """
+
+    def measure(image: "Image.Image") -> tuple[int, int]:
+        width, height = image.size
+        is_sideways = _orientation(image) in _SIDEWAYS
+        return (width, height) if is_sideways else (height, width)
+
+    return decode(path, path, measure)
+
+
+def decode(
     file: str | os.PathLike[str] | bytes,
     origin: object,
-    convert: Callable[["Image.Image"], np.ndarray],
-) -> np.ndarray:
-    """Opens and converts an image; a fault is one line that names the origin."""
+    convert: Callable[["Image.Image"], T],
+) -> T:
+    """Returns what a function makes of an image file, opened by Pillow.
+
+    Args:
+        file: The file, or its content.
+        origin: What errors call it.
+        convert: Whatever it raises is a fault of the file.
+
+    Raises:
+        BadImageError: As `read_image`.
+        UserError: As `read_image`.
+    """
     _ignore_pillow_warnings()
     is_path = not isinstance(file, bytes)
     known = formats.formats_of(os.fspath(file) if is_path else "")
@@ -212,8 +245,8 @@ def _read(
 def _decode(
     stream: BinaryIO,
     known: tuple[str, ...],
-    convert: Callable[["Image.Image"], np.ndarray],
-) -> np.ndarray:
+    convert: Callable[["Image.Image"], T],
+) -> T:
     from PIL import Image
 
     with Image.open(stream, formats=known) as image:
