@@ -85,8 +85,8 @@ class Brightness:
     def report(self, summary, class_names):
         return [f"{class_names[0]}: error {summary['loss']:.4f}"]
 
-    def draw(self, summary, source, class_names):
-        del summary, source, class_names
+    def draw(self, summary, data):
+        del summary, data
         return {}
 
 

@@ -79,6 +79,7 @@ def _export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         platforms=args.platforms,
         fold_batch_norm=args.fold_batch_norm,
+        probabilities=args.probabilities,
     )
     print(
         f"{trained.config['model']['name']} of step {trained.step} for"
@@ -176,10 +177,8 @@ def _measured(
     from jaxattn.models.stems import find_stem, is_for_photos
 
     stem = find_stem(create_model(name, **kwargs))
-    usual_size, usual_classes = (
-        _USUAL[task_of(name)] if is_for_photos(stem) else (32, 10)
-    )
-    size, num_classes = image_size or usual_size, num_classes or usual_classes
+    usual = _USUAL[task_of(name)] if is_for_photos(stem) else (32, 10)
+    size, num_classes = image_size or usual[0], num_classes or usual[1]
     module = create_model(name, num_classes, **kwargs)
     try:
         cost = measure_cost(module, (size, size, 3))
@@ -244,6 +243,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     out = "the file, such as model.jaxattn; model.json beside it describes it"
+    also = "of a segmentation: answers those of all classes beside the label map"
     add("--out", type=path, required=True, help=out)
     add_network(parser)
     add_computation(parser)
@@ -254,6 +254,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="PLATFORM",
         help="some of cpu, cuda, tpu and rocm (default the first three)",
     )
+    add("--probabilities", action="store_true", help=also)
 
 
 def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxattn.data.augment import IGNORED, normalize
-from jaxattn.data.images import Box, center_box, read_crop, resize_crop
+from jaxattn.data.images import Box, center_box, read_crop, read_image, resize_crop
 from jaxattn.data.label_maps import pad, resize_label_map
 from jaxattn.data.source import Data, Example
 from jaxattn.errors import UserError, require
@@ -69,6 +69,27 @@ class Frame:
     def show(self, image: np.ndarray) -> np.ndarray:
         """Returns what is shown of an image uint8 `[h, w, 3]`; itself if all of it."""
         return resize_crop(image, self.box, self.size)
+
+    def restore_label_map(
+        self, label_map: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        """Returns a label map of what is shown at the size of the whole image.
+
+        Args:
+            label_map: uint8 `[H, W]`.
+            height: Of the image, pixels.
+            width: Of the image, pixels.
+
+        Returns:
+            uint8 `[height, width]`, `IGNORED` where the image is not shown.
+        """
+        left, top, right, bottom = map(round, self.box(height, width))
+        restored = np.full((height, width), IGNORED, np.uint8)
+        # Each at least a pixel, of an image that is a line of them, too.
+        bottom, right = max(bottom, top + 1), max(right, left + 1)
+        shown = resize_label_map(label_map, bottom - top, right - left)
+        restored[top:bottom, left:right] = shown
+        return restored
 
     def describe(self) -> dict[str, Any]:
         """Returns what `make_frame` makes it of, as `config.json` keeps it."""
@@ -274,6 +295,10 @@ class ImageFiles:
     def __len__(self) -> int:
         """The number of files."""
         return len(self.paths)
+
+    def photo(self, index: int) -> np.ndarray:
+        """Returns the whole image at a position, upright, uint8 `[h, w, 3]`."""
+        return read_image(self.paths[index])
 
     def __getitem__(self, index: int) -> Example:
         """What is shown of the image at a position, uint8 `[H, W, 3]`."""

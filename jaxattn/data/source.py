@@ -118,6 +118,11 @@ def labelled(images: np.ndarray, labels: np.ndarray) -> ArraySource:
     return ArraySource(images, {"label": labels})
 
 
+def spread(length: int, count: int) -> list[int]:
+    """Returns at most `count` indices from all over a sequence, in its order."""
+    return [int(i) for i in np.linspace(0, length - 1, min(count, length)).round()]
+
+
 def describe_numbering(class_names: Sequence[str]) -> str | None:
     """Says how classes are numbered, where a number could be taken for a name."""
     for i, name in enumerate(class_names):

@@ -81,14 +81,17 @@ class MultiView:
     """The mean of the probabilities of some views.
 
     Attributes:
-        views: The views, the first of them of the image's own size.
+        views: The views, the first of them the image itself.
+
+    Raises:
+        UserError: If it is not.
     """
 
     views: Sequence[View] = (View(),)
 
     def __post_init__(self) -> None:
-        if not self.views or self.views[0].scale != 1:
-            raise UserError("views: the first must be of scale 1")
+        if not self.views or self.views[0] != View():
+            raise UserError("views: the first must be the image itself")
 
     def join(self, outputs: Sequence[jax.Array]) -> jax.Array:
         """Returns the likeliest class of each pixel, uint8 `[N, H, W]`.
@@ -96,13 +99,15 @@ class MultiView:
         Args:
             outputs: Logits `[N, h, w, K]` of each view.
         """
-        size = outputs[0].shape[1:3]
-        turned = (
-            view.undo(jax.nn.softmax(logits.astype(jnp.float32)), size)
-            for view, logits in zip(self.views, outputs, strict=True)
-        )
-        # Of one view the logits decide: rounded probabilities may be equal.
-        return predict(outputs[0] if len(outputs) == 1 else sum(turned))
+        first, *others = outputs
+        if not others:
+            # The logits decide: rounded probabilities may be equal.
+            return predict(first)
+        _, H, W, _ = first.shape
+        total = jax.nn.softmax(first.astype(jnp.float32))
+        for view, logits in zip(self.views[1:], others, strict=True):
+            total += view.undo(jax.nn.softmax(logits.astype(jnp.float32)), (H, W))
+        return predict(total)
 
     def decide(self, joined: np.ndarray) -> Decision:
         """Returns what `join` has decided."""

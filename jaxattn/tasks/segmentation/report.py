@@ -90,9 +90,21 @@ def shares(
     pixels = np.bincount(label_map.ravel(), minlength=IGNORED + 1)[:IGNORED]
     if not pixels.any():
         return "not known"
-    order = np.argsort(-pixels, kind="stable")[:count]
-    percent = 100 * pixels / pixels.sum()
-    named = (f"{class_names[i]} {percent[i]:.1f} %" for i in order if pixels[i])
+    return list_shares(pixels / pixels.sum(), class_names, count)
+
+
+def list_shares(
+    shares: np.ndarray, class_names: Sequence[str], count: int | None = None
+) -> str:
+    """Returns the largest shares and their classes as `road 41.0 %, sky 20.3 %`.
+
+    Args:
+        shares: Of each class, in [0, 1].
+        class_names: The name of each class.
+        count: Classes at most; by default all that have a share.
+    """
+    order = np.argsort(-shares, kind="stable")[:count]
+    named = (f"{class_names[i]} {100 * shares[i]:.1f} %" for i in order if shares[i])
     return ", ".join(named)
 
 

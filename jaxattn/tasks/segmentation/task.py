@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,11 +14,26 @@ from jax.typing import DTypeLike
 from jaxattn.config.bind import bind
 from jaxattn.data.augment.transform import IGNORED
 from jaxattn.data.source import ArraySource, Data, Example, Source
-from jaxattn.errors import UserError, require
+from jaxattn.errors import UserError, choose, require
 from jaxattn.models.registry import create_model
-from jaxattn.tasks.segmentation import losses, metrics, report
+from jaxattn.tasks.segmentation import figures, losses, metrics, report
+from jaxattn.tasks.segmentation.assessment import (
+    Assessment,
+    assess,
+    write_assessment,
+)
 from jaxattn.tasks.segmentation.methods import Decision, MultiView
-from jaxattn.tasks.task import Figures, Method, Predict, Summary, Targets, Tested
+from jaxattn.tasks.segmentation.predictions import restored, write_predictions
+from jaxattn.tasks.task import (
+    Figures,
+    Method,
+    Pages,
+    Predict,
+    Summary,
+    Targets,
+    Tested,
+)
+from jaxattn.viz.palette import Colors
 
 _MOST_CLASSES = IGNORED  # numbers that a byte has, but for one
 _TINY = np.finfo(np.float32).tiny
@@ -67,6 +82,7 @@ class Segmentation:
     shown: ClassVar[Sequence[str]] = ("loss", "pixel_accuracy")
     target_kinds: ClassVar[Mapping[str, str]] = {"label_map": "mask"}
     plain: ClassVar[Method] = MultiView()
+    predict_batch_size: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         for name in ("aux_weight", "focal_gamma", "dice_weight"):
@@ -239,9 +255,21 @@ class Segmentation:
         )
         return sums, metrics.Predictions(predicted, metrics.image_iou(confusion))
 
-    def answer(self, outputs: jax.Array) -> jax.Array:
-        """Returns the likeliest class of each pixel, uint8 `[N, H, W]`."""
-        return metrics.predict(outputs)
+    def answer(self, outputs: jax.Array, *, probabilities: bool = False) -> Any:
+        """Returns `label_map`, the likeliest class of each pixel, uint8 `[N, H, W]`.
+
+        If wanted also `probabilities`, float32 `[N, H, W, K]`.
+        """
+        answered = {"label_map": metrics.predict(outputs)}
+        if probabilities:
+            softmax = jax.nn.softmax(outputs.astype(jnp.float32))
+            answered["probabilities"] = softmax
+        return answered
+
+    def tell_answer(self, *, probabilities: bool = False) -> str:
+        """Returns what `answer` returns, in words."""
+        also = "; probabilities: float32 [N, H, W, classes]" if probabilities else ""
+        return f"a mapping: label_map: uint8 [N, H, W], classes by number{also}"
 
     # On the host ----------------------------------------------------------------------
 
@@ -266,45 +294,63 @@ class Segmentation:
         """Returns the figures of a test and a table of the classes."""
         return report.format_test(summary, class_names)
 
-    def draw(
-        self,
-        summary: Summary,
-        source: Source,
-        class_names: Sequence[str],
-    ) -> dict[str, Any]:
-        """Draws nothing yet."""
-        del summary, source, class_names
-        return {}
+    def draw(self, summary: Summary, data: Data) -> dict[str, Any]:
+        """Draws confusion, IoU by class, overlays, and the worst images."""
+        names, colors = data.class_names, data.class_colors
+        return figures.draw_results(summary, data.test, names, colors)
 
-    def make_attention_maps(
+    def make_pages(
         self,
         model: nn.Module,
-        normalize: Callable[[Any], jax.Array],
-        source: Source,
         class_names: Sequence[str],
-    ) -> Callable[[Any], dict[str, np.ndarray]]:
-        """Draws nothing yet."""
-        del model, normalize, source, class_names
-        return lambda _: {}
+        *,
+        of_class: str | None = None,
+    ) -> Pages:
+        """Returns what draws pages of a class's Grad-CAM, and of gates."""
+        if of_class is not None:
+            choose("--class", of_class, class_names)
+        chosen = None if of_class is None else list(class_names).index(of_class)
+        return figures.make_pages(model, class_names, chosen)
 
     # Trained networks -----------------------------------------------------------------
 
-    def assess(self, predict: Predict, data: Data, split: str) -> Any:
-        """To come."""
-        raise NotImplementedError
+    def assess(self, predict: Predict, data: Data, split: str) -> Assessment:
+        """Returns the figures on a split."""
+        return assess(predict, data, split)
 
     def write_assessment(
         self,
         folder: pathlib.Path,
-        assessed: Any,
+        assessed: Assessment,
         class_names: Sequence[str],
         about: Mapping[str, Any],
     ) -> str:
-        """To come."""
-        raise NotImplementedError
+        """Writes report, figures and `results.json`; returns the report's text."""
+        return write_assessment(folder, assessed, class_names, about)
 
     def tell_predictions(
-        self, predicted: Decision, class_names: Sequence[str]
+        self, predicted: Decision, source: Source, class_names: Sequence[str]
     ) -> list[str]:
         """Returns the share of each class in each image."""
-        return [report.shares(each, class_names) for each in predicted.label_map]
+        return [
+            "not known" if known is None else report.shares(known[1], class_names)
+            for known in restored(predicted.label_map, source)
+        ]
+
+    def write_predictions(
+        self,
+        path: pathlib.Path,
+        ids: Sequence[int] | Sequence[str],
+        predicted: Decision,
+        class_names: Sequence[str],
+        *,
+        source: Source,
+        class_colors: Colors | None = None,
+        names: bool = False,
+        probabilities: bool = False,
+    ) -> None:
+        """Writes a folder of label maps of the images' own sizes, and overlays."""
+        del class_names, names
+        wanted = "left out: a segmentation writes label maps"
+        require("--probabilities", probabilities, not probabilities, wanted)
+        write_predictions(path, ids, predicted.label_map, source, class_colors)
