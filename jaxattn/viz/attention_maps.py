@@ -151,7 +151,7 @@ def grad_cam(feature_map: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def select_blocks(gates: Gates, pattern: str | None = None) -> dict[str, list[str]]:
-    """Chooses the layers of a page, by block (the first name of a layer).
+    """Chooses the layers of a page, by block (the first name of a layer's).
 
     Args:
         gates: Of `Attention`.
@@ -168,7 +168,7 @@ def select_blocks(gates: Gates, pattern: str | None = None) -> dict[str, list[st
     blocks: dict[str, list[str]] = {}
     for layer in gates:
         if pattern is None or fnmatch.fnmatchcase(layer, pattern):
-            blocks.setdefault(layer.split("/")[0], []).append(layer)
+            blocks.setdefault(_block(layer), []).append(layer)
     if pattern is None:
         last = {_stage(gates, layers): block for block, layers in blocks.items()}
         return {block: blocks[block] for block in last.values()}
@@ -243,6 +243,12 @@ def _sown_gates(sown: Any) -> Gates:
             own = gates.setdefault(layer, {})
             own[name] = value if name == "winner" else value.astype(jnp.float32)
     return gates
+
+
+def _block(layer: str) -> str:
+    """The block of a layer: its first name, in the backbone of a network the second."""
+    first, *others = layer.split("/")
+    return f"{first}/{others[0]}" if first == "backbone" and others else first
 
 
 def _stage(gates: Gates, layers: list[str]) -> tuple[int, ...]:

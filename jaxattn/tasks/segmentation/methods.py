@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxattn.data.augment.augment import Draws
 from jaxattn.errors import UserError, require
+from jaxattn.ops.resize import resize_bilinear
 from jaxattn.tasks.segmentation.metrics import predict
 
 
@@ -57,7 +58,7 @@ class View:
         if self.scale == 1:
             return images
         H, W = (max(1, round(self.scale * side)) for side in images.shape[1:3])
-        return _resize(images.astype(jnp.float32), (H, W), antialias=True)
+        return resize_bilinear(images.astype(jnp.float32), (H, W))
 
     def undo(self, outputs: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Returns values `[N, h, w, K]` of the view in the place of the image.
@@ -67,13 +68,8 @@ class View:
             size: Height and width of the image.
         """
         if outputs.shape[1:3] != size:
-            outputs = _resize(outputs, size, antialias=False)
+            outputs = resize_bilinear(outputs, size)
         return outputs[:, :, ::-1] if self.is_mirrored else outputs
-
-
-def _resize(x: jax.Array, size: tuple[int, int], *, antialias: bool) -> jax.Array:
-    shape = (x.shape[0], *size, x.shape[3])
-    return jax.image.resize(x, shape, "bilinear", antialias=antialias)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

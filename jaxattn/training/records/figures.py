@@ -51,8 +51,10 @@ def draw_results(
         Matplotlib figures by the name of their file.
     """
     rates = [row for row in metrics if row.get("step/learning_rate") is not None]
+    metric = run.task.metric
+    others = [key for key in run.task.shown[1:] if key != metric]
     drawn = {
-        "history": viz.plot_history(history(metrics), run.task.metric),
+        "history": viz.plot_history(history(metrics), metric, others),
         "learning_rate": viz.plot_learning_rate(
             np.array([row["step"] for row in rates]),
             np.array([row["step/learning_rate"] for row in rates]),
