@@ -14,6 +14,8 @@ those of others.
 import re
 from collections.abc import Collection, Iterable
 
+from jaxattn.models.detector_layouts import detector_names, is_detector
+
 _BACKBONE, _HEAD = "backbone.", "head.fc."
 # Stage, block, place in the block's sequence, module, the rest.
 _BLOCK = re.compile(r"backbone\.layer(\d)\.(\d)\.conv\.(\d)\.(\w+)\.(.+)")
@@ -48,6 +50,8 @@ def torchvision_names(names: Iterable[str]) -> dict[str, str]:
         names: All names of the state dict, which tell what network it is of.
     """
     names = list(names)
+    if is_detector(names):
+        return detector_names(names)
     if _TIMM_STEM in names:
         return _timm_mobilenet_names(names)
     if any(_BLOCK.fullmatch(name) for name in names):

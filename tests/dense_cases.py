@@ -1,0 +1,51 @@
+"""The networks of the golden files of dense prediction, as `make(file, config)`.
+
+`config` is what the file says of its network.
+"""
+
+from jaxattn.models import ResNet
+from jaxattn.models.fpn import FPN
+from jaxattn.models.retinanet import RetinaNet
+
+_FROZEN = {
+    "stage_sizes": (1, 1, 1, 1),
+    "widths": (8, 16, 32, 64),
+    "norm": "frozen",
+}
+
+
+def make_fpn(config):
+    """`config` also has "variant", of the file's."""
+    variant = config["variant"]
+    extra = {"p6_from_c5": "input", "p6_from_p5": "output", "pool": "pool"}[variant]
+    return FPN(config["out_channels"], extra=extra, relu=True, layout="torchvision")
+
+
+def make_retinanet(config):
+    return RetinaNet(
+        backbone=ResNet(**_FROZEN),
+        num_classes=config["num_classes"],
+        fpn_features=config["fpn_channels"],
+        layout="torchvision",
+        score_threshold=config["score_thresh"],
+        nms_threshold=config["nms_thresh"],
+        max_detections=config["detections_per_img"],
+        num_candidates=config["topk_candidates"],
+    )
+
+
+# By the name of the golden file.
+CASES = {
+    "fpn": make_fpn,
+    "retinanet": make_retinanet,
+}
+
+
+def make(file, config):
+    """Returns the network whose arrays a golden file holds.
+
+    Args:
+        file: Its name, without its ending.
+        config: Its entry `config`, as a dict.
+    """
+    return CASES[file](config)
