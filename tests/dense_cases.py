@@ -4,6 +4,8 @@
 """
 
 from jaxattn.models import FCN, DeepLabV3, ResNet, UPerNet
+from jaxattn.models.fpn import FPN
+from jaxattn.models.retinanet import RetinaNet
 
 _DILATED = {
     "stage_sizes": (1, 1, 2, 2),
@@ -44,11 +46,39 @@ def make_upernet(config):
         dropout_rate=0.0,
     )
 
+_FROZEN = {
+    "stage_sizes": (1, 1, 1, 1),
+    "widths": (8, 16, 32, 64),
+    "norm": "frozen",
+}
+
+
+def make_fpn(config):
+    """`config` also has "variant", of the file's."""
+    variant = config["variant"]
+    extra = {"p6_from_c5": "input", "p6_from_p5": "output", "pool": "pool"}[variant]
+    return FPN(config["out_channels"], extra=extra, relu=True, layout="torchvision")
+
+
+def make_retinanet(config):
+    return RetinaNet(
+        backbone=ResNet(**_FROZEN),
+        num_classes=config["num_classes"],
+        fpn_features=config["fpn_channels"],
+        layout="torchvision",
+        score_threshold=config["score_thresh"],
+        nms_threshold=config["nms_thresh"],
+        max_detections=config["detections_per_img"],
+        num_candidates=config["topk_candidates"],
+    )
+
 
 # By the name of the golden file.
 CASES = {
     "deeplabv3": make_deeplabv3,
     "fcn": make_fcn,
+    "fpn": make_fpn,
+    "retinanet": make_retinanet,
     "upernet": make_upernet,
 }
 

@@ -12,9 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.models.detection import LAYOUTS
-from jaxattn.errors import choose
-
 _RATIOS = (0.5, 1.0, 2.0)  # heights over widths
 
 Cell = tuple[tuple[float, ...], ...]  # boxes around 0
@@ -78,7 +75,7 @@ def retina_pyramid(
         image_size: Rows and columns of the network's input.
         maps: Of the levels, `[N, H, W, C]` each.
         anchor_base: The least size of a level, in units of its stride.
-        layout: One of `LAYOUTS`.
+        layout: "mm" or "torchvision", which rounds them.
     """
     octave = [2 ** (i / 3) for i in range(3)]
     factors = [[anchor_base * factor for factor in octave]] * len(maps)
@@ -119,7 +116,6 @@ def _pyramid(
     factors: Sequence[Sequence[float]],
     layout: str,
 ) -> Pyramid:
-    choose("layout", layout, LAYOUTS)
     is_rounded = layout == "torchvision"
     strides = level_strides(image_size, maps)
     grids = tuple((m.shape[1], m.shape[2]) for m in maps)

@@ -13,7 +13,7 @@ from jax.nn.initializers import Initializer, variance_scaling
 
 from jaxattn.errors import choose
 from jaxattn.ops.conv import Conv
-from jaxattn.ops.resize import upsample_nearest
+from jaxattn.ops.resize import resize_nearest
 
 xavier_uniform: Initializer = variance_scaling(1.0, "fan_avg", "uniform")
 _lecun_uniform: Initializer = variance_scaling(1.0, "fan_in", "uniform")
@@ -50,7 +50,7 @@ class FPN(nn.Module):
             self._conv(1, f"lateral_convs.{i}.conv")(x) for i, x in enumerate(maps)
         ]
         for i in reversed(range(len(maps) - 1)):
-            inner[i] = inner[i] + upsample_nearest(inner[i + 1], inner[i].shape[1:3])
+            inner[i] = inner[i] + resize_nearest(inner[i + 1], inner[i].shape[1:3])
         levels = [self._conv(3, f"fpn_convs.{i}.conv")(x) for i, x in enumerate(inner)]
         if self.extra == "pool":
             return (*levels, levels[-1][:, ::2, ::2])

@@ -20,16 +20,15 @@ from flax import struct
 from jaxattn.errors import choose
 from jaxattn.models.anchors import Pyramid, retina_pyramid
 from jaxattn.models.detection import (
-    LAYOUTS,
     BoxTargets,
     Detections,
     at_least_one,
     per_image,
     sizes_of,
 )
+from jaxattn.models.detector import Detector
 from jaxattn.models.fpn import FPN
 from jaxattn.models.heads.retina import RetinaHead
-from jaxattn.models.network import Network
 from jaxattn.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, nms
 from jaxattn.ops.detection_losses import giou_loss, sigmoid_focal_loss, smooth_l1_loss
 from jaxattn.ops.matching import IGNORED, match
@@ -37,22 +36,17 @@ from jaxattn.ops.matching import IGNORED, match
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
 # Of an anchor's IoU: from which on it has a box, below which the background.
 _HIGH, _LOW = 0.5, 0.4
-_NUM_CANDIDATES = 1000  # pairs of anchor and class of a level that NMS sees
 
 
 class _Settings(NamedTuple):
     """What `RetinaNet` says of its outputs; see there."""
 
-    layout: str
+    is_mm: bool
     score_threshold: float
     nms_threshold: float
     max_detections: int
     num_candidates: int
     axis_name: str | None
-
-    @property
-    def is_mm(self) -> bool:
-        return self.layout == "mm"
 
 
 @struct.dataclass
@@ -224,33 +218,17 @@ def _best_of_level(
     return boxes, scores, (pairs % K).astype(jnp.int32)
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(Detector, kw_only=True):
     """A detector that classifies every anchor of a pyramid of five levels.
 
+    `anchor_base` is 4 by default: at the first level anchors are from 32 pixels on.
+
     Attributes:
-        backbone: The network whose stages 2 to 4 the pyramid is made of.
-        num_classes: Classes; there is none of the background.
-        fpn_features: Channels of the pyramid and of the head.
-        layout: One of `jaxattn.models.detection.LAYOUTS`.
-        anchor_base: The least anchor of a level in units of its stride: 4, and at the
-            first level 32 pixels; less for smaller objects.
-        score_threshold: Detections have higher scores.
-        nms_threshold: IoU from which on the lower of two detections of a class is
-            dropped.
-        max_detections: Of an image; None: 100 in layout "mm", else 300.
         num_candidates: Pairs of anchor and class of a level that the detections are
             chosen from.
     """
 
-    backbone: Network
-    num_classes: int = 80
-    fpn_features: int = 256
-    layout: str = "mm"
-    anchor_base: float = 4.0
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    max_detections: int | None = None
-    num_candidates: int = _NUM_CANDIDATES
+    num_candidates: int = 1000
 
     @nn.compact
     def __call__(
@@ -269,28 +247,34 @@ class RetinaNet(nn.Module):
             targets: What the images show; of it only the images' sizes.
             image_sizes: `[N, 2]`: heights and widths without padding, where there are
                 no targets. None: nothing is padded.
+
+        Raises:
+            UserError: If the images, or an attribute, are not accepted.
         """
-        choose("layout", self.layout, LAYOUTS)
-        is_mm = self.layout == "mm"
-        maps = self.backbone(x, train=train, return_features=True)[1:4]
+        x = self._checked(x)
         neck = FPN(
             self.fpn_features,
-            extra="input" if is_mm else "output",
-            relu=not is_mm,
+            extra="input" if self._is_mm else "output",
+            relu=not self._is_mm,
             layout=self.layout,
             name="neck",
         )
-        levels = neck(maps)
-        logits, deltas = RetinaHead(self.num_classes, name="bbox_head")(levels)
-        most = self.max_detections or (100 if is_mm else 300)
-        settings = _Settings(
-            self.layout,
-            self.score_threshold,
-            self.nms_threshold,
-            most,
-            self.num_candidates,
-            self.backbone.axis_name,
+        levels = neck(self.backbone(x, train=train))
+        head = RetinaHead(self.num_classes, name="bbox_head")
+        return RetinaOutputs(
+            *head(levels),
+            sizes_of(x, targets, image_sizes),
+            retina_pyramid(x.shape[1:3], levels, self.anchor_base, self.layout),
+            _Settings(
+                self._is_mm,
+                self.score_threshold,
+                self.nms_threshold,
+                self.max_detections,
+                self.num_candidates,
+                self.axis_name,
+            ),
         )
-        pyramid = retina_pyramid(x.shape[1:3], levels, self.anchor_base, self.layout)
-        sizes = sizes_of(x, targets, image_sizes)
-        return RetinaOutputs(logits, deltas, sizes, pyramid, settings)
+
+    @staticmethod
+    def _stages() -> tuple[int, ...]:
+        return (2, 3, 4)
