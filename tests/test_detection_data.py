@@ -72,7 +72,7 @@ def write_coco(root, split, boxes, categories=((7, "dog"), (3, "cat")), **change
 
 
 def load(root, **kwargs):
-    kwargs = {"image_size": (60, 80), "val_fraction": 0.0, "max_boxes": 3, **kwargs}
+    kwargs = {"canvas_size": (60, 80), "val_fraction": 0.0, "max_boxes": 3, **kwargs}
     return load_data("detection_folder", path=str(root), **kwargs)
 
 

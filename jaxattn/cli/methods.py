@@ -132,7 +132,7 @@ def add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:
         " (default %(default)s)",
     )
     add("--seed", type=seed, default=0, help="of random views (default %(default)s)")
-    add("--batch-size", type=count, help="default 256, of label maps 16")
+    add("--batch-size", type=count, help="default 256, of label maps and boxes 16")
     add(
         "--scales",
         type=numbers,

@@ -22,6 +22,7 @@ from jaxattn.data.source import Source, describe_numbering
 from jaxattn.errors import UserError, require
 from jaxattn.inference.inputs import Ids, read_inputs
 from jaxattn.tasks.classification import methods, predictions
+from jaxattn.tasks.detection.task import Detection
 from jaxattn.tasks.segmentation.task import Segmentation
 from jaxattn.tasks.task import Task
 from jaxattn.text import printable
@@ -29,6 +30,8 @@ from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS, Trained
 from jaxattn.training.records.phases import Phases, Show
 
 _OUT = "folder; default in the workdir, or with weights of jaxattn in this folder"
+# Whose predictions are a folder rather than a table, and what it is called.
+_FOLDERS = {Segmentation: "label_maps", Detection: "detections"}
 _MOST_TOLD = 10  # images whose predictions are printed, too
 
 
@@ -39,10 +42,10 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _place(args: argparse.Namespace, task: Task | None = None) -> pathlib.Path:
-    """Where predictions go: a file, or of label maps a folder."""
+    """Where predictions go: a file, or of label maps and boxes a folder."""
     name = args.method.removeprefix("class_")  # as the reference code names its files
-    is_folder = isinstance(task, Segmentation)
-    default = f"{name}_label_maps" if is_folder else f"{name}_submission.csv"
+    kind = _FOLDERS.get(type(task))
+    default = f"{name}_{kind}" if kind else f"{name}_submission.csv"
     return args.out or pathlib.Path("submissions", default)
 
 
@@ -69,7 +72,7 @@ def _predict_images(args: argparse.Namespace) -> tuple[int, pathlib.Path]:
         frame = trained.preprocess.frame
         inputs = read_inputs(args.data, frame, on_bad_image=args.on_bad_image)
         # Before the work, not after it.
-        require_writable(out / "x" if isinstance(trained.task, Segmentation) else out)
+        require_writable(out / "x" if type(trained.task) in _FOLDERS else out)
         predictor = _make_predictor(args, trained, show)
         predicted = predictor.predict(inputs.source, method, seed=args.seed)
     _tell_unread(inputs.source)

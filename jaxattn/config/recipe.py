@@ -36,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {
         "name": str,  # any of jaxattn.list_models()
     },
     "data": {
-        "name": str,  # digits, imagefolder, segmentation_folder, tfds:<name>, ...
+        "name": str,  # digits, imagefolder, detection_folder, tfds:<name>, ...
         "path": str,  # archive, its folder, npz, folder of photos, or TFDS directory
         "val_fraction": 0.1,  # share of the training split for validation
         "split_seed": 0,  # of that choice; the same split for every run's seed
@@ -88,6 +88,10 @@ _CHOSEN: dict[str, Any] = {
         "stem": str,  # cifar, which keeps small images large, imagenet or v1c
         "backbone": str,  # of a dense network: the classifier beneath its head
         "channels": int,  # of the head of a dense network
+        "fpn_features": int,  # channels of a detector's pyramid; None: 256
+        "anchor_base": float,  # least anchor of a detector, in strides; None: 4 or 8
+        "norm": str,  # of a backbone: batch or frozen; None: batch
+        "frozen_stages": int,  # of a detector: as freeze_stages; None: none
         "widths": tuple,  # channels of the stages
         "width": int,  # of VGG: channels of the first layer; None: 64
         "base_width": int,  # channels of the stem; None: 31
@@ -118,9 +122,11 @@ _CHOSEN: dict[str, Any] = {
         "on_bad_image": str,  # error or skip; of photos; None: error
         "canvas_size": tuple,  # height, width shown to a dense network; None: all same
         "crop_size": tuple,  # height, width in training; None: canvas_size
-        "scale_range": tuple,  # of random scaling before; None: (0.5, 2.0)
+        "scale_range": tuple,  # of random scaling before; None: (0.5, 2.0), boxes (1, 1)
         "cat_max_ratio": float,  # largest share of one class in a crop; None: 0.75
         "classes": tuple,  # lines "name" or "name R G B"; None: classes.txt
+        "max_boxes": int,  # of an image; None: 100
+        "scales_up": bool,  # fills the canvas by smaller photos; None: True
         "reduce_zero_label": bool,  # 0 is ignored, 1 the first class; None: by layout
     },
     "augment": {
@@ -147,6 +153,8 @@ _CHOSEN: dict[str, Any] = {
     "loss": {
         "aux_weight": float,  # of the auxiliary head's loss
         "avg_non_ignore": bool,  # divides by pixels that count, not by all
+        "box_loss": str,  # l1, smooth_l1 or giou; None: l1
+        "box_weight": float,  # of the loss of boxes; None: 1
         "class_weights": tuple,  # of each class's pixels; None: all 1
     },
     "schedule": {

@@ -67,7 +67,7 @@ def network_of(trained: Trained, dtype: str | None = None) -> nn.Module:
     return trained.model.clone(dtype=DTYPES[dtype])
 
 
-Join = Callable[[Sequence[jax.Array]], jax.Array]
+Join = Callable[[Sequence[Any]], Any]
 
 
 class Predictor:
@@ -133,7 +133,8 @@ class Predictor:
         Returns:
             What the method decides, a tuple of arrays `[N, ...]` in the order of the
             source: of a classifier a `Decision`. It is made from NaN, or where there
-            are bytes from 255, for images that the source skips.
+            are bytes from 255 and of other integers from 0, for images that the source
+            skips.
 
         Raises:
             UserError: If there is no image, or the method does not fit the network.
@@ -162,7 +163,7 @@ class Predictor:
 
     def _run(
         self, source: Source, views: Sequence[View], join: Join | None, seed: int
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Any]:
         """Yields `[n, ...]` of what joins the views' outputs, or these `[V, n, ...]`.
 
         Raises:
@@ -226,7 +227,7 @@ def _take(drawn: Any, index: np.ndarray) -> Any:
 
 def _finished(
     running: list[tuple[Any, np.ndarray]], left: int
-) -> Iterator[tuple[np.ndarray, int]]:
+) -> Iterator[tuple[Any, int]]:
     """Waits for all but the last `left` batches; yields them and their images.
 
     Without padding; of what views are not joined, with an axis for them before.
@@ -235,10 +236,17 @@ def _finished(
         given, is_known = running.pop(0)
         n = len(is_known)
         if isinstance(given, list):
-            own = np.stack(jax.device_get(given))[:, :n]
-            known = is_known.reshape(-1, *[1] * (own.ndim - 2))
+            yield _masked(np.stack(jax.device_get(given)), is_known, 1), n
         else:
-            own = np.asarray(given)[:n]
-            known = is_known.reshape(-1, *[1] * (own.ndim - 1))
-        missing = 255 if own.dtype == np.uint8 else np.nan
-        yield np.where(known, own, own.dtype.type(missing)), n
+            masked = functools.partial(_masked, is_known=is_known, axis=0)
+            yield jax.tree.map(masked, given), n
+
+
+def _masked(values: Any, is_known: np.ndarray, axis: int) -> np.ndarray:
+    """Returns values without padding, and nothing for those that are not known."""
+    values = np.asarray(values)
+    values = values[(slice(None),) * axis + (slice(len(is_known)),)]
+    known = is_known.reshape(-1, *[1] * (values.ndim - axis - 1))
+    nothing = np.nan if values.dtype.kind == "f" else 0
+    nothing = 255 if values.dtype == np.uint8 else nothing
+    return np.where(known, values, values.dtype.type(nothing))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxattn.viz.detection import COLORS as COLORS
     from jaxattn.viz.detection import BoxPanel as BoxPanel
     from jaxattn.viz.detection import class_color as class_color
+    from jaxattn.viz.detection import draw_boxes as draw_boxes
     from jaxattn.viz.detection import plot_boxes as plot_boxes
     from jaxattn.viz.detection import plot_precision_recall as plot_precision_recall
     from jaxattn.viz.figure import figure_to_array as figure_to_array
@@ -48,6 +49,7 @@ __getattr__, __dir__, __all__ = lazy.face(
         "Band": "jaxattn.viz.comparison",
         "Panel": "jaxattn.viz.comparison",
         "class_color": "jaxattn.viz.detection",
+        "draw_boxes": "jaxattn.viz.detection",
         "figure_to_array": "jaxattn.viz.figure",
         "make_attend": "jaxattn.viz.attention_maps",
         "make_palette": "jaxattn.viz.palette",

@@ -1,13 +1,15 @@
 """Figures of detection: boxes over photos, and precision by recall."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
@@ -15,6 +17,7 @@ from jaxattn.viz.figure import (
     PALE,
     draw_grid,
     hide_frame,
+    legible,
     new_figure,
     shorten,
     style_axes,
@@ -101,7 +104,7 @@ def _draw_panel(axes: Axes, panel: BoxPanel) -> None:
     title_axes(axes, panel.title, size=8)
     rows = zip(panel.boxes, panel.colors, panel.labels, panel.dashed, strict=True)
     for (x1, y1, x2, y2), color, label, is_dashed in rows:
-        style = {"linestyle": (0, (3, 2))} if is_dashed else {}
+        style: Any = {"linestyle": (0, (3, 2))} if is_dashed else {}
         # Pixels' centres are whole numbers to Matplotlib, here their corners are.
         corner = (x1 - 0.5, y1 - 0.5)
         rectangle = Rectangle(
@@ -128,6 +131,38 @@ def _draw_panel(axes: Axes, panel: BoxPanel) -> None:
     axes.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
 
 
+def draw_boxes(
+    photo: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    colors: Sequence[str],
+) -> Image.Image:
+    """Returns a photo with labelled boxes, pixel by pixel, as an image of Pillow.
+
+    Args:
+        photo: uint8 `[H, W, C]`, C = 1 (grey) or 3.
+        boxes: `[n, 4]`: x1, y1, x2, y2, pixels; the last ones are drawn first.
+        labels: Of each box.
+        colors: Of each box.
+    """
+    pixels = np.repeat(photo, 3, axis=-1) if photo.shape[-1] == 1 else photo
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    draw = ImageDraw.Draw(image)
+    side = max(image.size)
+    width, size = max(1, round(side / 400)), max(10, round(side / 55))
+    font = ImageFont.truetype(findfont(FontProperties()), size)
+    rows = list(zip(boxes.tolist(), labels, colors, strict=True))
+    for (x1, y1, x2, y2), label, color in reversed(rows):
+        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), None, color, width)
+        text = legible(label)
+        _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
+        left = max(0, min(x1, image.width - right - 2))
+        top = y1 - bottom - 2 if y1 > bottom + 2 else y1
+        draw.rectangle((left, top, left + right + 2, top + bottom + 2), color)
+        draw.text((left + 1, top + 1), text, "black", font=font)
+    return image
+
+
 @default_look
 def plot_precision_recall(
     precision: np.ndarray, class_ap: np.ndarray, class_names: Sequence[str]
@@ -144,7 +179,7 @@ def plot_precision_recall(
         The figure; of many classes the curves are pale, and the mean is drawn.
     """
     recall = np.linspace(0, 1, len(precision))
-    known = np.flatnonzero(~np.isnan(class_ap))
+    known = np.flatnonzero(~np.isnan(class_ap)).tolist()
     figure = new_figure(4.8, 4.2)
     axes = figure.subplots()
     are_few = len(known) <= _MOST_NAMED

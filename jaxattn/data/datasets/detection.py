@@ -30,7 +30,7 @@ def load_detection_folder(
     name: str,
     *,
     path: str | None = None,
-    image_size: int | Sequence[int] | None = None,
+    canvas_size: int | Sequence[int] | None = None,
     max_boxes: int | None = None,
     scales_up: bool | None = None,
     scale_range: Sequence[float] | None = None,
@@ -43,7 +43,7 @@ def load_detection_folder(
     Args:
         name: What the data set is called.
         path: The folder, laid out as COCO's, Pascal VOC's or YOLO's.
-        image_size: Height and width in pixels of the canvas; one number for both (640).
+        canvas_size: Height and width in pixels of the canvas; one number for both (640).
         max_boxes: The most objects of an image (100).
         scales_up: Scales photos up that are smaller than the canvas (True).
         scale_range: Smallest and largest factor that a training photo is scaled by
@@ -58,7 +58,7 @@ def load_detection_folder(
     if path is None:
         raise UserError(f"data.path: needed with data.name={name}: {LAYOUTS}")
     up = True if scales_up is None else scales_up
-    canvas = Canvas((*_size(image_size), 3), scales_up=up)
+    canvas = Canvas((*_size(canvas_size), 3), scales_up=up)
     jitter = _jitter(scale_range)
     most = 100 if max_boxes is None else max_boxes
     require("data.max_boxes", most, most >= 1, "at least 1")
@@ -86,14 +86,14 @@ def load_detection_folder(
     )
 
 
-def _size(image_size: int | Sequence[int] | None) -> tuple[int, int]:
-    given: Any = 640 if image_size is None else image_size
+def _size(canvas_size: int | Sequence[int] | None) -> tuple[int, int]:
+    given: Any = 640 if canvas_size is None else canvas_size
     sides = (given, given) if isinstance(given, int) else tuple(given)
     holds = len(sides) == 2 and all(
         isinstance(side, int) and 32 <= side <= _MAX_SIDE_PX for side in sides
     )
     wanted = f"a height and a width from 32 to {_MAX_SIDE_PX:,}, or one number for both"
-    require("data.image_size", given, holds, wanted)
+    require("data.canvas_size", given, holds, wanted)
     return sides[0], sides[1]
 
 

@@ -65,7 +65,7 @@ def draw_results(
         Matplotlib figures by the name of their file.
     """
     predictions: Predictions = jax.tree.map(np.asarray, summary["predictions"])
-    judged = {int(i): judge(predictions, i) for i in np.flatnonzero(predictions.mask)}
+    judged = {i: judge(predictions, i) for i in np.flatnonzero(predictions.mask).tolist()}
     places = list(judged)
     spread = np.linspace(0, len(places) - 1, min(_NUM_PHOTOS, len(places))).round()
     legend = [(viz.class_color(k), name) for k, name in enumerate(class_names)]
@@ -150,7 +150,7 @@ def confuse(judged: Sequence[Judged], num_classes: int) -> np.ndarray:
         there = np.append(image.classes, num_classes)[image.matches]
         np.add.at(confusion, (there, image.found_classes), 1)
         is_lost = ~np.isin(np.arange(len(image.boxes)), image.matches)
-        np.add.at(confusion, (image.classes[is_lost], num_classes), 1)
+        np.add.at(confusion[:, num_classes], image.classes[is_lost], 1)
     return confusion
 
 

@@ -69,12 +69,12 @@ class Predictions:
         mask: bool `[N]`, False for padding.
     """
 
-    boxes: jax.Array
-    scores: jax.Array
-    classes: jax.Array
-    counts: jax.Array
-    targets: Mapping[str, jax.Array]
-    mask: jax.Array
+    boxes: Any
+    scores: Any
+    classes: Any
+    counts: Any
+    targets: Mapping[str, Any]
+    mask: Any
 
 
 class Scene(NamedTuple):
@@ -226,7 +226,7 @@ def _annotation(count: int, image_id: int, box: Any, label: Any) -> dict[str, An
 def _coco(num_images: int, num_classes: int, annotations: list[dict[str, Any]]) -> Any:
     from pycocotools.coco import COCO
 
-    coco = COCO()
+    coco: Any = COCO()
     coco.dataset = {
         "images": [{"id": i + 1} for i in range(num_images)],
         "categories": [{"id": k + 1} for k in range(num_classes)],

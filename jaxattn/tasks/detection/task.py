@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxattn.config.bind import bind
 from jaxattn.data.boxes import Objects, pack
 from jaxattn.data.source import ArraySource, Data, Example, Source
-from jaxattn.errors import UserError, choose
+from jaxattn.errors import UserError, choose, require
 from jaxattn.models.detection import BoxTargets
 from jaxattn.models.registry import create_model
 from jaxattn.tasks.detection import figures, report
@@ -26,7 +26,17 @@ from jaxattn.tasks.detection.metrics import (
     evaluate_scenes,
     scenes,
 )
-from jaxattn.tasks.task import Figures, Method, Predict, Summary, Targets, Tested
+from jaxattn.tasks.detection.predictions import tell_predictions, write_predictions
+from jaxattn.tasks.task import (
+    Figures,
+    Method,
+    Pages,
+    Predict,
+    Summary,
+    Targets,
+    Tested,
+)
+from jaxattn.viz.palette import Colors
 
 _BOX_LOSSES = ("l1", "smooth_l1", "giou")
 
@@ -64,11 +74,12 @@ class Detection:
         "shown_size": "class",
     }
     plain: ClassVar[Method] = Plain()
+    predict_batch_size: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         choose("loss.box_loss", self.box_loss, _BOX_LOSSES)
-        if not 0 < self.box_weight < np.inf:
-            raise UserError(f"loss.box_weight={self.box_weight}: must be above 0")
+        weight = self.box_weight
+        require("loss.box_weight", weight, 0 < weight < np.inf, "above 0")
 
     # The network and its data ---------------------------------------------------------
 
@@ -165,9 +176,20 @@ class Detection:
         found = (found.boxes, found.scores, found.classes, counts)
         return sums, Predictions(*found, targets=own, mask=mask)
 
-    def answer(self, outputs: Any) -> dict[str, jax.Array]:
+    def answer(self, outputs: Any, *, probabilities: bool = False) -> Any:
         """Returns `boxes`, `scores`, `classes` and `counts`, as of `Decision`."""
+        wanted = "left out: a detector answers the scores of its boxes alone"
+        require("--probabilities", probabilities, not probabilities, wanted)
         return find(outputs)._asdict()
+
+    def tell_answer(self, *, probabilities: bool = False) -> str:
+        """Returns what `answer` returns, in words."""
+        del probabilities
+        return (
+            "a mapping: boxes: float32 [N, D, 4], x1, y1, x2, y2 in pixels of the"
+            " image; scores: float32 [N, D], falling; classes: int32 [N, D], by number;"
+            " counts: int32 [N], how many of the D there are"
+        )
 
     # On the host ----------------------------------------------------------------------
 
@@ -194,25 +216,22 @@ class Detection:
         """Returns COCO's numbers and a table of the classes."""
         return report.format_test(summary, class_names)
 
-    def draw(
-        self,
-        summary: Summary,
-        source: Source,
-        class_names: Sequence[str],
-    ) -> dict[str, Any]:
-        """Draws boxes over photos, precision by recall, and what was missed."""
-        return figures.draw_results(summary, source, class_names)
+    def draw(self, summary: Summary, data: Data) -> dict[str, Any]:
+        """Draws boxes over photos, precision by recall, confusion and mistakes."""
+        return figures.draw_results(summary, data.test, data.class_names)
 
-    def make_attention_maps(
+    def make_pages(
         self,
         model: nn.Module,
-        normalize: Callable[[Any], jax.Array],
-        source: Source,
         class_names: Sequence[str],
-    ) -> Callable[[Any], dict[str, np.ndarray]]:
-        """Returns what draws nothing: a detector has no one logit to look from."""
-        del model, normalize, source, class_names
-        return lambda _: {}
+        *,
+        of_class: str | None = None,
+    ) -> Pages:
+        """Refuses: a detector has many scores, of which Grad-CAM would choose one."""
+        del class_names, of_class
+        raise UserError(
+            f"{type(model).__name__}: pages of attention are not drawn of detectors"
+        )
 
     # Trained networks -----------------------------------------------------------------
 
@@ -231,13 +250,28 @@ class Detection:
         return write_assessment(folder, assessed, class_names, about)
 
     def tell_predictions(
-        self, predicted: Decision, class_names: Sequence[str]
+        self, predicted: Decision, source: Source, class_names: Sequence[str]
     ) -> list[str]:
         """Returns how many objects of each class were found."""
-        return [
-            report.count_classes(classes[:count], class_names)
-            for classes, count in zip(predicted.classes, predicted.counts, strict=True)
-        ]
+        return tell_predictions(predicted, source, class_names)
+
+    def write_predictions(
+        self,
+        path: pathlib.Path,
+        ids: Sequence[int] | Sequence[str],
+        predicted: Decision,
+        class_names: Sequence[str],
+        *,
+        source: Source,
+        class_colors: Colors | None = None,
+        names: bool = False,
+        probabilities: bool = False,
+    ) -> None:
+        """Writes a folder: COCO's JSON, a table, and the photos with their boxes."""
+        del class_colors
+        wanted = "left out: a detector writes the scores of its boxes"
+        require("--probabilities", probabilities, not probabilities, wanted)
+        write_predictions(path, ids, predicted, class_names, source, names=names)
 
 
 def _box_targets(targets: Targets) -> BoxTargets:

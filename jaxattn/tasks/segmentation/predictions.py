@@ -2,15 +2,13 @@
 
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxattn import viz
-from jaxattn.atomic import replacing, require_writable
 from jaxattn.data.preprocess import ImageFiles
 from jaxattn.data.source import Source
-from jaxattn.errors import UserError, first_repeated, reraise_machine_fault
+from jaxattn.tasks.pictures import file_names, write_png
 from jaxattn.viz.palette import Colors
 
 OVERLAYS = "overlays"
@@ -67,28 +65,6 @@ def write_predictions(
             write_overlay(folder / OVERLAYS / name, photo, label_map, palette)
 
 
-def file_names(ids: Sequence[int] | Sequence[str]) -> list[pathlib.PurePath]:
-    """Returns the file of each image's label map, below a folder.
-
-    The image's own name and folders, with the ending `.png`; absolute ones and those
-    that lead upwards lose what leads out of the folder.
-
-    Raises:
-        UserError: If two images would have one file.
-    """
-    names = []
-    for own in map(str, ids):
-        path = pathlib.PurePath(own)
-        inside = [part for part in path.parts if part not in (path.anchor, "..")]
-        names.append(pathlib.PurePath(*inside[:-1], f"{path.stem}.png"))
-    if (repeated := first_repeated(names)) is not None:
-        raise UserError(
-            f"{repeated}: is the label map of two images, whose names differ in their"
-            " endings alone; predict them apart"
-        )
-    return names
-
-
 def write_label_map(
     path: pathlib.Path, label_map: np.ndarray, palette: np.ndarray
 ) -> None:
@@ -106,7 +82,7 @@ def write_label_map(
 
     image = Image.fromarray(np.ascontiguousarray(label_map))
     image.putpalette(palette.tobytes())
-    _write(path, image)
+    write_png(path, image)
 
 
 def write_overlay(
@@ -125,14 +101,4 @@ def write_overlay(
     """
     from PIL import Image
 
-    _write(path, Image.fromarray(viz.overlay(photo, label_map, palette)))
-
-
-def _write(path: pathlib.Path, image: Any) -> None:
-    require_writable(path)
-    try:
-        with replacing(path) as temporary:
-            image.save(temporary, format="png")
-    except OSError as error:
-        reraise_machine_fault(error)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    write_png(path, Image.fromarray(viz.overlay(photo, label_map, palette)))
