@@ -93,7 +93,7 @@ def resize_label_map(label_map: np.ndarray, height: int, width: int) -> np.ndarr
 
 def nearest(size: int, new_size: int) -> np.ndarray:
     """Returns the nearest of `size` pixels to each of `new_size`, int `[new_size]`."""
-    return ((np.arange(new_size) + 0.5) * (size / new_size)).astype(np.intp)
+    return (2 * np.arange(new_size) + 1) * size // (2 * new_size)
 
 
 def pad(image: np.ndarray, size: tuple[int, int], value: Any) -> np.ndarray:

@@ -195,12 +195,17 @@ def _read_part(
         return box if is_as_wanted else (0, 0, width, height)
 
     image = read_crop(files.image, choose_box, size, reduce=reduce)
-    if found[-1] != label_map.shape:
-        image_size, label_size = (
-            " x ".join(map(str, s)) for s in (found[-1], label_map.shape)
-        )
-        raise UserError(
-            f"{files.label_map}: is of {label_size} pixels, its image {files.image} of"
-            f" {image_size}; must be of the same size"
-        )
+    require_same_size(files, found[-1], label_map.shape)
     return image
+
+
+def require_same_size(
+    files: LabelledImage, image: Sequence[int], label_map: Sequence[int]
+) -> None:
+    """Raises a `UserError` if an image and its label map differ in height or width."""
+    if tuple(image) != tuple(label_map):
+        found, wanted = (" x ".join(map(str, size)) for size in (label_map, image))
+        raise UserError(
+            f"{files.label_map}: is of {found} pixels, its image {files.image} of"
+            f" {wanted}; must be of the same size"
+        )

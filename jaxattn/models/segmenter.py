@@ -1,4 +1,4 @@
-"""Networks of semantic segmentation: a backbone's maps, and a head that classifies them.
+"""Networks of semantic segmentation: a backbone, and a head that classifies its maps.
 
 Names in the parameter tree are mmsegmentation's: `backbone.*`, which are the backbone's
 own inside, `decode_head.*` and `auxiliary_head.*`.
@@ -6,6 +6,7 @@ own inside, `decode_head.*` and `auxiliary_head.*`.
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -101,7 +102,7 @@ class Segmenter(nn.Module, abc.ABC, kw_only=True):
     def _head(self, channels: int) -> DenseHead:
         """Returns the head, whose name is "decode_head"."""
 
-    def _common(self, channels: int, dropout_rate: float = 0.1) -> dict:
+    def _common(self, channels: int, dropout_rate: float = 0.1) -> dict[str, Any]:
         """Returns the keywords that all heads take."""
         given = self.dropout_rate
         return {

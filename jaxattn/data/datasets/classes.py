@@ -1,18 +1,15 @@
 """Names and colours of classes, as a file beside the data lists them."""
 
-import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxattn.errors import UserError, first_repeated, reraise_machine_fault
-from jaxattn.paths import local_path
 
 Color = tuple[int, int, int]
 
 CLASSES_FILE = "classes.txt"
-_KEY = "data.classes"
 _MAX_CLASSES = 255  # for 255 itself is ignored
 _LINE = re.compile(r"(.*?\S)(?:\s+(\d+)[\s,]+(\d+)[\s,]+(\d+))?\s*")
 
@@ -29,42 +26,39 @@ class Classes(NamedTuple):
     colors: tuple[Color, ...] | None = None
 
 
-def read_classes(given: str | Sequence[str] | None, folder: pathlib.Path) -> Classes:
-    """Reads one class a line: a name, and if wanted red, green and blue.
-
-    Args:
-        given: A file, or its lines; None: `classes.txt` in the folder.
-        folder: Of the data.
+def read_classes(folder: pathlib.Path) -> Classes:
+    """Reads the file `classes.txt` of a folder; see `parse_classes`.
 
     Raises:
-        UserError: If there is no such file, or a line is wrong.
+        UserError: If there is none, or a line is wrong.
     """
-    if given is None or isinstance(given, str):
-        path = folder / CLASSES_FILE if given is None else local_path(given, _KEY)
-        return _parse(_read_lines(path, folder, given), str(path))
-    return _parse(map(str, given), _KEY)
-
-
-def _read_lines(
-    path: pathlib.Path, folder: pathlib.Path, given: str | None
-) -> list[str]:
+    path = folder / CLASSES_FILE
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        if given is not None:
-            raise UserError(f"{_KEY}={given}: no such file") from None
         raise UserError(
             f"data.path={folder}: holds no {CLASSES_FILE}, which must name the classes,"
-            f" one a line in the order of their numbers; or give {_KEY}"
+            " one a line in the order of their numbers; or give data.classes"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         reraise_machine_fault(error)
-        raise UserError(f"{os.fspath(path)}: not readable as text ({error})") from error
+        raise UserError(f"{path}: not readable as text ({error})") from error
+    return parse_classes(lines, str(path))
 
 
-def _parse(lines: Iterable[str], origin: str) -> Classes:
+def parse_classes(lines: Sequence[str], origin: str) -> Classes:
+    """Returns the classes of which there is one a line.
+
+    Args:
+        lines: A name, and if wanted red, green and blue: `road 128 64 128`. Empty lines
+            and those that begin with # do not count.
+        origin: What errors call them.
+
+    Raises:
+        UserError: If a line is wrong, or there are fewer than two classes.
+    """
     names, colors = [], []
-    for line in map(str.strip, lines):
+    for line in (str(line).strip() for line in lines):
         if line and not line.startswith("#"):
             match = _LINE.fullmatch(line)
             assert match is not None  # any line with a letter matches

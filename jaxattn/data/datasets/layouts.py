@@ -144,8 +144,8 @@ def _pair(
             )
     of_images = _by_stem(folders[0], images.paths)
     of_maps = _by_stem(folders[1], maps)
-    _require_others(folders[0], of_images, of_maps, "label map annotations")
-    _require_others(folders[1], of_maps, of_images, "image images")
+    _require_others(folders[0], of_images, "a label map", folders[1], of_maps)
+    _require_others(folders[1], of_maps, "an image", folders[0], of_images)
     return tuple(
         LabelledImage(str(folders[0] / path), str(folders[1] / of_maps[stem]))
         for stem, path in of_images.items()
@@ -165,13 +165,16 @@ def _by_stem(folder: pathlib.Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def _require_others(
-    folder: pathlib.Path, own: Mapping[str, str], others: Mapping[str, str], what: str
+    folder: pathlib.Path,
+    own: Mapping[str, str],
+    what: str,
+    where: pathlib.Path,
+    others: Mapping[str, str],
 ) -> None:
     if lacking := [path for stem, path in own.items() if stem not in others]:
-        kind, place = what.rsplit(" ", 1)
         raise UserError(
-            f"data.path: {folder}: without a {kind} of the same name in"
-            f" {place}/{folder.name}: {some_of(lacking)}"
+            f"data.path: {folder}: without {what} of the same name in {where}:"
+            f" {some_of(lacking)}"
         )
 
 

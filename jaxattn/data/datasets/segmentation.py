@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaxattn.data.crops import check_on_bad_image
-from jaxattn.data.datasets.classes import read_classes
+from jaxattn.data.datasets.classes import parse_classes, read_classes
 from jaxattn.data.datasets.layouts import LAYOUTS, find_layout
 from jaxattn.data.datasets.paths import existing
-from jaxattn.data.images import decode
+from jaxattn.data.images import decode, read_size
 from jaxattn.data.label_maps import LabelMapReader
 from jaxattn.data.labelled_images import (
     LabelledImage,
     LabelledImages,
     RandomlyScaledImages,
     ScaledCrops,
+    require_same_size,
 )
 from jaxattn.data.preprocess import Canvas
-from jaxattn.data.source import Data, Source, skip_bad_images
+from jaxattn.data.source import BadImageError, Data, Source, skip_bad_images
 from jaxattn.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def load_segmentation_folder(
     name: str,
     *,
     path: str | None = None,
-    classes: str | Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     reduce_zero_label: bool | None = None,
-    image_size: int | Sequence[int] | None = None,
+    canvas_size: int | Sequence[int] | None = None,
     crop_size: int | Sequence[int] | None = None,
     scale_range: Sequence[float] | None = None,
     cat_max_ratio: float | None = None,
@@ -49,23 +50,23 @@ def load_segmentation_folder(
     255 is ignored. The folders of ADE20K (`objectInfo150.txt`) and Pascal VOC
     (`SegmentationClass`) are known, their classes too.
 
-    Evaluation shows an image whole, in the upper left of a canvas of `image_size`:
+    Evaluation shows an image whole, in the upper left of a canvas of `canvas_size`:
     scaled down where it is larger, padded where it is smaller. Training shows a random
     crop of the image scaled at random.
 
     Args:
         name: What the data set is called.
         path: The folder.
-        classes: A file with one class a line in the order of their numbers, or those
-            lines: a name, and if wanted the red, green and blue in which pictures show
-            it (0 to 255), as in `road 128 64 128`. Empty lines and those that begin
-            with # do not count. By default `classes.txt` in the folder.
+        classes: A line for each class in the order of their numbers: a name, and if
+            wanted the red, green and blue in which pictures show it (0 to 255), as in
+            `road 128 64 128`. By default the lines of `classes.txt` in the folder;
+            empty ones and those that begin with # do not count.
         reduce_zero_label: 0 in a file is ignored, and 1 is the first class, as ADE20K
             has it (False; of ADE20K True).
-        image_size: Height and width of the canvas in pixels, or one number for both;
+        canvas_size: Height and width of the canvas in pixels, or one number for both;
             by default those of the images, if all are of one size.
         crop_size: Height and width of a training example in pixels, or one number for
-            both (`image_size`).
+            both (`canvas_size`).
         scale_range: Smallest and largest factor of the random scale, of the size at
             which evaluation shows an image (0.5, 2). (1, 1) without a `crop_size`
             leaves nothing to draw: training images are then shown as in evaluation,
@@ -82,13 +83,13 @@ def load_segmentation_folder(
     if path is None:
         raise UserError(f"data.path: needed with data.name={name}: {LAYOUTS}")
     crop = None if crop_size is None else _size("data.crop_size", crop_size)
-    canvas = None if image_size is None else _size("data.image_size", image_size)
+    canvas = None if canvas_size is None else _size("data.canvas_size", canvas_size)
     given = {"scale_range": scale_range, "cat_max_ratio": cat_max_ratio}
     given = {key: value for key, value in given.items() if value is not None}
     ScaledCrops((1, 1), **given)  # checks the values before the files
     layout = find_layout(existing(path))
-    known = read_classes(classes, layout.root) if classes else layout.classes
-    known = known or read_classes(None, layout.root)
+    known = parse_classes(classes, "data.classes") if classes else layout.classes
+    known = known or read_classes(layout.root)
     reduces = (
         layout.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
     )
@@ -138,16 +139,26 @@ def _common_size(
     splits: Mapping[str, Sequence[LabelledImage]],
 ) -> tuple[int, int]:
     """Returns the one size of all images, by the heads of their label maps."""
-    paths = [files.label_map for split in splits.values() for files in split]
-    width, height = decode(paths[0], paths[0], _width_and_height)
-    for path in paths:
-        if (size := decode(path, path, _width_and_height)) != (width, height):
-            one, other = f"{height} x {width}", f"{size[1]} x {size[0]}"
+    first: tuple[LabelledImage, tuple[int, int]] | None = None
+    for files in (files for split in splits.values() for files in split):
+        path = files.label_map
+        try:
+            width, height = decode(path, path, _width_and_height)
+        except BadImageError:  # told, or skipped, when it is used
+            continue
+        own = files, (height, width)
+        first = first or own
+        if own[1] != first[1]:
+            for each, size in (first, own):
+                require_same_size(each, read_size(each.image), size)
+            one = " x ".join(map(str, first[1]))
             raise UserError(
-                f"data.image_size: needed, for images are of several sizes: {one}"
-                f" ({paths[0]}), {other} ({path}), ..."
+                f"data.canvas_size: needed, for images are of several sizes: {one}"
+                f" ({first[0].label_map}), {height} x {width} ({path}), ..."
             )
-    return height, width
+    if first is None:
+        raise UserError("data.path: no label map can be decoded")
+    return first[1]
 
 
 def _width_and_height(image: "Image.Image") -> tuple[int, int]:
