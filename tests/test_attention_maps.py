@@ -28,6 +28,7 @@ from jaxattn.models import registry
 from jaxattn.ops.conv import conv2d
 from jaxattn.ops.features import FEATURE_MAP, mark_features
 from jaxattn.ops.norm import BatchNorm
+from jaxattn.tasks.classification.figures import title_page
 from jaxattn.viz import figure_to_array, pages
 from jaxattn.viz.attention_maps import (
     Attention,
