@@ -20,7 +20,11 @@ from jaxattn.tasks.classification import Classification
 
 # One of each file, fast to trace.
 QUICK = ["canet_tiny", "efficient_resnet", "resnet10", "sccnet18", "vgg_a_bn"]
-RESIDUAL = [name for name in list_models("classification") if "drop_path_rate" in model_keywords(name)]
+RESIDUAL = [
+    name
+    for name in list_models("classification")
+    if "drop_path_rate" in model_keywords(name)
+]
 
 
 def make(name, **kwargs):
@@ -124,7 +128,9 @@ def test_weights_are_made_for_the_channels_of_the_images(name):
         shapes(make(name, in_channels=4))
 
 
-@pytest.mark.parametrize("name", full_but(list_models("classification"), "resnet10", "vgg_a_bn"))
+@pytest.mark.parametrize(
+    "name", full_but(list_models("classification"), "resnet10", "vgg_a_bn")
+)
 @pytest.mark.parametrize("size", [(1, 1), (33, 70)])
 def test_an_image_of_any_size_is_taken_or_refused_in_one_line(name, size):
     module = make(name)
