@@ -19,7 +19,7 @@ from jaxattn.training.optim import (
     make_schedule,
 )
 from jaxattn.training.state import update_ema
-from jaxattn.training.steps import mixed as mixed_values
+from jaxattn.training.weighing import mixed as mixed_values
 
 
 @pytest.fixture

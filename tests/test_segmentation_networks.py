@@ -6,16 +6,19 @@ import os
 import pathlib
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from dense_cases import make
+from flax import traverse_util
 from jax.sharding import PartitionSpec
 from tiers import full_but
 
 from jaxattn import UserError, create_model, from_torch, list_models, to_torch
 from jaxattn.data.datasets.registry import load_data
+from jaxattn.inference.freezing import compile_network
 from jaxattn.models import (
     FCN,
     DeepLabV3,
@@ -28,7 +31,7 @@ from jaxattn.models import (
 )
 from jaxattn.models.classes import without_attention
 from jaxattn.models.cost import _equations, count_parameters, measure_cost
-from jaxattn.models.heads.deeplabv3 import DeepLabV3Head
+from jaxattn.models.heads.dense import DenseHead
 from jaxattn.models.heads.fcn import FCNHead
 from jaxattn.models.registry import list_backbones, model_keywords, task_of
 from jaxattn.models.safetensors_files import write_safetensors
@@ -197,6 +200,15 @@ def test_multiply_accumulates_are_those_of_convolutions():
     assert cost.macs == stages + eighth * (9 * 8 * 4 + 4 * 3)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "giga"), [("fcn", 152.717), ("deeplabv3", 178.722)])
+def test_multiply_accumulates_are_torchvisions(name, giga):
+    macs = measure_cost(create_model(name, 21), (520, 520, 3)).macs
+    # torchvision's have the auxiliary head, which is of training here.
+    macs += 65 * 65 * (1024 * 256 * 9 + 256 * 21)
+    assert round(macs / 1e9, 3) == giga
+
+
 def test_a_model_of_a_name_knows_its_task():
     names = list_models("segmentation")
     assert names == ["deeplabv3", "fcn", "upernet"]
@@ -306,7 +318,7 @@ def test_other_backbones_are_dilated():
 def test_a_module_of_ones_own_that_takes_no_dilation_is_refused():
     own = Slot(Conv, "replace", hints=("features", "stride"))
     with pytest.raises(UserError, match=r"^output_stride: dilates a convolution"):
-        shapes(deep(attention=own, attention_kwargs={"kernel_size": 3, "padding": 1}))
+        shapes(deep(attention=own, attention_stages=(4,)))
 
 
 @pytest.mark.parametrize(
@@ -368,32 +380,57 @@ def test_the_map_that_is_classified_is_marked():
 
 
 @pytest.mark.parametrize("layout", ["mm", "torchvision"])
-def test_heads_start_and_drop_as_their_layout(layout):
-    class Head(DeepLabV3Head):
-        """Shows what dropout makes of the map."""
-
-        def _drop(self, x, train):
-            y = super()._drop(x, train)
-            self.sow("intermediates", "dropped", (y != 0) | (x == 0))
-            return y
-
-    head = Head(num_classes=50, channels=64, dropout_rate=0.5, layout=layout)
-    maps = [jnp.abs(jax.random.normal(jax.random.key(0), (2, 4, 4, 32)))]
-    rngs = {name: jax.random.key(1) for name in ("params", "dropout")}
-    variables = jax.jit(head.init)(rngs, maps)
-    last = variables["params"]["conv_seg"]
-    is_mm = layout == "mm"
-    spread = 0.01 if is_mm else 64**-0.5 / 3**0.5  # 3,200 values
+def test_heads_start_as_their_layout(layout):
+    head, is_mm = FCNHead(num_classes=50, channels=64, layout=layout), layout == "mm"
+    params = jax.jit(head.init)(jax.random.key(0), [jnp.ones((1, 2, 2, 32))])["params"]
+    last = params["conv_seg"]
+    spread = 0.01 if is_mm else 64**-0.5 / 3**0.5
+    # Of 3,200 values and more.
     assert np.std(last["kernel"]) == pytest.approx(spread, rel=0.05)
     assert np.any(last["bias"] != 0) == (not is_mm)
-    first = variables["params"]["aspp_modules.1"]["conv"]["kernel"]
     spread = (2 / (9 * 64)) ** 0.5 if is_mm else (9 * 32) ** -0.5 / 3**0.5
-    assert np.std(first) == pytest.approx(spread, rel=0.05)
-    train = functools.partial(head.apply, train=True, rngs=rngs, mutable=True)
-    kept = jax.jit(train)(variables, maps)[1]["intermediates"]["dropped"][0]
-    # A channel of an image is left out as a whole, or not: but for ReLU's zeros.
-    is_whole = np.all(kept == np.any(kept, (1, 2), keepdims=True), (1, 2))
-    assert np.all(is_whole) == is_mm
+    assert np.std(params["convs.0"]["conv"]["kernel"]) == pytest.approx(
+        spread, rel=0.05
+    )
+
+
+@pytest.mark.parametrize("layout", ["mm", "torchvision"])
+def test_dropout_leaves_out_channels_or_values_as_the_layout(layout):
+    class Head(DenseHead):
+        @nn.compact
+        def __call__(self, x):
+            return self._drop(x, True)
+
+    head = Head(num_classes=1, channels=1, dropout_rate=0.5, layout=layout)
+    y = head.apply({}, jnp.ones((2, 4, 4, 32)), rngs={"dropout": jax.random.key(0)})
+    kept = np.asarray(y) > 0
+    assert 0.3 < kept.mean() < 0.7  # at 64 channels three standard errors
+    assert np.all(kept == kept[:, :1, :1]) == (layout == "mm")
+
+
+@pytest.mark.parametrize(
+    ("network", "layout", "rates"),
+    full_but(
+        [
+            (FCN, "mm", {0.1}),
+            (DeepLabV3, "mm", {0.1}),
+            (DeepLabV3, "torchvision", {0.1, 0.5}),
+            (UPerNet, "mm", {0.1}),
+        ],
+        (DeepLabV3, "torchvision", {0.1, 0.5}),
+    ),
+)
+def test_shares_left_out_are_those_of_the_layout(network, layout, rates):
+    found = set()
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            found.add(context.module.rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        shapes(tiny(network, layout=layout), train=True)
+    assert found == rates
 
 
 def test_names_of_others_are_mmsegmentations_here():
@@ -453,40 +490,45 @@ def test_state_dicts_come_and_go():
 
 # Starting from a classifier ---------------------------------------------------------
 
+SMALL = {"backbone": "resnet10", "widths": (4, 6, 8, 10)}
 
-@pytest.mark.parametrize("attention", [None, "se"])
-def test_a_classifiers_weights_are_the_backbones(attention, tmp_path):
-    classifier = create_model("resnet10", 7, widths=(4, 4, 8, 8))
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a segmenter from a classifier's file; returns what it got, and notes."""
+    classifier = create_model("resnet10", 7, widths=SMALL["widths"])
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     abstract = jax.eval_shape(classifier.init, jax.random.key(0), x)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract)
-    write_safetensors(tmp_path / "a.safetensors", to_torch(classifier, zeros))
-    model = create_model(
-        "upernet", 7, backbone="resnet10", widths=(4, 4, 8, 8), attention=attention
-    )
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), abstract)
+    write_safetensors(tmp_path / "a.safetensors", to_torch(classifier, ones))
     data = load_data("synthetic", image_size=32, num_train=8, num_test=8, num_classes=7)
-    notes = []
-    given = Pretrained(str(tmp_path / "a.safetensors"), model, data).read(notes.append)
-    assert {path[1] for path in given} == {"backbone"}
-    wanted = {path[2] for path in given}
-    assert {"conv1", "layer4.0"} < wanted
-    assert "fc" not in wanted
+
+    def from_classifier(**kwargs):
+        model, notes = create_model("fcn", 7, **(SMALL | kwargs)), []
+        origin = str(tmp_path / "a.safetensors")
+        return Pretrained(origin, model, data).read(notes.append), notes
+
+    return from_classifier
+
+
+def test_a_classifiers_weights_are_the_backbones(start):
+    kwargs = {"attention": "se", "attention_kwargs": {"reduction": 2}}
+    given, notes = start(**kwargs)
+    expected, _ = shapes(create_model("fcn", 7, **SMALL))
+    wanted = traverse_util.flatten_dict(expected)
+    # The classifier's `fc` is left out.
+    assert given.keys() == {path for path in wanted if path[1] == "backbone"}
     assert "the head starts anew" in notes[0]
-    new = notes[1].rpartition("there: ")[2].split(", ")
-    assert {"auxiliary_head", "decode_head"} <= {*new}
-    assert ("backbone.layer1.0.attn" in new) == (attention is not None)
+    *attention, auxiliary, head = sorted(
+        notes[1].rpartition("there: ")[2].split(", "), key=lambda s: s[0] != "b"
+    )
+    assert attention == [f"backbone.layer{i}.0.attn" for i in range(1, 5)]
+    assert (auxiliary, head) == ("auxiliary_head", "decode_head")
 
 
-def test_weights_of_another_backbone_are_refused(tmp_path):
-    classifier = create_model("resnet10", 7, widths=(4, 4, 8, 8))
-    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    abstract = jax.eval_shape(classifier.init, jax.random.key(0), x)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract)
-    write_safetensors(tmp_path / "a.safetensors", to_torch(classifier, zeros))
-    data = load_data("synthetic", image_size=32, num_train=8, num_test=8, num_classes=7)
-    model = create_model("upernet", 7, backbone="resnet10", widths=(4, 8, 8, 8))
+def test_weights_of_another_backbone_are_refused(start):
     with pytest.raises(UserError, match=r"^init_from=.*does not fit ResNet: wrong sh"):
-        Pretrained(str(tmp_path / "a.safetensors"), model, data).read(print)
+        start(widths=(4, 8, 16, 32))
 
 
 # Devices ----------------------------------------------------------------------------
@@ -494,22 +536,18 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
 
 @pytest.mark.full
 def test_two_devices_compute_what_one_does():
-    module = tiny()
+    module = tiny(FCN, dropout_rate=0.0)
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
     variables = jax.jit(module.init)(jax.random.key(1), x)
 
     def step(module, variables, x):
-        rngs = {"dropout": jax.random.key(2)}
-        (logits, other), updated = module.apply(
-            variables, x, train=True, rngs=rngs, mutable=["batch_stats"]
-        )
+        apply = functools.partial(module.apply, train=True, mutable=["batch_stats"])
+        (logits, other), updated = apply(variables, x)
         return jnp.stack([logits, other]), updated
 
-    whole, stats = jax.jit(functools.partial(step, tiny(dropout_rate=0.0)))(
-        variables, x
-    )
-    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
-    parallel = tiny(dropout_rate=0.0, axis_name="data")
+    whole, stats = jax.jit(functools.partial(step, module))(variables, x)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    parallel = module.clone(axis_name="data")
     assert parallel.backbone.axis_name == "data"
     halves, other_stats = jax.jit(
         jax.shard_map(
@@ -522,3 +560,14 @@ def test_two_devices_compute_what_one_does():
     # Sums over devices round otherwise.
     chex.assert_trees_all_close(halves, whole, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(other_stats, stats, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.full
+def test_frozen_weights_answer_as_before():
+    module = tiny()
+    x = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    variables = jax.device_get(jax.jit(module.init)(jax.random.key(1), x))
+    apply = functools.partial(module.apply, train=False)
+    expected = jax.jit(apply)(variables, x)
+    actual = compile_network(apply, variables)(x)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)

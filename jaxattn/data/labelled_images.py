@@ -92,7 +92,8 @@ class ScaledCrops:
             label_map: Of the image, uint8 `[H, W]`.
             fitted: Height and width in pixels of the image at factor 1.
         """
-        factor = rng.uniform(*self.scale_range)
+        low, high = self.scale_range
+        factor = rng.uniform(low, high)
         scaled = [max(1, int(side * factor + 0.5)) for side in fitted]
         window = self._place(rng, label_map.shape, scaled)
         is_whole = window.size == tuple(scaled)
@@ -106,14 +107,15 @@ class ScaledCrops:
         self, rng: np.random.Generator, shape: Sequence[int], scaled: Sequence[int]
     ) -> Window:
         """Draws where a crop of a scaled image lies."""
-        positions, box = [], []
+        spans = []
         for side, new_side, most in zip(shape, scaled, self.size, strict=True):
             length = min(new_side, most)
             start = int(rng.integers(new_side - length + 1))
-            positions.append(nearest(side, new_side)[start : start + length])
-            box.append((start * side / new_side, (start + length) * side / new_side))
-        (top, bottom), (left, right) = box
-        return Window(*positions, (left, top, right, bottom))
+            end = start + length
+            ends = start * side / new_side, end * side / new_side
+            spans.append((nearest(side, new_side)[start:end], *ends))
+        (rows, top, bottom), (columns, left, right) = spans
+        return Window(rows, columns, (left, top, right, bottom))
 
     def _is_varied(self, label_map: np.ndarray) -> bool:
         counts = np.bincount(label_map.ravel(), minlength=256)[:IGNORED]

@@ -21,7 +21,7 @@ from jaxattn.tasks.task import Targets, Task
 from jaxattn.training.freezing import Frozen
 from jaxattn.training.optim import Schedule
 from jaxattn.training.state import Ema, TrainState
-from jaxattn.training.weighing import weighed
+from jaxattn.training.weighing import mixed, weighed
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -168,13 +168,6 @@ def make_eval_step(
         return sums, jax.tree.map(lambda leaf: _global(leaf, axis_name), predicted)
 
     return eval_step
-
-
-def mixed(
-    own: jax.Array, partners: jax.Array, own_weight: float | jax.Array
-) -> jax.Array:
-    """Joins values `[N]` of a mixed image's own targets and of its partner's."""
-    return own_weight * own + (1 - own_weight) * partners
 
 
 def augmented(

@@ -41,3 +41,10 @@ def weighed(
 
     x, own, partners = examples
     return x, with_weights(own), with_weights(partners)
+
+
+def mixed(
+    own: jax.Array, partners: jax.Array, own_weight: float | jax.Array
+) -> jax.Array:
+    """Joins values `[N]` of a mixed image's own targets and of its partner's."""
+    return own_weight * own + (1 - own_weight) * partners

@@ -101,7 +101,7 @@ def make_pages(model: nn.Module, class_names: Sequence[str]) -> Pages:
     ) -> Sequence[Any]:
         attention = attend(variables, x)
         titles = [
-            _title(shares, name, example.get("label"), class_names)
+            title_page(shares, name, example.get("label"), class_names)
             for shares, name, example in zip(
                 attention.probabilities, names, examples, strict=True
             )
@@ -111,12 +111,20 @@ def make_pages(model: nn.Module, class_names: Sequence[str]) -> Pages:
     return draw
 
 
-def _title(
+def title_page(
     probabilities: np.ndarray,
     name: str,
     label: int | None,
     class_names: Sequence[str],
 ) -> str:
+    """Returns the title of a page: what was predicted, and whether that is right.
+
+    Args:
+        probabilities: `[C]`.
+        name: What the image is called.
+        label: Its class; None if it is not known.
+        class_names: The name of each class.
+    """
     order = np.argsort(-probabilities, kind="stable")[:_MOST_NAMED]
     shorten = viz.shorten
     shares = (f"{shorten(class_names[int(i)])} {probabilities[i]:.1%}" for i in order)

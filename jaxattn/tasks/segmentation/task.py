@@ -94,11 +94,15 @@ class Segmentation:
         require("loss.ohem_threshold", threshold, holds, "None, or in (0, 1]")
         kept = self.ohem_min_kept
         require("loss.ohem_min_kept", kept, kept >= 0, "at least 0")
-        weights = self.class_weights
-        holds = weights is None or all(0 <= w < np.inf for w in weights)
-        holds = holds and (weights is None or max(weights, default=0) > 0)
-        wanted = "None, or a number of at least 0 for each class, not all 0"
-        require("loss.class_weights", weights, holds, wanted)
+        if self.class_weights is not None:
+            weights = tuple(self.class_weights)
+            holds = (
+                all(0 <= w < np.inf for w in weights) and max(weights, default=0) > 0
+            )
+            wanted = "None, or a number of at least 0 for each class, not all 0"
+            require("loss.class_weights", weights, holds, wanted)
+            # A record's are a list, which cannot be hashed.
+            object.__setattr__(self, "class_weights", weights)
 
     # The network and its data ---------------------------------------------------------
 
