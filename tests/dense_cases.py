@@ -4,6 +4,7 @@
 """
 
 from jaxattn.models import ResNet
+from jaxattn.models.faster_rcnn import FasterRCNN
 from jaxattn.models.fpn import FPN
 from jaxattn.models.retinanet import RetinaNet
 
@@ -34,8 +35,32 @@ def make_retinanet(config):
     )
 
 
+def make_faster_rcnn(config):
+    before, after = (
+        [config[f"rpn_{when}_nms_top_n_{mode}"] for mode in ("train", "test")]
+        for when in ("pre", "post")
+    )
+    return FasterRCNN(
+        backbone=ResNet(**_FROZEN),
+        num_classes=config["num_classes"] - 1,
+        fpn_features=config["fpn_channels"],
+        layout="torchvision",
+        anchor_base=config["anchor_sizes"][0] / 4,
+        hidden=config["representation"],
+        proposals_before=before,
+        proposals_after=after,
+        rpn_samples=config["rpn_batch_size_per_image"],
+        roi_samples=config["box_batch_size_per_image"],
+        finest_scale=config["roi_pool"]["canonical_scale"] / 4,
+        score_threshold=config["box_score_thresh"],
+        nms_threshold=config["box_nms_thresh"],
+        max_detections=config["box_detections_per_img"],
+    )
+
+
 # By the name of the golden file.
 CASES = {
+    "faster_rcnn": make_faster_rcnn,
     "fpn": make_fpn,
     "retinanet": make_retinanet,
 }
