@@ -6,6 +6,7 @@
 from jaxattn.models import ResNet
 from jaxattn.models.faster_rcnn import FasterRCNN
 from jaxattn.models.fpn import FPN
+from jaxattn.models.heads.mask import MaskHead
 from jaxattn.models.retinanet import RetinaNet
 
 _FROZEN = {
@@ -58,10 +59,15 @@ def make_faster_rcnn(config):
     )
 
 
+def make_mask_head(config):
+    return MaskHead(config["num_classes"], features=(12, 12), upsampled=10, is_mm=False)
+
+
 # By the name of the golden file.
 CASES = {
     "faster_rcnn": make_faster_rcnn,
     "fpn": make_fpn,
+    "mask_head": make_mask_head,
     "retinanet": make_retinanet,
 }
 

@@ -169,11 +169,17 @@ def test_losses_are_mmdetections(golden, training):
 
 
 @pytest.mark.parametrize(
-    ("layout", "norm", "num_classes", "count"),
-    [("mm", "batch", 80, 41_753_056), ("torchvision", "frozen", 90, 41_755_286)],
+    ("name", "layout", "norm", "num_classes", "count"),
+    [
+        ("faster_rcnn", "mm", "batch", 80, 41_753_056),
+        ("faster_rcnn", "torchvision", "frozen", 90, 41_755_286),
+        ("mask_rcnn", "mm", "batch", 80, 44_396_336),
+        ("mask_rcnn", "torchvision", "frozen", 90, 44_401_393),
+        ("cascade_rcnn", "mm", "batch", 80, 69_394_766),
+    ],
 )
-def test_parameters_are_as_many_as_published(layout, norm, num_classes, count):
-    module = create_model("faster_rcnn", num_classes, layout=layout, norm=norm)
+def test_parameters_are_as_many_as_published(name, layout, norm, num_classes, count):
+    module = create_model(name, num_classes, layout=layout, norm=norm)
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     init = functools.partial(module.init, jax.random.key(0), train=False)
     assert count_parameters(jax.eval_shape(init, x)["params"]) == count

@@ -9,8 +9,10 @@ import flax.linen as nn
 
 from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.canet import CANet
+from jaxattn.models.cascade_rcnn import CascadeRCNN
 from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
 from jaxattn.models.faster_rcnn import FasterRCNN
+from jaxattn.models.mask_rcnn import MaskRCNN
 from jaxattn.models.mobilenet_v2 import MobileNetV2
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.retinanet import RetinaNet
@@ -48,11 +50,13 @@ _MODELS = {
     "canet_light": _Entry(CANet, {"width": 32}),
     "canet_pro": _Entry(CANet, {"width": 128}),
     "canet_tiny": _Entry(CANet, {"width": 16}),
+    "cascade_rcnn": _Entry(CascadeRCNN, {}, _BACKBONE, "detection"),
     "deeplabv3": _Entry(DeepLabV3, {}, _DILATED, "segmentation"),
     "efficient_resnet": _Entry(EfficientResNet),
     "enhanced_efficient_resnet": _Entry(EnhancedEfficientResNet),
     "faster_rcnn": _Entry(FasterRCNN, {}, _BACKBONE, "detection"),
     "fcn": _Entry(FCN, {}, _DILATED, "segmentation"),
+    "mask_rcnn": _Entry(MaskRCNN, {}, _BACKBONE, "detection"),
     "mobilenet_v2": _Entry(MobileNetV2),
     "mobilenet_v2_scsa": _Entry(MobileNetV2, _SCSA, {"dropout_rate": 0.0}),
     "retinanet": _Entry(RetinaNet, {}, _BACKBONE, "detection"),

@@ -19,7 +19,8 @@ from jaxattn.ops.linear import Linear
 from jaxattn.ops.matching import match, sample, sampled_indices
 from jaxattn.ops.roi_align import roi_align, roi_levels
 
-_POSITIVE_FRACTION = 0.25
+POSITIVE_FRACTION = 0.25
+"""At most so much of the regions that learn has a box."""
 _LEAST_SIDE = 1e-2  # in pixels, of torchvision's detections
 
 
@@ -92,7 +93,7 @@ def sample_regions(
             candidates=valid,
         )
         sampled = sample(
-            key, matched, number=number, positive_fraction=_POSITIVE_FRACTION
+            key, matched, number=number, positive_fraction=POSITIVE_FRACTION
         )
         places, found = sampled_indices(sampled, min(number, len(boxes)))
         boxes = jnp.where(found[:, None], boxes[places], 0)
