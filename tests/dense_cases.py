@@ -4,7 +4,9 @@
 """
 
 from jaxattn.models import FCN, DeepLabV3, ResNet, UPerNet
+from jaxattn.models.faster_rcnn import FasterRCNN
 from jaxattn.models.fpn import FPN
+from jaxattn.models.heads.mask import MaskHead
 from jaxattn.models.retinanet import RetinaNet
 
 _DILATED = {
@@ -46,6 +48,7 @@ def make_upernet(config):
         dropout_rate=0.0,
     )
 
+
 _FROZEN = {
     "stage_sizes": (1, 1, 1, 1),
     "widths": (8, 16, 32, 64),
@@ -73,11 +76,40 @@ def make_retinanet(config):
     )
 
 
+def make_faster_rcnn(config):
+    before, after = (
+        [config[f"rpn_{when}_nms_top_n_{mode}"] for mode in ("train", "test")]
+        for when in ("pre", "post")
+    )
+    return FasterRCNN(
+        backbone=ResNet(**_FROZEN),
+        num_classes=config["num_classes"] - 1,
+        fpn_features=config["fpn_channels"],
+        layout="torchvision",
+        anchor_base=config["anchor_sizes"][0] / 4,
+        hidden=config["representation"],
+        proposals_before=before,
+        proposals_after=after,
+        rpn_samples=config["rpn_batch_size_per_image"],
+        roi_samples=config["box_batch_size_per_image"],
+        finest_scale=config["roi_pool"]["canonical_scale"] / 4,
+        score_threshold=config["box_score_thresh"],
+        nms_threshold=config["box_nms_thresh"],
+        max_detections=config["box_detections_per_img"],
+    )
+
+
+def make_mask_head(config):
+    return MaskHead(config["num_classes"], features=(12, 12), upsampled=10, is_mm=False)
+
+
 # By the name of the golden file.
 CASES = {
     "deeplabv3": make_deeplabv3,
+    "faster_rcnn": make_faster_rcnn,
     "fcn": make_fcn,
     "fpn": make_fpn,
+    "mask_head": make_mask_head,
     "retinanet": make_retinanet,
     "upernet": make_upernet,
 }

@@ -43,7 +43,7 @@ class Pyramid(NamedTuple):
             y, x = np.indices(grid, np.float32)
             y, x = y * np.float32(step_y), x * np.float32(step_x)
             shifts = np.stack([x, y, x, y], -1).reshape(-1, 1, 4)
-            found.append((shifts + np.float32(cell)).reshape(-1, 4))
+            found.append((shifts + np.asarray(cell, np.float32)).reshape(-1, 4))
         return jnp.asarray(np.concatenate(found))
 
     def inside(self, image_sizes: jax.Array) -> jax.Array:
@@ -136,8 +136,8 @@ def _cell(sizes: Sequence[float], is_rounded: bool) -> Cell:
         sizes: Sides of the squares of their areas.
         is_rounded: Sizes are cut to integers, and corners rounded.
     """
-    tall = np.sqrt(np.float32(_RATIOS))[:, None]
-    size = np.float32([int(size) for size in sizes] if is_rounded else sizes)[None]
+    tall = np.sqrt(np.asarray(_RATIOS, np.float32))[:, None]
+    size = np.asarray([int(s) if is_rounded else s for s in sizes], np.float32)[None]
     w, h = (1 / tall * size).reshape(-1), (tall * size).reshape(-1)
     cell = np.stack([-w, -h, w, h], -1) / 2
     cell = np.round(cell) if is_rounded else cell

@@ -44,7 +44,8 @@ class Detections:
         scores: float32 `[N, M]`, in [0, 1].
         labels: int32 `[N, M]`, from 0 on.
         valid: bool `[N, M]`.
-        masks: float32 `[N, M, 28, 28]`, of the box's inside; None of detectors of boxes.
+        masks: float32 `[N, M, 28, 28]` in [0, 1], inside the boxes; None of detectors
+            of boxes alone.
     """
 
     boxes: jax.Array

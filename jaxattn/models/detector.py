@@ -1,10 +1,11 @@
 """What all detectors share: a backbone's maps, a pyramid of them, and their keywords.
 
-Names in the parameter tree are MMDetection's: `backbone.*`, which are the backbone's own
-inside, `neck.*`, and the heads'.
+Names in the parameter tree are MMDetection's: `backbone.*`, which are the backbone's
+own inside, `neck.*`, and the heads'.
 """
 
 import abc
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -70,3 +71,8 @@ class Detector(nn.Module, abc.ABC, kw_only=True):
             require(key, getattr(self, key), getattr(self, key) >= 1, "at least 1")
         require("anchor_base", self.anchor_base, self.anchor_base > 0, "above 0")
         return as_feature_map(self, x)
+
+    @nn.nowrap
+    def _maps(self, x: jax.Array, train: bool) -> Sequence[jax.Array]:
+        """Returns the backbone's maps that the pyramid is made of."""
+        return self.backbone(x, train=train)  # pyright: ignore[reportReturnType]

@@ -50,7 +50,8 @@ class FPN(nn.Module):
             self._conv(1, f"lateral_convs.{i}.conv")(x) for i, x in enumerate(maps)
         ]
         for i in reversed(range(len(maps) - 1)):
-            inner[i] = inner[i] + resize_nearest(inner[i + 1], inner[i].shape[1:3])
+            _, H, W, _ = inner[i].shape
+            inner[i] = inner[i] + resize_nearest(inner[i + 1], (H, W))
         levels = [self._conv(3, f"fpn_convs.{i}.conv")(x) for i, x in enumerate(inner)]
         if self.extra == "pool":
             return (*levels, levels[-1][:, ::2, ::2])

@@ -9,7 +9,10 @@ import flax.linen as nn
 
 from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.canet import CANet
+from jaxattn.models.cascade_rcnn import CascadeRCNN
 from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
+from jaxattn.models.faster_rcnn import FasterRCNN
+from jaxattn.models.mask_rcnn import MaskRCNN
 from jaxattn.models.mobilenet_v2 import MobileNetV2
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.retinanet import RetinaNet
@@ -47,10 +50,13 @@ _MODELS = {
     "canet_light": _Entry(CANet, {"width": 32}),
     "canet_pro": _Entry(CANet, {"width": 128}),
     "canet_tiny": _Entry(CANet, {"width": 16}),
+    "cascade_rcnn": _Entry(CascadeRCNN, {}, _BACKBONE, "detection"),
     "deeplabv3": _Entry(DeepLabV3, {}, _DILATED, "segmentation"),
     "efficient_resnet": _Entry(EfficientResNet),
     "enhanced_efficient_resnet": _Entry(EnhancedEfficientResNet),
+    "faster_rcnn": _Entry(FasterRCNN, {}, _BACKBONE, "detection"),
     "fcn": _Entry(FCN, {}, _DILATED, "segmentation"),
+    "mask_rcnn": _Entry(MaskRCNN, {}, _BACKBONE, "detection"),
     "mobilenet_v2": _Entry(MobileNetV2),
     "mobilenet_v2_scsa": _Entry(MobileNetV2, _SCSA, {"dropout_rate": 0.0}),
     "retinanet": _Entry(RetinaNet, {}, _BACKBONE, "detection"),
@@ -119,7 +125,8 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
         num_classes: Number of logits; of a classifier 0 leaves the last layer out, and
             returns what it would be given: the pooled features.
         **kwargs: Keywords of the network, such as `dtype` and `axis_name`; of a
-            segmenter or detector also `backbone`, one of `list_backbones()`, and its keywords.
+            segmenter or detector also `backbone`, one of `list_backbones()`, and its
+            keywords.
 
     Raises:
         UserError: If the name or a keyword is unknown, or `num_classes` below 0.
@@ -159,6 +166,9 @@ _FROM_1 = (
     "fpn_features",
     "max_detections",
     "num_candidates",
+    "hidden",
+    "rpn_samples",
+    "roi_samples",
     "reduction",
     "window_size",
     "head_num",

@@ -259,7 +259,7 @@ class RetinaNet(Detector, kw_only=True):
             layout=self.layout,
             name="neck",
         )
-        levels = neck(self.backbone(x, train=train))
+        levels = neck(self._maps(x, train))
         head = RetinaHead(self.num_classes, name="bbox_head")
         return RetinaOutputs(
             *head(levels),

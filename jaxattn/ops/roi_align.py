@@ -234,7 +234,7 @@ def _by_gathers(
 
     R, P, S, _ = rows.places.shape
     total = jnp.zeros((R, P, columns.places.shape[1], C), jnp.float32)
-    points = np.stack(np.meshgrid(range(S), range(S)), -1).reshape(-1, 2)
+    points = jnp.indices((S, S)).reshape(2, -1).T
     unroll = len(points) if S <= _MOST_UNROLLED else 1
     return jax.lax.scan(add, total, points, unroll=unroll)[0].astype(dtype)
 

@@ -74,6 +74,7 @@ class Detection:
         "shown_size": "class",
     }
     plain: ClassVar[Method] = Plain()
+    written: ClassVar[str] = "detections"
     predict_batch_size: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
