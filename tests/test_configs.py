@@ -33,6 +33,7 @@ ALL_VARIANTS = {
     "attention_study": ("none", "cbam", "multi_kernel_eca", "scsa", "scc"),
     "baselines": BASELINES,
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
+    "retinanet": ("bccd", "own", "coco"),
     "sccnet": (*SCCNETS, "resnet34"), "scsa": SCSAS,
     "upernet": ("camvid", "own", "ade20k"),
 }  # fmt: skip

@@ -1,5 +1,8 @@
 """Detection as a task: COCO's numbers of a whole split, on the same trainer."""
 
+import csv
+import json
+import os
 import pathlib
 
 import flax.linen as nn
@@ -9,10 +12,18 @@ import numpy as np
 import pytest
 import smoke
 from flax import struct
+from PIL import Image
 
+from jaxattn.__main__ import main
+from jaxattn.data.datasets.registry import load_data
+from jaxattn.data.preprocess import Canvas, ImageFiles
+from jaxattn.data.source import ArraySource
+from jaxattn.data.splits import take
 from jaxattn.errors import UserError
 from jaxattn.models.detection import Detections
-from jaxattn.tasks.detection.figures import confuse, judge
+from jaxattn.tasks.detection.assessment import assess, format_assessment
+from jaxattn.tasks.detection.figures import confuse, draw_results, judge
+from jaxattn.tasks.detection.methods import Decision
 from jaxattn.tasks.detection.metrics import (
     STATS,
     Predictions,
@@ -21,9 +32,10 @@ from jaxattn.tasks.detection.metrics import (
     restore_boxes,
     scenes,
 )
+from jaxattn.tasks.detection.predictions import tell_predictions, write_predictions
 from jaxattn.tasks.detection.report import class_table, count_classes
 from jaxattn.tasks.detection.task import Detection
-from jaxattn.training import build
+from jaxattn.training import build, train_and_evaluate
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.trainer import Trainer
 
@@ -152,7 +164,7 @@ class Finder(nn.Module):
             sides.append((first, last))
         (x1, x2), (y1, y2) = sides
         boxes = jnp.stack([x1, y1, x2, y2], -1).astype(jnp.float32)
-        return Outputs((boxes + shift)[:, None])
+        return Outputs((boxes + shift[None])[:, None])
 
 
 def make_split(count, seed):
@@ -228,7 +240,7 @@ def test_a_network_without_losses_is_refused():
         Detection().name_outputs(jnp.zeros(3), ("cat",))
 
 
-# Words and pictures -------------------------------------------------------------------
+# Words, pictures and files ------------------------------------------------------------
 
 
 def predictions_of(boxes, classes, found, found_classes, scores):
@@ -266,3 +278,137 @@ def test_a_table_has_a_line_for_a_class_that_is_not_there():
     assert lines[1].split() == ["cat", "1.0000", "1.0000", "1.0000", "1.0000", "3"]
     assert lines[2].split() == ["dog", "-", "-", "-", "-", "0"]
     assert count_classes([1, 0, 1], ("cat", "dog")) == "2 dog, 1 cat"
+
+
+def perfect_split():
+    """A source of three images, and a decision that finds all but one object."""
+    images, targets = make_split(3, 0)
+    source = Detection().make_source(images, targets, "data")
+    boxes = np.stack(targets["boxes"]).astype(np.float32)
+    scores, classes = np.full((3, 1), 0.9, np.float32), np.zeros((3, 1), np.int32)
+    return source, Decision(boxes, scores, classes, np.array([1, 0, 1]))
+
+
+def test_an_assessment_says_average_precision_first_and_draws_it(run):
+    source, decision = perfect_split()
+    data = run.data.__class__("own", source, None, source, ("cell",), (24, 32, 3))
+    assessed = assess(lambda _: decision, data, "test")
+    assert assessed.summary["count"] == 3
+    # Two of three at full precision: of the 101 recalls those up to 2/3.
+    assert assessed.summary["average_precision"] == pytest.approx(67 / 101)
+    text = format_assessment(assessed, ("cell",), {"split": "test"})
+    assert text.splitlines()[0] == "average_precision 0.6634"
+    drawn = draw_results(assessed.summary, source, ("cell",))
+    assert set(drawn) == {
+        "detections", "precision_recall", "confusion_matrix", "misses",
+    }  # fmt: skip
+
+
+def test_predictions_are_files_in_the_pixels_of_the_photos(tmp_path):
+    photo = np.zeros((60, 40, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "a.jpg")
+    canvas = Canvas((30, 30, 3))  # which shows half of each side
+    source = ImageFiles((tmp_path / "a.jpg",), canvas)
+    found = Decision(
+        np.array([[[5, 10, 15, 20], [0, 0, 20, 30]]], np.float32),
+        np.array([[0.9, 0.2]], np.float32),
+        np.array([[1, 0]], np.int32),
+        np.array([2]),
+    )
+    names = ("cat", "dog")
+    out = tmp_path / "out"
+    write_predictions(out, ["a.jpg"], found, names, source, names=True)
+    content = json.loads((out / "detections.json").read_text())
+    assert content["images"] == [
+        {"id": 1, "file_name": "a.jpg", "height": 60, "width": 40}
+    ]
+    first, second = content["annotations"]
+    assert first["bbox"] == [10, 20, 20, 20]
+    assert (first["category_id"], first["id"], first["area"]) == (2, 1, 400)
+    assert second["bbox"] == [0, 0, 40, 60]
+    table = (out / "detections.csv").read_text().splitlines()
+    rows = list(csv.DictReader(table))
+    assert rows[0] == {
+        "ID": "a.jpg", "Label": "dog", "Score": "0.90000",
+        "x1": "10.0", "y1": "20.0", "x2": "30.0", "y2": "40.0",
+    }  # fmt: skip
+    drawn = np.asarray(Image.open(out / "photos/a.png"))
+    assert drawn.shape == photo.shape
+    assert drawn[39, 10:30].any(1).all()  # the lower side of the box
+    assert not drawn[59].any()  # the other is too unsure to be drawn
+    assert tell_predictions(found, source, names) == ["1 dog"]
+
+
+def tiny_retinanet(epochs, **changes):
+    return {
+        **CONFIG,
+        "num_epochs": epochs,
+        "task": "detection",
+        "model": {
+            "name": "retinanet", "backbone": "resnet10", "widths": (4, 8, 8, 8),
+            "fpn_features": 8, "anchor_base": 1.0,
+        },
+        "optimizer": {"name": "adamw", "weight_decay": 0.01, "clip_norm": 1.0},
+        "schedule": {"name": "constant", "learning_rate": 0.01},
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.full
+def test_retinanet_trains_tests_and_predicts_from_a_folder(tmp_path, capsys):
+    images, targets = make_split(8, 0)
+    for i, (image, boxes) in enumerate(zip(images, targets["boxes"], strict=True)):
+        split = ("train", "train", "train", "val")[i % 4]
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"data/{split}/images/{i}.png")
+        x1, y1, x2, y2 = boxes[0] / [32, 24, 32, 24]
+        line = f"0 {(x1 + x2) / 2} {(y1 + y2) / 2} {x2 - x1} {y2 - y1}"
+        (tmp_path / f"data/{split}/labels/{i}.txt").write_text(line)
+    data = {"name": "detection_folder", "path": str(tmp_path / "data")}
+    data |= {"canvas_size": (48, 64), "val_fraction": 0.4, "max_boxes": 4}
+    workdir = tmp_path / "run"
+    config = tiny_retinanet(2, data=data, batch_size=2)
+    results = train_and_evaluate(config, workdir, devices=ONE)
+    assert 0 <= results["test_average_precision"] <= 1
+    assert results["best_val_average_precision"] is not None
+    assert (workdir / "precision_recall.png").exists()
+    assert "AP small" in (workdir / "report.txt").read_text()
+    main(["evaluate", "--workdir", str(workdir), "--batch-size", "2"])
+    told = capsys.readouterr().out
+    assert told.startswith(f"average_precision {results['test_average_precision']:.4f}")
+    folder = str(tmp_path / "data/val/images")
+    out = str(tmp_path / "out")
+    main(["predict", "--workdir", str(workdir), "--data", folder, "--out", out])
+    assert (
+        len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"])
+        == 2
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("JAXATTN_BCCD" not in os.environ, reason="needs BCCD's folder")
+def test_four_photos_of_bccd_are_learnt_by_heart(tmp_path):
+    path = os.environ["JAXATTN_BCCD"]
+    whole = {"canvas_size": (240, 320), "max_boxes": 40, "val_fraction": 0.0}
+    data = load_data("detection_folder", path=path, **whole)
+    assert [len(s) for s in data.splits.values()] == [205, 87, 72]
+    four = take(data.train, np.arange(4))
+    arrays = [four[i] for i in range(4)]
+    targets = {k: np.stack([e[k] for e in arrays]) for k in arrays[0]}
+    four = ArraySource(targets.pop("image"), targets)
+    data = data.__class__(
+        "four", four, None, four, data.class_names, data.image_shape, is_canvas=True
+    )
+    config = tiny_retinanet(
+        300,
+        model={
+            "name": "retinanet", "backbone": "resnet18", "fpn_features": 64,
+            "anchor_base": 2.0,
+        },
+        augment={},
+        schedule={"name": "cosine", "learning_rate": 1e-3, "warmup_epochs": 10.0},
+    )  # fmt: skip
+    run = build(config, data=data, devices=ONE)
+    results = train_and_evaluate(run, tmp_path)
+    assert results["test_average_precision_50"] >= 0.95

@@ -122,7 +122,7 @@ _CHOSEN: dict[str, Any] = {
         "on_bad_image": str,  # error or skip; of photos; None: error
         "canvas_size": tuple,  # height, width shown to a dense network; None: all same
         "crop_size": tuple,  # height, width in training; None: canvas_size
-        "scale_range": tuple,  # of random scaling before; None: (0.5, 2.0), boxes (1, 1)
+        "scale_range": tuple,  # of random scaling before; None: (0.5, 2), boxes: off
         "cat_max_ratio": float,  # largest share of one class in a crop; None: 0.75
         "classes": tuple,  # lines "name" or "name R G B"; None: classes.txt
         "max_boxes": int,  # of an image; None: 100

@@ -43,7 +43,7 @@ def load_detection_folder(
     Args:
         name: What the data set is called.
         path: The folder, laid out as COCO's, Pascal VOC's or YOLO's.
-        canvas_size: Height and width in pixels of the canvas; one number for both (640).
+        canvas_size: Height and width of the canvas, pixels; one number for both (640).
         max_boxes: The most objects of an image (100).
         scales_up: Scales photos up that are smaller than the canvas (True).
         scale_range: Smallest and largest factor that a training photo is scaled by

@@ -65,8 +65,8 @@ def draw_results(
         Matplotlib figures by the name of their file.
     """
     predictions: Predictions = jax.tree.map(np.asarray, summary["predictions"])
-    judged = {i: judge(predictions, i) for i in np.flatnonzero(predictions.mask).tolist()}
-    places = list(judged)
+    places = np.flatnonzero(predictions.mask).tolist()
+    judged = {i: judge(predictions, i) for i in places}
     spread = np.linspace(0, len(places) - 1, min(_NUM_PHOTOS, len(places))).round()
     legend = [(viz.class_color(k), name) for k, name in enumerate(class_names)]
     panels = [
