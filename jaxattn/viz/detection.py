@@ -102,6 +102,7 @@ def _draw_panel(axes: Axes, panel: BoxPanel) -> None:
     axes.imshow(panel.image, interpolation="antialiased")
     hide_frame(axes)
     title_axes(axes, panel.title, size=8)
+    H, W = panel.image.shape[:2]
     rows = zip(panel.boxes, panel.colors, panel.labels, panel.dashed, strict=True)
     for (x1, y1, x2, y2), color, label, is_dashed in rows:
         style: Any = {"linestyle": (0, (3, 2))} if is_dashed else {}
@@ -118,16 +119,18 @@ def _draw_panel(axes: Axes, panel: BoxPanel) -> None:
         )
         axes.add_patch(rectangle)
         if label:
+            # Of dashed ones below, where another's does not cover it.
+            place = {True: (x1, y2, "top"), False: (x1, y1, "bottom")}[bool(is_dashed)]
             axes.text(
-                *corner,
+                *place[:2],
                 label,
                 fontsize=_LABEL_SIZE,
                 color="black",
-                va="bottom" if y1 > 12 else "top",
+                va="bottom" if y2 > H - 12 else place[2],
+                clip_on=True,
                 parse_math=False,
                 bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6},
             )
-    H, W = panel.image.shape[:2]
     axes.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
 
 
