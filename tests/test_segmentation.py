@@ -247,7 +247,7 @@ def test_an_image_that_cannot_be_read_has_no_label_map(command, tmp_path):
     )
     assert code == 0
     assert "not known" in text
-    assert "1 images could not be read: no prediction" in err
+    assert "1 images could not be read: no label" in err
     written = sorted(p.name for p in (tmp_path / "o").rglob("*.png"))
     assert written == ["a.png", "a.png"]
 

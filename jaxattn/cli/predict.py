@@ -22,8 +22,7 @@ from jaxattn.data.source import Source, describe_numbering
 from jaxattn.errors import UserError, require
 from jaxattn.inference.inputs import Ids, read_inputs
 from jaxattn.tasks.classification import methods, predictions
-from jaxattn.tasks.segmentation.task import Segmentation
-from jaxattn.tasks.task import Task
+from jaxattn.tasks.classification.task import Classification
 from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS, Trained
 from jaxattn.training.records.phases import Phases, Show
@@ -38,12 +37,10 @@ def _predict(args: argparse.Namespace) -> None:
     print(f"{count} prediction{'s' * (count > 1)} in {out}")
 
 
-def _place(args: argparse.Namespace, task: Task | None = None) -> pathlib.Path:
-    """Where predictions go: a file, or of label maps a folder."""
+def _place(args: argparse.Namespace, written: str) -> pathlib.Path:
+    """Where predictions go; by default to a name that ends as the task's do."""
     name = args.method.removeprefix("class_")  # as the reference code names its files
-    is_folder = isinstance(task, Segmentation)
-    default = f"{name}_label_maps" if is_folder else f"{name}_submission.csv"
-    return args.out or pathlib.Path("submissions", default)
+    return args.out or pathlib.Path("submissions", f"{name}_{written}")
 
 
 def _ensemble(args: argparse.Namespace) -> tuple[int, pathlib.Path]:
@@ -53,7 +50,7 @@ def _ensemble(args: argparse.Namespace) -> tuple[int, pathlib.Path]:
     is_run = args.weights in WEIGHTS
     require("--weights", args.weights, is_run, "left out: an ensemble votes on files")
     ids, labels, names = predictions.align_predictions(args.ensemble_files or ())
-    out = _place(args)
+    out = _place(args, Classification.written)
     predictions.write_predictions(out, ids, methods.vote(labels), class_names=names)
     return len(ids), out
 
@@ -64,19 +61,21 @@ def _predict_images(args: argparse.Namespace) -> tuple[int, pathlib.Path]:
     require("--data", args.data, args.data is not None, "given with this method")
     with _phase("loading the network") as show:
         trained = load_network(args)
-        method, out = make_method(args, trained), _place(args, trained.task)
-        _refuse_columns(args, trained.task)
+        method, task = make_method(args, trained), trained.task
+        out, is_table = _place(args, task.written), task.written.endswith(".csv")
+        if not is_table:
+            _refuse_columns(args)
         frame = trained.preprocess.frame
         inputs = read_inputs(args.data, frame, on_bad_image=args.on_bad_image)
-        # Before the work, not after it.
-        require_writable(out / "x" if isinstance(trained.task, Segmentation) else out)
+        is_file = "." in task.written
+        require_writable(out if is_file else out / "x")  # before the work, not after it
         predictor = _make_predictor(args, trained, show)
         predicted = predictor.predict(inputs.source, method, seed=args.seed)
     _tell_unread(inputs.source)
     # Arrays are of a data set, whose published files have numbers.
     are_files = isinstance(inputs.ids[0], str)
     names = are_files if args.names is None else args.names
-    trained.task.write_predictions(
+    task.write_predictions(
         out,
         inputs.ids,
         predicted,
@@ -86,25 +85,27 @@ def _predict_images(args: argparse.Namespace) -> tuple[int, pathlib.Path]:
         names=names,
         probabilities=args.probabilities,
     )
-    if not names and (numbering := describe_numbering(trained.class_names)):
+    if (
+        is_table
+        and not names
+        and (numbering := describe_numbering(trained.class_names))
+    ):
         print(f"{numbering}; --names writes the names", file=sys.stderr)
     for note in inputs.notes:
         print(note, file=sys.stderr)
     if len(inputs.ids) <= _MOST_TOLD:
-        task, names_of = trained.task, trained.class_names
-        said = task.tell_predictions(predicted, inputs.source, names_of)
+        source, class_names = inputs.source, trained.class_names
+        said = task.tell_predictions(predicted, source, class_names)
         _print_table(inputs.ids, said)
     return len(inputs.ids), out
 
 
-def _refuse_columns(args: argparse.Namespace, task: Task) -> None:
-    """Refuses what is of a table with a line for each image alone."""
-    if isinstance(task, Segmentation):
-        for flag, value in (
-            ("--names", args.names),
-            ("--probabilities", args.probabilities or None),
-        ):
-            require(flag, value, value is None, "left out: label maps are no table")
+def _refuse_columns(args: argparse.Namespace) -> None:
+    """Refuses what is of a table with a line for each image."""
+    given = {"--names": args.names, "--probabilities": args.probabilities or None}
+    for flag, value in given.items():
+        wanted = "left out: it is of a table with a line for each image"
+        require(flag, value, value is None, wanted)
 
 
 def _make_predictor(args: argparse.Namespace, trained: Trained, show: Show) -> Any:
@@ -125,7 +126,7 @@ def _tell_unread(source: Source) -> None:
     if count == len(source):
         raise UserError(f"--data: none of the {count} images can be read")
     if count:
-        print(f"{count} images could not be read: no prediction", file=sys.stderr)
+        print(f"{count} images could not be read: no label", file=sys.stderr)
 
 
 def _phase(text: str) -> contextlib.AbstractContextManager[Show]:

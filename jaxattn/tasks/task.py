@@ -93,6 +93,9 @@ class Task(Protocol):
     plain: ClassVar[Method]
     """How a trained network predicts where nobody says otherwise."""
 
+    written: ClassVar[str]
+    """What predictions are written as: the end of a file's name, or of a folder's."""
+
     predict_batch_size: ClassVar[int]
     """Images at a time of predictions, where nobody says otherwise."""
 

@@ -62,6 +62,7 @@ class Classification:
     shown: ClassVar[Sequence[str]] = ("loss", "accuracy")
     target_kinds: ClassVar[Mapping[str, str]] = {"label": "class"}
     plain: ClassVar[Method] = Plain()
+    written: ClassVar[str] = "submission.csv"
     predict_batch_size: ClassVar[int] = 256
 
     def __post_init__(self) -> None:

@@ -82,6 +82,7 @@ class Segmentation:
     shown: ClassVar[Sequence[str]] = ("loss", "pixel_accuracy")
     target_kinds: ClassVar[Mapping[str, str]] = {"label_map": "mask"}
     plain: ClassVar[Method] = MultiView()
+    written: ClassVar[str] = "label_maps"
     predict_batch_size: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
