@@ -17,9 +17,9 @@ from jaxattn.data.label_maps import LabelMapReader, resize_label_map
 from jaxattn.data.labelled_images import ScaledCrops
 from jaxattn.data.pipeline import StreamedLoader, TrainOrder, make_loader
 from jaxattn.data.preprocess import PADDING, Canvas, make_frame
-from jaxattn.errors import UserError
+from jaxattn.errors import InterruptedRun, UserError
 from jaxattn.tasks.segmentation import Segmentation
-from jaxattn.training import build
+from jaxattn.training import build, loop, train_and_evaluate
 from jaxattn.training.checkpoints.trained import load_trained, write_trained
 from jaxattn.training.steps import augmented
 
@@ -322,26 +322,51 @@ class Pixelwise(nn.Module):
         return nn.Dense(3)(x)
 
 
-def test_a_network_is_shown_images_as_its_run_was(folder, tmp_path):
-    section = {"name": "segmentation_folder", "path": str(folder)}
+def make_run(folder, **data):
+    section = {"name": "segmentation_folder", "path": str(folder), **data}
     lines = ("ground 1 2 3", "sky 0 128 255", "tree 9 9 9")
     config = {
         "seed": 0,
-        "num_epochs": 1,
+        "num_epochs": 2,
         "batch_size": 2,
-        "data": {**section, "classes": lines, "canvas_size": (14, 18)},
+        "data": {**section, "classes": lines},
+        "augment": {"flip_probability": 0.5, "photometric_probability": 0.5},
         "normalize": {"mean": (0.5,), "std": (0.25,)},
         "schedule": {"name": "constant", "learning_rate": 0.1},
         "optimizer": {"name": "sgd"},
+        "log": {"tensorboard": False},
     }
-    task, model = Segmentation(), Pixelwise()
-    run = build(config, model=model, task=task, devices=smoke.one_device())
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 14, 18, 3)))
+    own = {"model": Pixelwise(), "task": Segmentation()}
+    return build(config, **own, devices=smoke.one_device())
+
+
+def load_own(workdir, **kwargs):
+    return load_trained(workdir, model=Pixelwise(), task=Segmentation(), **kwargs)
+
+
+def test_a_network_is_shown_images_as_its_run_was(folder, tmp_path):
+    run = make_run(folder, canvas_size=(14, 18))
+    x = np.zeros((1, 14, 18, 3))
+    variables = jax.jit(run.model.init)(jax.random.key(0), x)
     write_trained(tmp_path / "run", run.record, variables)
-    trained = load_trained(tmp_path / "run", model=model, task=task)
-    assert trained.preprocess.frame == Canvas((14, 18, 3))
+    trained = load_own(tmp_path / "run")
+    assert trained.preprocess.frame == run.preprocess.frame == Canvas((14, 18, 3))
     assert trained.class_colors == ((1, 2, 3), (0, 128, 255), (9, 9, 9))
-    assert run.preprocess.frame == trained.preprocess.frame
+
+
+@pytest.mark.full
+def test_a_stopped_run_goes_on_exactly(folder, tmp_path, monkeypatch):
+    """With random scales and crops of the host, and draws of the device."""
+
+    def train(name, stops_at):
+        monkeypatch.setattr(loop, "Interrupt", lambda: smoke.InterruptedAt(stops_at))
+        train_and_evaluate(make_run(folder, crop_size=(10, 14)), tmp_path / name)
+        return load_own(tmp_path / name, weights="last").variables
+
+    expected = train("whole", 10**6)
+    with pytest.raises(InterruptedRun, match=r"at step [1-5] of 6"):
+        train("cut", 2)
+    jax.tree.map(np.testing.assert_array_equal, train("cut", 10**6), expected)
 
 
 # What is refused, in one line

@@ -84,8 +84,8 @@ class Segmenter(nn.Module, abc.ABC, kw_only=True):
         x = as_feature_map(self, x)
         choose("layout", self.layout, LAYOUTS)
         require("num_classes", self.num_classes, self.num_classes >= 1, "at least 1")
-        maps = self.backbone(x, train=train)
-        size = x.shape[1:3]
+        maps = tuple(self.backbone(x, train=train))
+        size = (x.shape[1], x.shape[2])
         head = self._head(self._channels(self.channels, maps[-1]))
         logits = head(maps, train=train, mark=lambda y: mark_features(self, y))
         logits = resize_bilinear(logits, size)
