@@ -32,6 +32,7 @@ COLORS = (
 _MOST_NAMED = 10  # classes with a place in the legend
 _PANEL_INCHES = 3.0
 _LABEL_SIZE = 5.5
+_ROOM = 12  # pixels that a label needs
 
 
 class BoxPanel(NamedTuple):
@@ -120,14 +121,15 @@ def _draw_panel(axes: Axes, panel: BoxPanel) -> None:
         axes.add_patch(rectangle)
         if label:
             # Of dashed ones below, where another's does not cover it.
-            place = {True: (x1, y2, "top"), False: (x1, y1, "bottom")}[bool(is_dashed)]
+            y = y2 if is_dashed else y1
+            is_above = y > H - _ROOM if is_dashed else y > _ROOM
             axes.text(
-                *place[:2],
+                x1,
+                y,
                 label,
                 fontsize=_LABEL_SIZE,
                 color="black",
-                va="bottom" if y2 > H - 12 else place[2],
-                clip_on=True,
+                va="bottom" if is_above else "top",
                 parse_math=False,
                 bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6},
             )
