@@ -1,19 +1,51 @@
 """The networks of the golden files of dense prediction, as `make(file, config)`.
 
-`config` is what the file says of its network.
+`config` is what the file says of its network. Dropout is off: the arrays are without.
 """
 
-from jaxattn.models import ResNet
-from jaxattn.models.faster_rcnn import FasterRCNN
+from jaxattn.models import FCN, DeepLabV3, FasterRCNN, ResNet, RetinaNet, UPerNet
 from jaxattn.models.fpn import FPN
 from jaxattn.models.heads.mask import MaskHead
-from jaxattn.models.retinanet import RetinaNet
 
-_FROZEN = {
-    "stage_sizes": (1, 1, 1, 1),
-    "widths": (8, 16, 32, 64),
-    "norm": "frozen",
+_DILATED = {
+    "stage_sizes": (1, 1, 2, 2),
+    "bottleneck": True,
+    "widths": (4, 8, 16, 32),
+    "output_stride": 8,
 }
+_PLAIN = {"stage_sizes": (1, 1, 1, 1), "widths": (8, 16, 32, 64)}
+_FROZEN = {**_PLAIN, "norm": "frozen"}
+
+
+def make_fcn(config):
+    return FCN(
+        backbone=ResNet(**_DILATED),
+        num_classes=config["num_classes"],
+        layout="torchvision",
+        dropout_rate=0.0,
+    )
+
+
+def make_deeplabv3(config):
+    return DeepLabV3(
+        backbone=ResNet(**_DILATED),
+        num_classes=config["num_classes"],
+        channels=config["aspp_channels"],
+        atrous_rates=config["aspp_rates"],
+        layout="torchvision",
+        dropout_rate=0.0,
+    )
+
+
+def make_upernet(config):
+    return UPerNet(
+        backbone=ResNet(**_PLAIN),
+        num_classes=config["num_labels"],
+        channels=config["hidden_size"],
+        aux_channels=config["auxiliary_channels"],
+        pool_scales=config["pool_scales"],
+        dropout_rate=0.0,
+    )
 
 
 def make_fpn(config):
@@ -65,10 +97,13 @@ def make_mask_head(config):
 
 # By the name of the golden file.
 CASES = {
+    "deeplabv3": make_deeplabv3,
     "faster_rcnn": make_faster_rcnn,
+    "fcn": make_fcn,
     "fpn": make_fpn,
     "mask_head": make_mask_head,
     "retinanet": make_retinanet,
+    "upernet": make_upernet,
 }
 
 

@@ -33,7 +33,9 @@ MAIN = (
 def everything(*kept):
     """Some blocks and a small network of tiers default and full; others of slow."""
     cases = full_but([*MAIN, *SMALL], *kept)
-    others = [n for n in [*BLOCKS, *list_models()] if n not in (*MAIN, *SMALL)]
+    others = [
+        n for n in [*BLOCKS, *list_models("classification")] if n not in (*MAIN, *SMALL)
+    ]
     return [*cases, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 

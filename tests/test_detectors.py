@@ -21,7 +21,7 @@ _TWO_STAGE = {
     "rpn_samples": 16,
     "roi_samples": 16,
 }
-SMALL = {name: _TWO_STAGE for name in NAMES[1:]}
+SMALL = dict.fromkeys(NAMES[1:], _TWO_STAGE)
 SMALL["retinanet"] = {"num_candidates": 50}
 
 

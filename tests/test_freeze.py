@@ -108,7 +108,7 @@ FAMILIES = (
 )  # fmt: skip
 NETWORKS = [
     pytest.param(name, marks=pytest.mark.full if name in FAMILIES else pytest.mark.slow)
-    for name in list_models()
+    for name in list_models("classification")
 ]
 
 

@@ -176,10 +176,8 @@ def _measured(
     from jaxattn.models.stems import find_stem, is_for_photos
 
     stem = find_stem(create_model(name, **kwargs))
-    usual_size, usual_classes = (
-        _USUAL[task_of(name)] if is_for_photos(stem) else (32, 10)
-    )
-    size, num_classes = image_size or usual_size, num_classes or usual_classes
+    usual = _USUAL[task_of(name)] if is_for_photos(stem) else (32, 10)
+    size, num_classes = image_size or usual[0], num_classes or usual[1]
     module = create_model(name, num_classes, **kwargs)
     try:
         cost = measure_cost(module, (size, size, 3))

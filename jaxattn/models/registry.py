@@ -231,9 +231,9 @@ def model_keywords(name: str, backbone: str | None = None) -> list[str]:
     entry = _MODELS[name]
     keywords = _fields(entry.network) - entry.fixed.keys()
     if "backbone" in keywords:
-        backbone = backbone or entry.defaults["backbone"]
-        choose("model.backbone", backbone, list_backbones())
-        keywords |= {*model_keywords(backbone)} - _OF_CLASSIFIERS
+        inner = str(backbone or entry.defaults["backbone"])
+        choose("model.backbone", inner, list_backbones())
+        keywords |= {*model_keywords(inner)} - _OF_CLASSIFIERS
     return sorted(keywords - {"num_classes", "name", "parent"})
 
 

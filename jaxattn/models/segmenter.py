@@ -1,4 +1,4 @@
-"""Networks of semantic segmentation: a backbone's maps, and a head that classifies them.
+"""Networks of semantic segmentation: a backbone, and a head that classifies its maps.
 
 Names in the parameter tree are mmsegmentation's: `backbone.*`, which are the backbone's
 own inside, `decode_head.*` and `auxiliary_head.*`.
@@ -6,6 +6,7 @@ own inside, `decode_head.*` and `auxiliary_head.*`.
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -83,8 +84,8 @@ class Segmenter(nn.Module, abc.ABC, kw_only=True):
         x = as_feature_map(self, x)
         choose("layout", self.layout, LAYOUTS)
         require("num_classes", self.num_classes, self.num_classes >= 1, "at least 1")
-        maps = self.backbone(x, train=train)
-        size = x.shape[1:3]
+        maps = tuple(self.backbone(x, train=train))
+        size = (x.shape[1], x.shape[2])
         head = self._head(self._channels(self.channels, maps[-1]))
         logits = head(maps, train=train, mark=lambda y: mark_features(self, y))
         logits = resize_bilinear(logits, size)
@@ -101,7 +102,7 @@ class Segmenter(nn.Module, abc.ABC, kw_only=True):
     def _head(self, channels: int) -> DenseHead:
         """Returns the head, whose name is "decode_head"."""
 
-    def _common(self, channels: int, dropout_rate: float = 0.1) -> dict:
+    def _common(self, channels: int, dropout_rate: float = 0.1) -> dict[str, Any]:
         """Returns the keywords that all heads take."""
         given = self.dropout_rate
         return {

@@ -199,7 +199,7 @@ class Slot:
         known = {"features": features, "stride": stride, "groups": groups}
         if dilation > 1 and "dilation" not in self.hints:
             raise UserError(
-                "output_stride: dilates the convolution in whose place the attention is,"
+                "output_stride: dilates a convolution in whose place the attention is,"
                 " which takes no dilation; one of your own is told it by Slot.hints"
             )
         module = self._make(name, **known, dilation=dilation)

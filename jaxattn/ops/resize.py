@@ -13,6 +13,9 @@ import numpy as np
 
 from jaxattn.ops.inputs import at_least_float32
 
+SCOPE = "resize_bilinear"
+"""Name of the scope of its products, which are no layer's."""
+
 
 def resize_nearest(
     x: jax.Array,
@@ -76,18 +79,19 @@ def resize_bilinear(
     Returns:
         `[N, *size, C]`, the dtype of `x`; computed in float32 at least.
     """
-    N, h, w, C = x.shape
-    H, W = _sizes(x, size, scale_factor)
     rows, columns = (
-        _weights(m, n, scale_factor, align_corners) for m, n in ((h, H), (w, W))
+        _weights(m, n, scale_factor, align_corners)
+        for m, n in zip(x.shape[1:3], _sizes(x, size, scale_factor), strict=True)
     )
     wide = at_least_float32(x)
-    if align_corners:
-        wide = _resize_rows(wide, rows)
-        return _resize_columns(wide, columns).astype(x.dtype)
-    # Columns first: the larger product is then one of tall matrices in their order in
-    # memory, for each image, and takes CPUs half as long.
-    return _resize_rows(_resize_columns(wide, columns), rows).astype(x.dtype)
+    with jax.named_scope(SCOPE):
+        if align_corners:
+            wide = _resize_columns(_resize_rows(wide, rows), columns)
+        else:
+            # Columns first: the larger product is then one of tall matrices in their
+            # order in memory, for each image, and takes CPUs half as long.
+            wide = _resize_rows(_resize_columns(wide, columns), rows)
+    return wide.astype(x.dtype)
 
 
 # Products, as then are the gradients. Exact: accelerators would round float32 to fewer
