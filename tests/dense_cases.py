@@ -3,11 +3,9 @@
 `config` is what the file says of its network. Dropout is off: the arrays are without.
 """
 
-from jaxattn.models import FCN, DeepLabV3, ResNet, UPerNet
-from jaxattn.models.faster_rcnn import FasterRCNN
+from jaxattn.models import FCN, DeepLabV3, FasterRCNN, ResNet, RetinaNet, UPerNet
 from jaxattn.models.fpn import FPN
 from jaxattn.models.heads.mask import MaskHead
-from jaxattn.models.retinanet import RetinaNet
 
 _DILATED = {
     "stage_sizes": (1, 1, 2, 2),
@@ -16,6 +14,7 @@ _DILATED = {
     "output_stride": 8,
 }
 _PLAIN = {"stage_sizes": (1, 1, 1, 1), "widths": (8, 16, 32, 64)}
+_FROZEN = {**_PLAIN, "norm": "frozen"}
 
 
 def make_fcn(config):
@@ -47,13 +46,6 @@ def make_upernet(config):
         pool_scales=config["pool_scales"],
         dropout_rate=0.0,
     )
-
-
-_FROZEN = {
-    "stage_sizes": (1, 1, 1, 1),
-    "widths": (8, 16, 32, 64),
-    "norm": "frozen",
-}
 
 
 def make_fpn(config):

@@ -77,7 +77,8 @@ def sizes_of(
         image_sizes = targets.image_sizes
     if image_sizes is not None:
         return jnp.asarray(image_sizes, jnp.float32)
-    return jnp.tile(jnp.array([x.shape[1:3]], jnp.float32), (len(x), 1))
+    size = jnp.array([x.shape[1:3]], jnp.float32)
+    return jnp.broadcast_to(size, (x.shape[0], 2))
 
 
 def per_image(

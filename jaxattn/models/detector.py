@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxattn.errors import choose, require
 from jaxattn.models.detection import LAYOUTS
 from jaxattn.models.network import Network
+from jaxattn.ops.features import mark_features
 from jaxattn.ops.inputs import as_feature_map
 
 
@@ -75,4 +76,5 @@ class Detector(nn.Module, abc.ABC, kw_only=True):
     @nn.nowrap
     def _maps(self, x: jax.Array, train: bool) -> Sequence[jax.Array]:
         """Returns the backbone's maps that the pyramid is made of."""
-        return self.backbone(x, train=train)  # pyright: ignore[reportReturnType]
+        *maps, last = self.backbone(x, train=train)
+        return [*maps, mark_features(self, last)]

@@ -1,15 +1,17 @@
-"""torchvision's names of detectors' weights, and the Detectron-like ones of old files.
+"""Published layouts of PyTorch state dicts of detectors: torchvision's, new and old.
 
 Here names are MMDetection's: `backbone.*`, `neck.*`, `bbox_head.*`, `rpn_head.*`,
 `roi_head.*`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+_BACKBONE = "backbone."
 
 # As torchvision has them; of old files, where a convolution was no sequence, too.
 _RENAMED = [
-    (r"backbone\.body\.", "backbone."),
+    (r"backbone\.body\.", _BACKBONE),
     (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?", r"neck.lateral_convs.\1.conv."),
     (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?", r"neck.fpn_convs.\1.conv."),
     (r"backbone\.fpn\.extra_blocks\.p6\.", "neck.fpn_convs.3.conv."),
@@ -44,13 +46,22 @@ def is_detector(names: Iterable[str]) -> bool:
     return is_ours or any(name.startswith("backbone.fpn.") for name in names)
 
 
-def detector_names(names: Iterable[str]) -> dict[str, str]:
+def detector_names(
+    names: Iterable[str], backbone_names: Callable[[list[str]], dict[str, str]]
+) -> dict[str, str]:
     """Returns the name in this package of every entry of a detector's state dict.
 
     Args:
         names: All names of the state dict.
+        backbone_names: Returns the names in this package of a backbone's entries, which
+            begin with `backbone.`; those that it returns do not.
     """
-    return {name: _renamed(name) for name in names}
+    ours = {name: _renamed(name) for name in names}
+    bodies = backbone_names([n for n in ours.values() if n.startswith(_BACKBONE)])
+    return {
+        name: f"{_BACKBONE}{bodies[found]}" if found in bodies else found
+        for name, found in ours.items()
+    }
 
 
 def _renamed(name: str) -> str:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn.ops.resize import SCOPE
+
 # Positions of the maps, times bins of a column, up to which a CPU multiplies matrices.
 # The gradient of what is picked out is a scatter, which a CPU does one by one.
 _MOST_FOR_PRODUCTS = 200_000
@@ -49,6 +51,7 @@ def roi_levels(
     return jnp.clip(jnp.floor(level), 0, num_levels - 1).astype(jnp.int32)
 
 
+@jax.named_scope(SCOPE)
 def roi_align(
     maps: Sequence[jax.Array],
     boxes: jax.Array,
@@ -96,6 +99,7 @@ def roi_align(
     return _by_gathers(maps, levels, *points)
 
 
+@jax.named_scope(SCOPE)
 def crop_masks(
     masks: jax.Array,
     boxes: jax.Array,

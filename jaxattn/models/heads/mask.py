@@ -3,6 +3,7 @@
 He, Gkioxari, Dollar, Girshick, "Mask R-CNN", ICCV 2017.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -44,7 +45,6 @@ class MaskOutputs:
         Returns:
             "mask", float32 `[N]`.
         """
-        assert targets.masks is not None
         loss = binary_cross_entropy(self.logits, self.targets(targets))
         loss = jnp.sum(jnp.mean(loss, (2, 3)) * self.regions.valid, 1)
         counts = jnp.sum(self.regions.valid, 1)
@@ -56,14 +56,13 @@ class MaskOutputs:
         Args:
             targets: What the images show, with masks.
         """
-        size = self.logits.shape[-1]
+        crop = functools.partial(
+            crop_masks, size=self.logits.shape[-1], aligned=self.is_mm
+        )
         assert self.regions.matched is not None
-
-        def crop(masks: jax.Array, boxes: jax.Array, matched: jax.Array) -> jax.Array:
-            chosen = jnp.maximum(matched, 0)
-            return crop_masks(masks, boxes, chosen, size=size, aligned=self.is_mm)
-
-        found = jax.vmap(crop)(targets.masks, self.regions.boxes, self.regions.matched)
+        assert targets.masks is not None
+        chosen = jnp.maximum(self.regions.matched, 0)
+        found = jax.vmap(crop)(targets.masks, self.regions.boxes, chosen)
         return (found >= 0.5).astype(found.dtype) if self.is_mm else found
 
 

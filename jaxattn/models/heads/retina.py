@@ -52,7 +52,7 @@ class RetinaHead(nn.Module):
         for x in levels:
             for conv in convs:
                 x = nn.relu(conv(x))
-            found.append(at_least_float32(last(x)).reshape(len(x), -1, values))
+            found.append(at_least_float32(last(x)).reshape(x.shape[0], -1, values))
         return jnp.concatenate(found, 1)
 
 

@@ -289,7 +289,7 @@ class BoxHead(nn.Module):
         Args:
             x: What is in regions, `[M, H, W, C]`.
         """
-        x = jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1)  # as torch flattens
+        x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)  # as torch flattens
         for i in (0, 1):
             init = xavier_uniform if self.is_mm else torch_kernel
             x = nn.relu(self._linear(x, self.hidden, init, f"shared_fcs.{i}"))
@@ -301,7 +301,7 @@ class BoxHead(nn.Module):
         deltas = self._linear(x, 4 * boxes, inits[1], "fc_reg")
         return (
             at_least_float32(logits),
-            at_least_float32(deltas).reshape(len(x), boxes, 4),
+            at_least_float32(deltas).reshape(x.shape[0], boxes, 4),
         )
 
     def _linear(

@@ -112,11 +112,10 @@ class RPNOutputs:
         code = encode_boxes(jnp.where(is_box, boxes, anchors), anchors)
         loss = smooth_l1_loss(self.deltas, code, beta=0.0 if self.is_mm else _BETA)
         box = jnp.sum(jnp.where(is_box, loss, 0), (1, 2))
-        counts = [jnp.sum(mask, 1) for mask in self.sampled]
-        if self.is_mm:
-            counts = [jnp.maximum(count, 1) for count in counts]
+        least = 1 if self.is_mm else 0  # of each kind and image
+        counts = [jnp.maximum(jnp.sum(v, 1), least) for v in (positive, negative)]
         divide = functools.partial(
-            per_image, counts=sum(counts), axis_name=self.axis_name
+            per_image, counts=counts[0] + counts[1], axis_name=self.axis_name
         )
         return {"objectness": divide(objectness), "rpn_box": divide(box)}
 
@@ -193,8 +192,8 @@ class RPNHead(nn.Module):
         logits, deltas = [], []
         for x in levels:
             x = nn.relu(first(x))
-            logits.append(at_least_float32(classes(x)).reshape(len(x), -1))
-            deltas.append(at_least_float32(boxes(x)).reshape(len(x), -1, 4))
+            logits.append(at_least_float32(classes(x)).reshape(x.shape[0], -1))
+            deltas.append(at_least_float32(boxes(x)).reshape(x.shape[0], -1, 4))
         return jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1)
 
 
