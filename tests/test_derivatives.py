@@ -33,7 +33,7 @@ MAIN = (
 def everything(*kept):
     """Some of the default tier, a few more of `full`, all others of `slow`."""
     main = [name for name in MAIN if name not in kept]
-    others = [n for n in [*BLOCKS, *list_models()] if n not in MAIN]
+    others = [n for n in [*BLOCKS, *list_models("classification")] if n not in MAIN]
     return [*kept, *slow_from(len(main), [*main, *others])]
 
 

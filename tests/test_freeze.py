@@ -105,7 +105,7 @@ def test_lower_dtype_is_folded_too():
 FAMILIES = (
     "canet_tiny", "efficient_resnet", "sccnet18", "shufflenet_v2_x0_5", "vgg_a_bn",
 )  # fmt: skip
-OTHERS = [name for name in list_models() if name not in FAMILIES]
+OTHERS = [name for name in list_models("classification") if name not in FAMILIES]
 NETWORKS = slow_from(len(FAMILIES), [*FAMILIES, *OTHERS])
 
 

@@ -83,7 +83,7 @@ def test_stages_are_those_of_the_network(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models("classification"))
 def test_every_parameter_has_one_layer_and_the_head_is_the_last(name):
     size = 224 if "scsa" in name else 32
     model, shape = create_model(name), (size, size, 3)

@@ -78,7 +78,7 @@ def test_parameter_count_for_small_images_is_the_published_one(name):
 
 
 def test_every_model_has_a_count():
-    assert sorted(PARAMETERS) == list_models()
+    assert sorted(PARAMETERS) == list_models("classification")
 
 
 def test_widths_are_those_of_the_stages_and_the_stem():

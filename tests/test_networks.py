@@ -20,7 +20,11 @@ from jaxattn.tasks.classification import Classification
 
 # One of each file, fast to trace.
 QUICK = ["canet_tiny", "efficient_resnet", "resnet10", "sccnet18", "vgg_a_bn"]
-RESIDUAL = [name for name in list_models() if "drop_path_rate" in model_keywords(name)]
+RESIDUAL = [
+    name
+    for name in list_models("classification")
+    if "drop_path_rate" in model_keywords(name)
+]
 
 
 def make(name, **kwargs):
@@ -70,7 +74,7 @@ def test_mish_is_the_activation_everywhere():
 # Features ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", full_but(list_models(), *QUICK))
+@pytest.mark.parametrize("name", full_but(list_models("classification"), *QUICK))
 def test_without_classes_a_network_returns_what_its_last_layer_is_given(name):
     with_logits, _ = shapes(make(name, num_classes=3))
     variables, features = shapes(make(name, num_classes=0, dtype=jnp.bfloat16))
@@ -81,7 +85,7 @@ def test_without_classes_a_network_returns_what_its_last_layer_is_given(name):
     assert (2, lacking) == (len(features), 3 * (features.shape[1] + 1))
 
 
-@pytest.mark.parametrize("name", full_but(list_models(), *QUICK))
+@pytest.mark.parametrize("name", full_but(list_models("classification"), *QUICK))
 def test_maps_are_halved_from_stage_to_stage_and_can_be_chosen(name):
     variables, maps = shapes(make(name), return_features=True)
     sides = [m.shape[1] for m in maps]
@@ -112,7 +116,7 @@ def test_a_classifier_of_a_config_returns_no_maps():
 # Images -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", full_but(list_models(), *QUICK))
+@pytest.mark.parametrize("name", full_but(list_models("classification"), *QUICK))
 def test_weights_are_made_for_the_channels_of_the_images(name):
     rgb, _ = shapes(make(name))
     variables, logits = shapes(make(name, in_channels=5), channels=5)
@@ -124,7 +128,9 @@ def test_weights_are_made_for_the_channels_of_the_images(name):
         shapes(make(name, in_channels=4))
 
 
-@pytest.mark.parametrize("name", full_but(list_models(), "resnet10", "vgg_a_bn"))
+@pytest.mark.parametrize(
+    "name", full_but(list_models("classification"), "resnet10", "vgg_a_bn")
+)
 @pytest.mark.parametrize("size", [(1, 1), (33, 70)])
 def test_an_image_of_any_size_is_taken_or_refused_in_one_line(name, size):
     module = make(name)

@@ -14,7 +14,7 @@ from jaxattn.ops.conv import conv2d
 from jaxattn.ops.group_norm import GroupNorm
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool, max_along, max_pool
-from jaxattn.ops.resize import upsample_bilinear
+from jaxattn.ops.resize import resize_bilinear
 
 
 def normal(seed, *shape):
@@ -420,7 +420,7 @@ def test_batch_norm_refuses_a_single_value_per_channel():
 
 
 @pytest.mark.parametrize("size", [(5, 7), (9, 2), (3, 1)])
-def test_bilinear_upsampling_interpolates_between_corners(size):
+def test_bilinear_resizing_interpolates_between_corners(size):
     x = np.random.default_rng(0).normal(size=(1, 3, 4, 2)).astype(np.float32)
     expected = x
     for axis, length in enumerate(size, 1):
@@ -428,4 +428,6 @@ def test_bilinear_upsampling_interpolates_between_corners(size):
         places = np.linspace(0, n - 1, length)
         line = lambda v, n=n, places=places: np.interp(places, range(n), v)  # noqa: E731
         expected = np.apply_along_axis(line, axis, expected)
-    np.testing.assert_allclose(upsample_bilinear(x, size), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        resize_bilinear(x, size, align_corners=True), expected, atol=1e-6
+    )

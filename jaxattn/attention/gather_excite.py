@@ -28,7 +28,7 @@ from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import torch_kernel
 from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.norm import BatchNorm
-from jaxattn.ops.resize import upsample_nearest
+from jaxattn.ops.resize import resize_nearest
 
 # Whether the gather is learned, and whether a bottleneck follows.
 _KINDS = {
@@ -100,7 +100,7 @@ class GatherExcite(nn.Module):
         if e == 0:
             self.sow("intermediates", "channel_gate", gate)
             return x * gate
-        gate = upsample_nearest(gate, (x.shape[1], x.shape[2]))
+        gate = resize_nearest(gate, (x.shape[1], x.shape[2]))
         self.sow("intermediates", "neighbourhood_gate", gate)
         return x * gate
 

@@ -77,6 +77,7 @@ class ChannelReconstruction(nn.Module):
         squeeze_ratio: Channels of a share per channel of its squeezed map.
         groups: Of the 3x3 convolution.
         stride: Step along H and W, of the first convolutions.
+        dilation: Distance between the taps of the 3x3 convolution.
     """
 
     features: int
@@ -84,6 +85,7 @@ class ChannelReconstruction(nn.Module):
     squeeze_ratio: int
     groups: int
     stride: int
+    dilation: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -95,7 +97,8 @@ class ChannelReconstruction(nn.Module):
         gwc = Conv(
             self.features,
             3,
-            padding=1,
+            padding=self.dilation,
+            dilation=self.dilation,
             groups=self.groups,
             use_bias=True,
             name="gwc",
@@ -108,7 +111,7 @@ class ChannelReconstruction(nn.Module):
 
     def _widths(self, C: int) -> tuple[int, int, int, int]:
         """Returns the shares' channels, before and after they are squeezed."""
-        for key in ("squeeze_ratio", "groups", "stride"):
+        for key in ("squeeze_ratio", "groups", "stride", "dilation"):
             require(key, getattr(self, key), getattr(self, key) >= 1, "at least 1")
         ratio, O = self.squeeze_ratio, self.features  # noqa: E741
         upper = int(C * self.alpha)
@@ -130,6 +133,7 @@ class ReconstructionConv(nn.Module):
     Attributes:
         features: Output channels; None is as many as the input has.
         stride: Step along H and W.
+        dilation: Distance between the taps of the 3x3 convolution inside.
         groups: Of the 3x3 convolution inside.
         num_groups: Of the normalisation.
         gate_threshold: That parts informative from other elements, in (0, 1).
@@ -141,6 +145,7 @@ class ReconstructionConv(nn.Module):
 
     features: int | None = None
     stride: int = 1
+    dilation: int = 1
     groups: int = 2
     num_groups: int = 4
     gate_threshold: float = 0.5
@@ -177,6 +182,7 @@ class ReconstructionConv(nn.Module):
             self.squeeze_ratio,
             self.groups,
             self.stride,
+            self.dilation,
             name="cru",
         )
         return cru(x)

@@ -48,7 +48,8 @@ class SelectiveKernel(nn.Module):
         num_branches: Branches.
         kernel_size: Side of the kernels, odd; a sequence has one for each branch.
         stride: Step along H and W.
-        dilation: Distance between the taps of each branch; None is 1, 2, 3, ...
+        dilation: Distance between the taps of each branch; a number d is d, 2 d, 3 d,
+            ...
         groups: Groups of channels that do not see each other; a sequence has a number
             for each branch.
         reduction: Output channels per channel of the bottleneck.
@@ -63,7 +64,7 @@ class SelectiveKernel(nn.Module):
     num_branches: int = 2
     kernel_size: int | Sequence[int] = 3
     stride: int = 1
-    dilation: Sequence[int] | None = None
+    dilation: int | Sequence[int] = 1
     groups: int | Sequence[int] = 1
     reduction: int = 16
     min_hidden: int = 1
@@ -100,8 +101,10 @@ class SelectiveKernel(nn.Module):
         sizes, groups = self._of_each("kernel_size"), self._of_each("groups")
         odd = all(k > 0 and k % 2 for k in sizes)
         require("kernel_size", self.kernel_size, odd, "odd and above 0")
-        default = tuple(range(1, count + 1))
-        dilations = default if self.dilation is None else self._of_each("dilation")
+        if isinstance(self.dilation, int):
+            dilations = tuple(self.dilation * i for i in range(1, count + 1))
+        else:
+            dilations = self._of_each("dilation")
         inputs = [x] * count
         if self.split_input:
             C = x.shape[-1]

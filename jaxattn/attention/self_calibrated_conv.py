@@ -24,7 +24,7 @@ from jaxattn.ops.activations import sigmoid
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.inputs import as_feature_map
 from jaxattn.ops.norm import BatchNorm
-from jaxattn.ops.resize import upsample_nearest
+from jaxattn.ops.resize import resize_nearest
 
 
 class SelfCalibratedConv(nn.Module):
@@ -75,7 +75,7 @@ class SelfCalibratedConv(nn.Module):
         features = C if self.features is None else self.features
         self._check(C, features)
         context = self._convolve(_average(x, self.pool_size), C, 1, "k2", 1, train)
-        gate = sigmoid(x + upsample_nearest(context, (H, W)))
+        gate = sigmoid(x + resize_nearest(context, (H, W)))
         self.sow("intermediates", "unit_gate", gate)
         y = self._convolve(x, C, 1, "k3", 0, train) * gate
         return self._convolve(y, features, self.stride, "k4", 0, train)

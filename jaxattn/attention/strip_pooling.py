@@ -23,7 +23,7 @@ from jaxattn.ops.conv import Conv, ConvKernel
 from jaxattn.ops.inputs import as_feature_map, at_least_float32
 from jaxattn.ops.norm import BatchNorm
 from jaxattn.ops.pool import adaptive_avg_pool
-from jaxattn.ops.resize import upsample_bilinear
+from jaxattn.ops.resize import resize_bilinear
 
 _TAPS = 3
 
@@ -130,7 +130,7 @@ class MixedPooling(nn.Module):
         for i, size in enumerate(sizes, 1):
             pooled = adaptive_avg_pool(a, size)
             y = self._convolve(pooled, C, 3, f"conv2_{i}", train)
-            total += upsample_bilinear(y, (H, W))
+            total += resize_bilinear(y, (H, W), align_corners=True)
         return nn.relu(total)
 
     def _strips(self, b: jax.Array, train: bool) -> jax.Array:

@@ -79,6 +79,7 @@ def _export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         platforms=args.platforms,
         fold_batch_norm=args.fold_batch_norm,
+        probabilities=args.probabilities,
     )
     print(
         f"{trained.config['model']['name']} of step {trained.step} for"
@@ -132,7 +133,9 @@ def _models(args: argparse.Namespace) -> None:
             print(row(*header, "theoretical MACs"))
         print(row(*cells).rstrip(), flush=True)
     if args.name:
-        print(f"keywords: num_classes, {', '.join(model_keywords(args.name))}")
+        backbone = dict(args.model_arg).get("backbone")
+        keywords = model_keywords(args.name, backbone)
+        print(f"keywords: num_classes, {', '.join(keywords)}")
 
 
 def _print_attention(args: argparse.Namespace) -> None:
@@ -161,17 +164,21 @@ def _print_attention(args: argparse.Namespace) -> None:
         )
 
 
+# Pixels and classes by task: ImageNet's and ADE20K's.
+_USUAL = {"classification": (224, 1000), "segmentation": (512, 150)}
+
+
 def _measured(
     name: str, kwargs: dict[str, Any], num_classes: int | None, image_size: int | None
 ) -> tuple[str, ...]:
     """Measures a network; its stem says what it is for, where nothing else does."""
     from jaxattn.models.cost import measure_cost
-    from jaxattn.models.registry import create_model
+    from jaxattn.models.registry import create_model, task_of
+    from jaxattn.models.stems import find_stem, is_for_photos
 
-    stem = getattr(create_model(name, **kwargs), "stem", "")
-    is_large = stem == "imagenet"
-    size = image_size or (224 if is_large else 32)
-    num_classes = num_classes or (1000 if is_large else 10)
+    stem = find_stem(create_model(name, **kwargs))
+    usual = _USUAL[task_of(name)] if is_for_photos(stem) else (32, 10)
+    size, num_classes = image_size or usual[0], num_classes or usual[1]
     module = create_model(name, num_classes, **kwargs)
     try:
         cost = measure_cost(module, (size, size, 3))
@@ -236,6 +243,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     out = "the file, such as model.jaxattn; model.json beside it describes it"
+    also = "of a segmentation: answers those of all classes beside the label map"
     add("--out", type=path, required=True, help=out)
     add_network(parser)
     add_computation(parser)
@@ -246,6 +254,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="PLATFORM",
         help="some of cpu, cuda, tpu and rocm (default the first three)",
     )
+    add("--probabilities", action="store_true", help=also)
 
 
 def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
@@ -259,9 +268,10 @@ def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
 def _add_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help="one network; default all")
-    add("--num-classes", type=count, help="default 1000, or 10 for small images")
-    add("--stem", help="imagenet or cifar, of networks that have both")
-    add("--image-size", type=count, help="pixels (default 224, or 32)")
+    classes = "default 1000, 150 of segmentation, or 10 for small images"
+    add("--num-classes", type=count, help=classes)
+    add("--stem", help="imagenet or cifar, of networks that have both; v1c of ResNets")
+    add("--image-size", type=count, help="pixels (default 224, 512, or 32)")
     added = "what each attention adds to the network (default resnet50), and its paper"
     add("--attention", action="store_true", help=added)
     add_model_arg(parser)

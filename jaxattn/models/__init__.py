@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from jaxattn.models.registry import list_models as list_models
     from jaxattn.models.resnet import ResNet as ResNet
     from jaxattn.models.sccnet import SCCNet as SCCNet
+    from jaxattn.models.segmenter import FCN as FCN
+    from jaxattn.models.segmenter import DeepLabV3 as DeepLabV3
+    from jaxattn.models.segmenter import Segmenter as Segmenter
+    from jaxattn.models.segmenter import UPerNet as UPerNet
     from jaxattn.models.shufflenet_v2 import ShuffleNetV2 as ShuffleNetV2
     from jaxattn.models.slots import Slot as Slot
     from jaxattn.models.slots import list_attention as list_attention
@@ -38,14 +42,18 @@ __getattr__, __dir__, __all__ = lazy.face(
         "AttentionNetwork": "jaxattn.models.attention_network",
         "CANet": "jaxattn.models.canet",
         "Cost": "jaxattn.models.cost",
+        "DeepLabV3": "jaxattn.models.segmenter",
         "EfficientResNet": "jaxattn.models.cbam_resnet",
         "EnhancedEfficientResNet": "jaxattn.models.cbam_resnet",
+        "FCN": "jaxattn.models.segmenter",
         "MobileNetV2": "jaxattn.models.mobilenet_v2",
         "Network": "jaxattn.models.network",
         "ResNet": "jaxattn.models.resnet",
         "SCCNet": "jaxattn.models.sccnet",
+        "Segmenter": "jaxattn.models.segmenter",
         "ShuffleNetV2": "jaxattn.models.shufflenet_v2",
         "Slot": "jaxattn.models.slots",
+        "UPerNet": "jaxattn.models.segmenter",
         "VGG11": "jaxattn.models.vgg",
         "VGGA": "jaxattn.models.vgg",
         "VGGADropout": "jaxattn.models.vgg",

@@ -46,7 +46,12 @@ def head_paths(
 
 
 def without_attention(model: nn.Module) -> nn.Module:
-    """Returns the network without what it has only by its attribute `attention`."""
+    """Returns the network without what it has only by its attribute `attention`.
+
+    Of a network with an attribute `backbone` it is the backbone that has attention.
+    """
+    if isinstance(backbone := getattr(model, "backbone", None), nn.Module):
+        return model.clone(backbone=without_attention(backbone))
     if getattr(model, "attention", None) is None:
         return model
     fields: Any = dataclasses.fields(model)  # pyright: ignore[reportArgumentType]

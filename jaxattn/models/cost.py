@@ -22,7 +22,7 @@ from jaxattn.attention.mca import StripGate
 from jaxattn.attention.scc import SCC
 from jaxattn.attention.scsa import SCSA
 from jaxattn.attention.srm import StyleRecalibration
-from jaxattn.ops import cpu_kernels
+from jaxattn.ops import cpu_kernels, resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +101,13 @@ def _executed_macs(module: nn.Module, variables: Any, x: jax.ShapeDtypeStruct) -
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """Yields the primitive operations of a jaxpr and of those inside it."""
+    """Yields the primitive operations of a jaxpr and of those inside it.
+
+    Interpolation is left out, as is usual: products compute it, and others none.
+    """
     for eqn in jaxpr.eqns:
+        if resize.SCOPE in str(eqn.source_info.name_stack):
+            continue
         inner = [
             p
             for p in eqn.params.values()

@@ -27,7 +27,7 @@ from jaxattn.errors import choose
 from jaxattn.models.attention_network import AttentionNetwork
 from jaxattn.models.heads.classification import classify
 from jaxattn.models.slots import Slot
-from jaxattn.models.stems import STEMS
+from jaxattn.models.stems import STEMS, dilate
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.norm import BatchNorm
@@ -62,6 +62,7 @@ class ConvNorm(nn.Module):
         kernel_size: Side of the kernel, odd.
         stride: Step along H and W.
         groups: Groups of channels that do not see each other.
+        dilation: Distance between the taps of the kernel.
         kernel_init: Initialiser of the kernel.
         slot: An attention module at one of the places around the convolution; in place
             of it, or between it and its normalisation, where it is depthwise.
@@ -72,6 +73,7 @@ class ConvNorm(nn.Module):
     kernel_size: int = 1
     stride: int = 1
     groups: int = 1
+    dilation: int = 1
     kernel_init: Initializer = kaiming_normal
     slot: Slot = Slot()
     axis_name: str | None = None
@@ -94,7 +96,8 @@ class ConvNorm(nn.Module):
             self.features,
             self.kernel_size,
             self.stride,
-            padding=self.kernel_size // 2,
+            padding=self.dilation * (self.kernel_size // 2),
+            dilation=self.dilation,
             groups=self.groups,
             kernel_init=self.kernel_init,
             name="0",
@@ -103,7 +106,13 @@ class ConvNorm(nn.Module):
 
     def _replaced(self, x: jax.Array, train: bool) -> jax.Array:
         return self.slot.convolve(
-            x, self.features, self.stride, groups=self.groups, train=train, name="0"
+            x,
+            self.features,
+            self.stride,
+            groups=self.groups,
+            dilation=self.dilation,
+            train=train,
+            name="0",
         )
 
 
@@ -119,6 +128,7 @@ class InvertedResidual(nn.Module):
         features: Output channels.
         stride: Step of the block along H and W.
         expand_ratio: Channels in between, in units of the input's.
+        dilation: Distance between the taps of the depthwise convolution.
         slot: The block's attention module, and where it sits.
         drop_path_rate: Share of the images whose branch training leaves out, where
             there is a sum.
@@ -128,6 +138,7 @@ class InvertedResidual(nn.Module):
     features: int
     stride: int = 1
     expand_ratio: int = 6
+    dilation: int = 1
     slot: Slot = Slot()
     drop_path_rate: float = 0.0
     axis_name: str | None = None
@@ -155,6 +166,7 @@ class InvertedResidual(nn.Module):
             3,
             self.stride,
             hidden,
+            self.dilation,
             slot=slot,
             axis_name=axis_name,
             name=f"conv.{i}",
@@ -186,6 +198,9 @@ class MobileNetV2(AttentionNetwork):
         width_multiplier: Factor of every width but the last, which it only widens.
         stem: "imagenet", of stride 2; or "cifar", of stride 1, for images of about 32
             pixels.
+        output_stride: The most that the last map's stride may be, 8, 16 or 32: stages
+            that would exceed it are dilated instead, from their first block on, as
+            mmseg's.
         dropout_rate: Share of the pooled features that training sets to 0, by the rng
             stream "dropout".
         drop_path_rate: Share of the images whose last residual branch training leaves
@@ -195,6 +210,7 @@ class MobileNetV2(AttentionNetwork):
     num_classes: int = 10
     width_multiplier: float = 1.0
     stem: str = "imagenet"
+    output_stride: int = 32
     dropout_rate: float = 0.2
     drop_path_rate: float = 0.0
 
@@ -204,14 +220,19 @@ class MobileNetV2(AttentionNetwork):
         slots = self._slots(_FIRST_SIDE[self.stem])
         x = self._stem(x, slots[0], train)
         rates = depth_rates(self.drop_path_rate, _NUM_BLOCKS)
+        strides = [stage[0][-1] for stage in _STAGES]
+        steps = dilate(strides, STEMS[self.stem].stride, self.output_stride)
         index = 1
-        for i, (groups, slot) in enumerate(zip(_STAGES, slots, strict=True)):
-            for ratio, width, size, stride in groups:
+        for i, (groups, slot, step) in enumerate(
+            zip(_STAGES, slots, steps, strict=True)
+        ):
+            for k, (ratio, width, size, _) in enumerate(groups):
                 for j in range(size):
                     x = InvertedResidual(
                         round_width(width * self.width_multiplier),
-                        stride if j == 0 else 1,
+                        step.stride if (k, j) == (0, 0) else 1,
                         ratio,
+                        step.dilation,
                         slot=slot,
                         drop_path_rate=rates[index - 1],
                         axis_name=self.axis_name,

@@ -13,16 +13,22 @@ from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
 from jaxattn.models.mobilenet_v2 import MobileNetV2
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
+from jaxattn.models.segmenter import FCN, DeepLabV3, UPerNet
 from jaxattn.models.shufflenet_v2 import ShuffleNetV2
+from jaxattn.models.stems import OUTPUT_STRIDES
 from jaxattn.models.vgg import VGG11, VGGA, VGGADropout, VGGALight
 
 
 class _Entry(NamedTuple):
-    """A network, the keywords that its name fixes, and those it starts from."""
+    """A network, the keywords that its name fixes, and those it starts from.
+
+    A network that has a backbone takes the keywords of this, too.
+    """
 
     network: type[nn.Module]
     fixed: Mapping[str, Any] = {}
     defaults: Mapping[str, Any] = {}
+    task: str = "classification"
 
 
 _BASIC_10 = {"stage_sizes": (1, 1, 1, 1), "bottleneck": False}
@@ -31,14 +37,19 @@ _BASIC_34 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": False}
 _DEEP_50 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": True}
 _DEEP_101 = {"stage_sizes": (3, 4, 23, 3), "bottleneck": True}
 _SCSA = {"attention": "scsa"}
+# Of segmenters; the output stride is what each of them is published with.
+_BACKBONE = {"backbone": "resnet50"}
+_DILATED = {**_BACKBONE, "output_stride": 8}
 
 _MODELS = {
     "canet": _Entry(CANet, {"width": 64}),
     "canet_light": _Entry(CANet, {"width": 32}),
     "canet_pro": _Entry(CANet, {"width": 128}),
     "canet_tiny": _Entry(CANet, {"width": 16}),
+    "deeplabv3": _Entry(DeepLabV3, {}, _DILATED, "segmentation"),
     "efficient_resnet": _Entry(EfficientResNet),
     "enhanced_efficient_resnet": _Entry(EnhancedEfficientResNet),
+    "fcn": _Entry(FCN, {}, _DILATED, "segmentation"),
     "mobilenet_v2": _Entry(MobileNetV2),
     "mobilenet_v2_scsa": _Entry(MobileNetV2, _SCSA, {"dropout_rate": 0.0}),
     "resnet10": _Entry(ResNet, _BASIC_10),
@@ -53,6 +64,7 @@ _MODELS = {
     "sccnet18": _Entry(SCCNet, {"stage_sizes": (2, 2, 2, 2)}),
     "sccnet34": _Entry(SCCNet, {"stage_sizes": (3, 4, 6, 3)}),
     "shufflenet_v2_x0_5": _Entry(ShuffleNetV2, {"widths": (24, 48, 96, 192, 1024)}),
+    "upernet": _Entry(UPerNet, {}, _BACKBONE, "segmentation"),
     "vgg11": _Entry(VGG11),
     "vgg_a": _Entry(VGGA, {"batch_norm": False}),
     "vgg_a_bn": _Entry(VGGA, {"batch_norm": True}),
@@ -61,22 +73,49 @@ _MODELS = {
 }
 
 
-def list_models() -> list[str]:
-    """Returns the names that `create_model` knows, sorted."""
-    return sorted(_MODELS)
+def list_models(task: str | None = None) -> list[str]:
+    """Returns the names that `create_model` knows, sorted.
+
+    Args:
+        task: Only networks of this task, such as "classification" or "segmentation".
+    """
+    return sorted(k for k, entry in _MODELS.items() if task in (None, entry.task))
+
+
+def list_backbones() -> list[str]:
+    """Returns the names that networks with a backbone take as `backbone=`, sorted.
+
+    These yield maps of four stages, which `output_stride` keeps large.
+    """
+    return [
+        name
+        for name in list_models("classification")
+        if "output_stride" in _fields(_MODELS[name].network)
+    ]
+
+
+def task_of(name: str) -> str:
+    """Returns the task of a network.
+
+    Args:
+        name: One of `list_models()`.
+    """
+    return _MODELS[name].task
 
 
 def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
     """Returns the network `name`, not yet initialised.
 
     Apply it as `module.apply(variables, x, train=False)` to float images
-    `[N, H, W, C]`; it returns float32 logits `[N, num_classes]`.
+    `[N, H, W, C]`; it returns float32 logits, of a classifier `[N, num_classes]`, of a
+    segmenter `[N, H, W, num_classes]` (see `jaxattn.models.Segmenter` for training).
 
     Args:
         name: One of `list_models()`.
-        num_classes: Number of logits; 0 leaves the last layer out, and returns what it
-            would be given: the pooled features.
-        **kwargs: Keywords of the network, such as `dtype` and `axis_name`.
+        num_classes: Number of logits; of a classifier 0 leaves the last layer out, and
+            returns what it would be given: the pooled features.
+        **kwargs: Keywords of the network, such as `dtype` and `axis_name`; of a
+            segmenter also `backbone`, one of `list_backbones()`, and its keywords.
 
     Raises:
         UserError: If the name or a keyword is unknown, or `num_classes` below 0.
@@ -84,14 +123,26 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
     choose("model.name", name, list_models())
     _require_range("num_classes", num_classes)
     entry = _MODELS[name]
-    allowed = model_keywords(name)
+    kwargs = _merged(entry.defaults, kwargs)
+    allowed = model_keywords(name, kwargs.get("backbone"))
     for key in kwargs:
         if key not in allowed:
             choices = suggest(key, allowed)
             raise UserError(f"model.{key}: {name} takes no such key; {choices}")
         _require_range(f"model.{key}", kwargs[key])
-    kwargs = _merged(entry.defaults, kwargs)
+    if "backbone" in kwargs:
+        wanted = f"an integer from 1 on for {name}"
+        require("num_classes", num_classes, num_classes >= 1, wanted)
+        kwargs = _with_backbone(entry.network, kwargs)
     return entry.network(num_classes=num_classes, **entry.fixed, **kwargs)
+
+
+def _with_backbone(network: type[nn.Module], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keywords of a network, its backbone made of those that it takes."""
+    fields = _fields(network)
+    own = {key: value for key, value in kwargs.items() if key in fields}
+    rest = {key: value for key, value in kwargs.items() if key not in fields}
+    return own | {"backbone": create_model(own["backbone"], **rest)}
 
 
 # By the last part of a key, whatever the network.
@@ -99,11 +150,14 @@ _FROM_1 = (
     "width",
     "base_width",
     "in_channels",
+    "channels",
+    "aux_channels",
     "reduction",
     "window_size",
     "head_num",
 )
 _BELOW_1 = ("dropout_rate", "drop_path_rate", "attn_drop_ratio")
+_OR_NONE = ("in_channels", "channels", "aux_channels")
 
 
 def _require_range(key: str, value: Any) -> None:
@@ -112,14 +166,18 @@ def _require_range(key: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for inner, number in value.items():
             _require_range(f"{key}.{inner}", number)
+    elif name in _OR_NONE and value is None:
+        return
     elif name == "num_classes":
         holds = _is_count(value, least=0)
         require(key, value, holds, "an integer from 0 on")
     elif name in _FROM_1:
-        holds = _is_count(value) or (name, value) == ("in_channels", None)
-        require(key, value, holds, "an integer from 1 on")
-    elif name == "widths":
+        require(key, value, _is_count(value), "an integer from 1 on")
+    elif name in ("widths", "pool_scales", "atrous_rates"):
         require(key, value, _are_counts(value), "integers from 1 on")
+    elif name == "output_stride":
+        wanted = f"one of {', '.join(map(str, OUTPUT_STRIDES))}"
+        require(key, value, _is_count(value) and value in OUTPUT_STRIDES, wanted)
     elif name in ("attention_stages", "out_stages"):
         least = 0 if name == "attention_stages" else 1
         holds = value is None or _are_counts(value, least)
@@ -142,15 +200,32 @@ def _is_count(value: Any, least: int = 1) -> bool:
     return is_integer and int(value) >= least
 
 
-def model_keywords(name: str) -> list[str]:
+def model_keywords(name: str, backbone: str | None = None) -> list[str]:
     """Returns the keywords that `create_model` takes for a network, sorted.
 
     Args:
         name: One of `list_models()`.
+        backbone: Of a network that has one, one of `list_backbones()`; None is its
+            default.
+
+    Raises:
+        UserError: If the network has no such backbone.
     """
     entry = _MODELS[name]
-    fields = {field.name for field in dataclasses.fields(entry.network)}  # pyright: ignore
-    return sorted(fields - entry.fixed.keys() - {"num_classes", "name", "parent"})
+    keywords = _fields(entry.network) - entry.fixed.keys()
+    if "backbone" in keywords:
+        inner = str(backbone or entry.defaults["backbone"])
+        choose("model.backbone", inner, list_backbones())
+        keywords |= {*model_keywords(inner)} - _OF_CLASSIFIERS
+    return sorted(keywords - {"num_classes", "name", "parent"})
+
+
+# What a backbone has no use for.
+_OF_CLASSIFIERS = {"out_stages", "dropout_rate"}
+
+
+def _fields(network: type[nn.Module]) -> set[str]:
+    return {field.name for field in dataclasses.fields(network)}  # pyright: ignore
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

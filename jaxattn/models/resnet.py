@@ -7,6 +7,9 @@ torchvision's.
 Reference code read, for SCSA's place: HZAI-ZJNU/SCSA,
 mmpretrain/models/backbones/resnet_scsa.py (numbers compared in tests/test_scsa.py)
 
+Dilated stages, where `output_stride` asks for them, are torchvision's and mmseg's: the
+first block keeps the dilation of the stage before.
+
 Notation: N batch, H, W spatial, C channels.
 Initialisation, of which there are two:
   - without SCSA torchvision's: convolutions Kaiming normal (fan out), `fc` torch's
@@ -28,7 +31,7 @@ from jaxattn.errors import choose
 from jaxattn.models.attention_network import AttentionNetwork
 from jaxattn.models.heads.classification import classify
 from jaxattn.models.slots import Slot, find_slot
-from jaxattn.models.stems import STEMS
+from jaxattn.models.stems import RESNET_STEMS, dilate
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.norm import ACTIVATIONS, BatchNorm
@@ -40,7 +43,7 @@ DOWNSAMPLES = {"conv1": 1, "conv3": 3, "conv5": 5}
 
 _NUM_STAGES = 4
 # Of the first stage's map, at the size of images that a stem is for.
-_FIRST_SIDE = {"imagenet": 56, "cifar": 32}
+_FIRST_SIDE = {"imagenet": 56, "v1c": 56, "cifar": 32}
 
 
 class ResidualBlock(nn.Module):
@@ -49,6 +52,7 @@ class ResidualBlock(nn.Module):
     Attributes:
         features: Output channels.
         stride: Step of the block along H and W.
+        dilation: Distance between the taps of the 3x3 convolution that has the stride.
         slot: The block's attention module, where it sits and what it starts at 0.
         downsample: Convolution of a shortcut that changes the shape, of `DOWNSAMPLES`.
         activation: "relu" or "mish", wherever there is one.
@@ -58,6 +62,7 @@ class ResidualBlock(nn.Module):
 
     features: int
     stride: int = 1
+    dilation: int = 1
     slot: Slot = Slot()
     downsample: str = "conv1"
     activation: str = "relu"
@@ -72,25 +77,35 @@ class ResidualBlock(nn.Module):
         stride: int,
         name: str,
         train: bool,
+        dilation: int = 1,
     ) -> jax.Array:
         x = self.slot.attend(x, "before_convs", train=train, name=f"{name}.attn")
         conv = Conv(
             features,
             size,
             stride,
-            padding=size // 2,
+            padding=dilation * (size // 2),
+            dilation=dilation,
             kernel_init=kaiming_normal,
             name=name,
         )
         return conv(x)
 
     def _main_conv(
-        self, x: jax.Array, features: int, stride: int, train: bool
+        self,
+        x: jax.Array,
+        features: int,
+        train: bool,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
     ) -> jax.Array:
         """The 3x3 convolution "conv2", or what is in its place."""
         if self.slot.is_at("replace"):
-            return self.slot.convolve(x, features, stride, train=train, name="conv2")
-        x = self._conv(x, features, 3, stride, "conv2", train)
+            return self.slot.convolve(
+                x, features, stride, dilation=dilation, train=train, name="conv2"
+            )
+        x = self._conv(x, features, 3, stride, "conv2", train, dilation)
         return self.slot.attend(x, "before_norm", train=train)
 
     def _norm(self, name: str, zero_init: bool = False) -> BatchNorm:
@@ -132,10 +147,10 @@ class BasicBlock(ResidualBlock):
         Returns:
             `[N, ceil(H / stride), ceil(W / stride), features]`, the dtype of `x`.
         """
-        y = self._conv(x, self.features, 3, self.stride, "conv1", train)
+        y = self._conv(x, self.features, 3, self.stride, "conv1", train, self.dilation)
         y = self._norm("bn1")(y, train=train, activation=self.activation)
         y = self.slot.attend(y, "inside", train=train)
-        y = self._main_conv(y, self.features, 1, train)
+        y = self._main_conv(y, self.features, train)
         return self._close(y, "bn2", x, train)
 
 
@@ -162,7 +177,7 @@ class Bottleneck(ResidualBlock):
         width = self.features // 4
         y = self._conv(x, width, 1, 1, "conv1", train)
         y = self._norm("bn1")(y, train=train, activation=self.activation)
-        y = self._main_conv(y, width, self.stride, train)
+        y = self._main_conv(y, width, train, stride=self.stride, dilation=self.dilation)
         if self.slot.is_at("replace") and self.slot.normalizes:
             y = ACTIVATIONS[self.activation](y)
         else:
@@ -185,7 +200,10 @@ class ResNet(AttentionNetwork):
         widths: Channels of the stages' 3x3 convolutions; the stem has the first.
         num_classes: Number of logits; 0: the pooled features are returned.
         stem: "imagenet", 7x7 of stride 2 and a max-pool of stride 2; or "cifar", 3x3
-            of stride 1, for images of about 32 pixels.
+            of stride 1, for images of about 32 pixels; or "v1c", mmseg's, three 3x3
+            in place of the 7x7.
+        output_stride: The most that the last map's stride may be, 8, 16 or 32: stages
+            that would exceed it are dilated instead.
         downsample: Convolution of the shortcuts that change the shape: "conv1",
             "conv3" or "conv5", by its kernel size (torchvision's is "conv1").
         activation: "relu", or "mish" in place of every ReLU.
@@ -198,6 +216,7 @@ class ResNet(AttentionNetwork):
     widths: Sequence[int] = (64, 128, 256, 512)
     num_classes: int = 10
     stem: str = "imagenet"
+    output_stride: int = 32
     downsample: str = "conv1"
     activation: str = "relu"
     drop_path_rate: float = 0.0
@@ -205,16 +224,20 @@ class ResNet(AttentionNetwork):
     @nn.nowrap
     def _stages(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         self._check()
-        before, *slots = self._slots(_FIRST_SIDE[self.stem])
-        x = self._stem(x, before, train)
+        slot, *slots = self._slots(_FIRST_SIDE[self.stem])
+        x = self._stem(x, slot, train)
         block, expansion = (Bottleneck, 4) if self.bottleneck else (BasicBlock, 1)
         rates = iter(depth_rates(self.drop_path_rate, sum(self.stage_sizes)))
-        stages = zip(self.stage_sizes, self.widths, slots, strict=True)
-        for i, (size, width, slot) in enumerate(stages, 1):
+        stem = RESNET_STEMS[self.stem]
+        before = stem.stride * (2 if stem.pools else 1)
+        steps = dilate((1, 2, 2, 2), before, self.output_stride)
+        stages = zip(self.stage_sizes, self.widths, slots, steps, strict=True)
+        for i, (size, width, slot, step) in enumerate(stages, 1):
             for j in range(size):
                 x = block(
                     width * expansion,
-                    stride=2 if i > 1 and j == 0 else 1,
+                    stride=step.stride if j == 0 else 1,
+                    dilation=step.dilation_before if j == 0 else step.dilation,
                     slot=slot,
                     downsample=self.downsample,
                     activation=self.activation,
@@ -231,18 +254,26 @@ class ResNet(AttentionNetwork):
         return classify(self, x, self.num_classes, name="fc", small_init=small_init)
 
     def _stem(self, x: jax.Array, slot: Slot, train: bool) -> jax.Array:
-        size, stride, pools = STEMS[self.stem]
-        x = slot.attend(x, "before_convs", train=train, name="conv1.attn")
+        stem, width = RESNET_STEMS[self.stem], self.widths[0]
+        if stem.is_deep:  # places in mmseg's sequence, whose ReLUs count
+            layers = [
+                ("stem.0", "stem.1", width // 2, stem.stride),
+                ("stem.3", "stem.4", width // 2, 1),
+                ("stem.6", "stem.7", width, 1),
+            ]
+        else:
+            layers = [("conv1", "bn1", width, stem.stride)]
         init = slot.cifar_stem_init if self.stem == "cifar" else kaiming_normal
-        conv = Conv(
-            self.widths[0], size, stride, size // 2, kernel_init=init, name="conv1"
-        )
-        norm = BatchNorm(axis_name=self.axis_name, name="bn1")
-        x = norm(conv(x), train=train, activation=self.activation)
-        return max_pool(x, 3, stride=2, padding=1) if pools else x
+        size = stem.kernel_size
+        for name, norm_name, features, stride in layers:
+            x = slot.attend(x, "before_convs", train=train, name=f"{name}.attn")
+            conv = Conv(features, size, stride, size // 2, kernel_init=init, name=name)
+            norm = BatchNorm(axis_name=self.axis_name, name=norm_name)
+            x = norm(conv(x), train=train, activation=self.activation)
+        return max_pool(x, 3, stride=2, padding=1) if stem.pools else x
 
     def _check(self) -> None:
-        choose("stem", self.stem, STEMS)
+        choose("stem", self.stem, RESNET_STEMS)
         choose("downsample", self.downsample, DOWNSAMPLES)
         choose("activation", self.activation, ("relu", "mish"))
         for key in ("stage_sizes", "widths"):

@@ -7,7 +7,9 @@ Notation: N batch, H, W spatial, C channels.
 Deviations from the code:
   - the shortcut's convolution is chosen by `downsample` (the code has "scc5" alone; its
     README's table compares the others);
-  - the stem "cifar" (the code has ImageNet's alone).
+  - the stem "cifar" (the code has ImageNet's alone);
+  - dilated stages, where `output_stride` asks for them, as a ResNet of basic blocks has
+    them in mmseg.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ from jaxattn.errors import choose
 from jaxattn.models.attention_network import AttentionNetwork
 from jaxattn.models.heads.classification import classify
 from jaxattn.models.slots import Slot
-from jaxattn.models.stems import STEMS
+from jaxattn.models.stems import STEMS, dilate
 from jaxattn.ops.conv import Conv
 from jaxattn.ops.init import kaiming_normal
 from jaxattn.ops.inputs import as_feature_map
@@ -49,6 +51,7 @@ class SCCBlock(nn.Module):
             3 or 5.
         mask_prob: See `SCC`.
         forcing: See `SCC`.
+        dilation: Distance between the taps of the first SCC.
         slot: The block's attention module, and where it sits.
         drop_path_rate: Share of the images whose branch training leaves out.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
@@ -60,6 +63,7 @@ class SCCBlock(nn.Module):
     downsample: str = "scc5"
     mask_prob: float = 0.005
     forcing: str = "uniform"
+    dilation: int = 1
     slot: Slot = Slot()
     drop_path_rate: float = 0.0
     dtype: DTypeLike | None = None
@@ -84,7 +88,7 @@ class SCCBlock(nn.Module):
         x = as_feature_map(self, x)
         # First, as in the code, whose recorded draws the tests replay in call order.
         slot, shortcut = self.slot, self._shortcut(x, train)
-        y = self._scc(x, 3, self.stride, "conv1", train)
+        y = self._scc(x, 3, self.stride, "conv1", train, self.dilation)
         y = self._norm("bn1")(y, train=train)
         y = slot.attend(y, "inside", train=train)
         if slot.is_at("replace"):
@@ -110,13 +114,20 @@ class SCCBlock(nn.Module):
         return self._norm("downsample.1")(y, train=train)
 
     def _scc(
-        self, x: jax.Array, kernel_size: int, stride: int, name: str, train: bool
+        self,
+        x: jax.Array,
+        kernel_size: int,
+        stride: int,
+        name: str,
+        train: bool,
+        dilation: int = 1,
     ) -> jax.Array:
         x = self.slot.attend(x, "before_convs", train=train, name=f"{name}.attn")
         scc = SCC(
             self.features,
             kernel_size,
             stride,
+            dilation=dilation,
             mask_prob=self.mask_prob,
             forcing=self.forcing,
             kernel_init=uniform_within(1.0),
@@ -143,6 +154,8 @@ class SCCNet(AttentionNetwork):
             and its kernel size 1, 3 or 5.
         stem: "imagenet", a 7x7 convolution and a maximum that reduce H and W by 4, or
             "cifar", a 3x3 convolution that keeps them.
+        output_stride: The most that a map's stride may be, 8, 16 or 32: stages that
+            would exceed it are dilated instead.
         mask_prob: See `SCC`.
         forcing: See `SCC`.
         drop_path_rate: Share of the images whose last residual branch training leaves
@@ -154,6 +167,7 @@ class SCCNet(AttentionNetwork):
     num_classes: int = 10
     downsample: str = "scc5"
     stem: str = "imagenet"
+    output_stride: int = 32
     mask_prob: float = 0.005
     forcing: str = "uniform"
     drop_path_rate: float = 0.0
@@ -164,15 +178,20 @@ class SCCNet(AttentionNetwork):
         slots = self._slots(_FIRST_SIDE[self.stem], len(self.widths))
         x = self._stem(x, slots[0], train)
         rates = iter(depth_rates(self.drop_path_rate, sum(self.stage_sizes)))
-        stages = zip(self.stage_sizes, self.widths, slots[1:], strict=True)
-        for i, (blocks, width, slot) in enumerate(stages, 1):
+        stem = STEMS[self.stem]
+        strides = [1, *[2] * (len(self.widths) - 1)]
+        before = stem.stride * (2 if stem.pools else 1)
+        steps = dilate(strides, before, self.output_stride)
+        stages = zip(self.stage_sizes, self.widths, slots[1:], steps, strict=True)
+        for i, (blocks, width, slot, step) in enumerate(stages, 1):
             for j in range(blocks):
                 x = SCCBlock(
                     width,
-                    2 if i > 1 and j == 0 else 1,
+                    step.stride if j == 0 else 1,
                     self.downsample,
                     mask_prob=self.mask_prob,
                     forcing=self.forcing,
+                    dilation=step.dilation_before if j == 0 else step.dilation,
                     slot=slot,
                     drop_path_rate=next(rates),
                     axis_name=self.axis_name,
@@ -195,7 +214,7 @@ class SCCNet(AttentionNetwork):
             )
 
     def _stem(self, x: jax.Array, slot: Slot, train: bool) -> jax.Array:
-        size, stride, pools = STEMS[self.stem]
+        size, stride, pools, _ = STEMS[self.stem]
         x = _conv(x, self.widths[0], size, stride, "conv", slot, train)
         x = BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train)
         return max_pool(x, 3, stride=2, padding=1) if pools else x

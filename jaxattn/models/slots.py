@@ -102,7 +102,7 @@ class Slot:
             does. Any of "window_size", the side of the last map of an image of the
             stem's usual size; "dct_size", height and width of the stage's maps of such
             an image; and of the convolution that a module replaces, "features",
-            "stride" and "groups".
+            "stride", "groups" and "dilation".
         by_channels: Keywords of the factory that follow the channels of the map, unless
             `attention_kwargs` sets them: pairs of a keyword and a function of their
             number. So authors' groups are fewer where they do not divide the channels.
@@ -175,6 +175,7 @@ class Slot:
         stride: int,
         *,
         groups: int = 1,
+        dilation: int = 1,
         train: bool,
         name: str,
     ) -> jax.Array:
@@ -185,6 +186,7 @@ class Slot:
             features: Output channels of the convolution that it replaces.
             stride: Step of that convolution along H and W.
             groups: Of that convolution.
+            dilation: Of that convolution.
             train: Passed to the module.
             name: Of the convolution, which the module takes over.
 
@@ -192,9 +194,15 @@ class Slot:
             `[N, ceil(H / stride), ceil(W / stride), features]`.
 
         Raises:
-            UserError: If the module makes another shape.
+            UserError: If the module makes another shape, or cannot be dilated.
         """
-        module = self._make(name, features=features, stride=stride, groups=groups)
+        known = {"features": features, "stride": stride, "groups": groups}
+        if dilation > 1 and "dilation" not in self.hints:
+            raise UserError(
+                "output_stride: dilates a convolution in whose place the attention is,"
+                " which takes no dilation; one of your own is told it by Slot.hints"
+            )
+        module = self._make(name, **known, dilation=dilation)
         y = module(x, train=train)
         N, H, W, _ = x.shape
         if y.shape != (N, -(-H // stride), -(-W // stride), features):
@@ -217,12 +225,14 @@ def _divisor(most: int, share: int = 1) -> Callable[[int], int]:
     return lambda channels: math.gcd(most, channels // share)
 
 
+# What a module is told of the convolution that it replaces.
+_CONVOLUTION = ("features", "stride", "groups", "dilation")
 # Every block where its authors have it; where they say nothing of the kind, "after".
 _SLOTS = {
     "bam": Slot(BAM, "stage", stages=(1, 2, 3)),
     "ca": Slot(CoordinateAttention),
     "cbam": Slot(CBAM),
-    "cond_conv": Slot(CondConv, "replace", hints=("features", "stride", "groups")),
+    "cond_conv": Slot(CondConv, "replace", hints=_CONVOLUTION),
     "cpca": Slot(CPCA),
     "da": Slot(DualAttention, "stage", stages=(-1,)),
     "eca": Slot(ECA, by_stage=("kernel_size",)),
@@ -243,11 +253,13 @@ _SLOTS = {
     "non_local": Slot(NonLocal, "stage", stages=(2, 3)),
     # Each group has two halves.
     "sa": Slot(ShuffleAttention, by_channels=(("groups", _divisor(64, 2)),)),
-    "scconv": Slot(ReconstructionConv, "replace", hints=("features", "stride")),
+    "scconv": Slot(
+        ReconstructionConv, "replace", hints=("features", "stride", "dilation")
+    ),
     "scnet": Slot(
         SelfCalibratedConv,
         "replace",
-        hints=("features", "stride", "groups"),
+        hints=_CONVOLUTION,
         normalizes=True,
     ),
     # All that its code starts otherwise than torchvision: see jaxattn.models.resnet.
@@ -267,12 +279,15 @@ _SLOTS = {
     "sk": Slot(
         SelectiveKernel,
         "replace",
-        hints=("features", "stride", "groups"),
+        hints=_CONVOLUTION,
         normalizes=True,
     ),
     "sp": Slot(StripPooling, "inside"),
     "split": Slot(
-        SplitAttention, "replace", hints=("features", "stride"), normalizes=True
+        SplitAttention,
+        "replace",
+        hints=("features", "stride", "dilation"),
+        normalizes=True,
     ),
     "srm": Slot(StyleRecalibration),
     "triplet": Slot(TripletAttention),

@@ -14,6 +14,8 @@ those of others.
 import re
 from collections.abc import Collection, Iterable
 
+from jaxattn.models.segmenter_layouts import is_segmenter, segmenter_names
+
 _BACKBONE, _HEAD = "backbone.", "head.fc."
 # Stage, block, place in the block's sequence, module, the rest.
 _BLOCK = re.compile(r"backbone\.layer(\d)\.(\d)\.conv\.(\d)\.(\w+)\.(.+)")
@@ -41,13 +43,19 @@ _TIMM_WIDENING = {
 def torchvision_names(names: Iterable[str]) -> dict[str, str]:
     """Returns the name in this package of every entry of a state dict.
 
-    Names of mmpretrain's and timm's ResNet and MobileNetV2 become torchvision's;
-    others stay.
+    Names of mmpretrain's and timm's ResNet and MobileNetV2 become torchvision's, those
+    of segmenters mmsegmentation's (`segmenter_layouts`); others stay.
 
     Args:
         names: All names of the state dict, which tell what network it is of.
     """
     names = list(names)
+    if is_segmenter(names):
+        return segmenter_names(names, _classifier_names)
+    return _classifier_names(names)
+
+
+def _classifier_names(names: list[str]) -> dict[str, str]:
     if _TIMM_STEM in names:
         return _timm_mobilenet_names(names)
     if any(_BLOCK.fullmatch(name) for name in names):

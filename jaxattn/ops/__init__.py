@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxattn.ops.pool import max_along as max_along
     from jaxattn.ops.pool import max_pool as max_pool
     from jaxattn.ops.random import hashed_uniform as hashed_uniform
+    from jaxattn.ops.resize import resize_bilinear as resize_bilinear
+    from jaxattn.ops.resize import resize_nearest as resize_nearest
     from jaxattn.ops.stochastic_depth import drop_path as drop_path
 
 __getattr__, __dir__, __all__ = lazy.face(
@@ -37,6 +39,8 @@ __getattr__, __dir__, __all__ = lazy.face(
         "mark_features": "jaxattn.ops.features",
         "max_along": "jaxattn.ops.pool",
         "max_pool": "jaxattn.ops.pool",
+        "resize_bilinear": "jaxattn.ops.resize",
+        "resize_nearest": "jaxattn.ops.resize",
         "torch_bias": "jaxattn.ops.init",
         "torch_kernel": "jaxattn.ops.init",
     },

@@ -133,7 +133,7 @@ def _check(values: Mapping[str, Any]) -> tuple[tuple[float, ...], dict[str, str]
     models = {}
     for network in NETWORKS:
         models[network] = values.get("model", {}).get(network)
-        choose(f"model.{network}", models[network], list_models())
+        choose(f"model.{network}", models[network], list_models("classification"))
     if models["plain"] == models["bn"]:
         raise UserError(f"model.bn={models['bn']!r}: the same as model.plain")
     return tuple(map(float, rates)), models

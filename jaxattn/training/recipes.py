@@ -35,7 +35,7 @@ def load_recipe(
     name = model.get("name")
     if "name" not in given or name not in list_models():
         return config
-    taken = {"name", *given, *model_keywords(name)}
+    taken = {"name", *given, *model_keywords(name, model.get("backbone"))}
     if left := sorted(set(model.keys()) - taken):
         values = {key: model[key] for key in left}
         with config.unlocked():

@@ -26,6 +26,7 @@ from jaxattn.models.published import (
     is_address,
     read_published,
 )
+from jaxattn.models.segmenter_layouts import is_segmenter
 from jaxattn.models.torch_layouts import torchvision_names
 from jaxattn.models.torch_weights import from_torch
 from jaxattn.paths import local_path
@@ -37,6 +38,8 @@ from jaxattn.training.checkpoints.trained import (
     load_weights,
 )
 from jaxattn.weights import list_weights
+
+_BACKBONE = "backbone"  # the attribute, and the name, of a network inside another one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,11 @@ class Pretrained:
         wanted = flat(abstract_variables(self.model, shape))
         added = wanted.keys() - self._plain_paths()
         source = self._load()
-        given = self._read_leaves(source, head, may_lack=head | added)
+        if self._is_of_backbone(source):
+            given = self._read_backbone(source)
+            added |= {path for path in wanted if path[1] != _BACKBONE}
+        else:
+            given = self._read_leaves(source, self.model, head, may_lack=head | added)
         is_other = not self._has_classes_of(source)
         if is_other or any(_shape(given, p) != _shape(wanted, p) for p in head):
             given = {k: leaf for k, leaf in given.items() if k not in head}
@@ -123,9 +130,35 @@ class Pretrained:
         except UserError as error:
             raise UserError(f"init_from={self.origin}: {error}") from error
 
+    def _is_of_backbone(self, source: Trained | Weights | Published) -> bool:
+        """Whether weights are a classifier's, for a network that has a backbone."""
+        if not isinstance(getattr(self.model, _BACKBONE, None), nn.Module):
+            return False
+        if isinstance(source, Published):
+            return not is_segmenter(source.state)
+        return all(path[1] != _BACKBONE for path in flat(source.variables))
+
+    def _read_backbone(
+        self, source: Trained | Weights | Published
+    ) -> dict[TreePath, np.ndarray]:
+        """Returns what the backbone has of a classifier's weights, by its own paths."""
+        backbone: Any = getattr(self.model, _BACKBONE)
+        classifier = backbone.clone(out_stages=None)
+        shape = self.data.image_shape
+        kept = flat(abstract_variables(backbone, shape)).keys()
+        plain = flat(abstract_variables(without_attention(classifier), shape))
+        whole = flat(abstract_variables(classifier, shape)).keys()
+        head = head_paths(classifier, shape)
+        # Of what is not kept nothing need be there, and of what attention adds.
+        lacks = (whole - kept) | (whole - plain.keys()) | head
+        given = self._read_leaves(source, classifier, head, may_lack=lacks)
+        own = {path: leaf for path, leaf in given.items() if path not in whole - kept}
+        return {(path[0], _BACKBONE, *path[1:]): leaf for path, leaf in own.items()}
+
     def _read_leaves(
         self,
         source: Trained | Weights | Published,
+        model: nn.Module,
         head: Collection[TreePath],
         may_lack: Collection[TreePath],
     ) -> dict[TreePath, np.ndarray]:
@@ -135,7 +168,7 @@ class Pretrained:
         state = {names[name]: array for name, array in source.state.items()}
         example = jax.ShapeDtypeStruct((1, *self.data.image_shape), jnp.float32)
         try:
-            model = with_classes_of(self.model, state, head)
+            model = with_classes_of(model, state, head)
             return flat(from_torch(model, state, example, may_lack=may_lack))
         except ValueError as error:
             raise UserError(
