@@ -135,8 +135,7 @@ class Outputs:
 
     boxes: jax.Array  # [N, 1, 4]
 
-    def losses(self, targets, *, box_loss):
-        assert box_loss == "l1"
+    def losses(self, targets):
         error = jnp.abs(self.boxes - targets.boxes[:, :1]).mean((1, 2))
         return {"box": jnp.where(targets.valid[:, 0], error, 0)}
 
@@ -151,8 +150,8 @@ class Outputs:
 
 class Finder(nn.Module):
     @nn.compact
-    def __call__(self, x, *, train=False):
-        del train
+    def __call__(self, x, *, train=False, targets=None):
+        assert train == (targets is not None)
         shift = self.param("shift", lambda _: jnp.full(4, 4.0))
         bright = x[..., 0] > 0.5
         sides = []
@@ -412,3 +411,20 @@ def test_four_photos_of_bccd_are_learnt_by_heart(tmp_path):
     run = build(config, data=data, devices=ONE)
     results = train_and_evaluate(run, tmp_path)
     assert results["test_average_precision_50"] >= 0.95
+
+
+@pytest.mark.full
+def test_detectors_of_two_stages_are_given_what_they_draw_from():
+    data = {"train": make_split(4, 0), "val": make_split(3, 1)}
+    model = {
+        "name": "faster_rcnn", "backbone": "resnet10", "widths": (4, 8, 8, 8),
+        "fpn_features": 8, "hidden": 8, "anchor_base": 2.0, "roi_samples": 16,
+        "rpn_samples": 16, "proposals_before": (20, 20), "proposals_after": (20, 20),
+    }  # fmt: skip
+    run = build(tiny_retinanet(1, model=model), data=data, devices=ONE)
+    *_, (_, state, metrics) = Trainer(run).train(run.init_state(), 0)
+    assert np.isfinite(metrics["loss"]).all()
+    assert {"objectness_loss", "rpn_box_loss", "box_loss"} <= set(metrics)
+    summary = Evaluator(run, lambda: False).evaluate(state.variables, "val")
+    assert 0 <= summary["average_precision"] <= 1
+    assert "loss" not in summary

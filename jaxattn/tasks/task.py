@@ -163,6 +163,15 @@ class Task(Protocol):
         """
         ...
 
+    def inputs(self, x: jax.Array, targets: Targets) -> dict[str, Any]:
+        """Returns what the network is given in training beside its input, by keyword.
+
+        Args:
+            x: Its input `[N, H, W, C]`.
+            targets: Of the batch.
+        """
+        ...
+
     def measure(self, outputs: Any, targets: Targets) -> dict[str, jax.Array]:
         """Returns values `[N]`, one per example: the "loss", and what is shown beside.
 
@@ -340,7 +349,7 @@ def require_task(task: Any) -> None:
         UserError: If it lacks something.
     """
     own = ("metric", "shown", "target_kinds")
-    wanted = (*own, "weigh", "measure", "evaluate", "summarize")
+    wanted = (*own, "weigh", "inputs", "measure", "evaluate", "summarize")
     if lacking := [name for name in wanted if not hasattr(task, name)]:
         raise UserError(
             f"task: {type(task).__name__} has no {', '.join(lacking)}; must be a Task"

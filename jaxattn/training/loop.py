@@ -282,7 +282,7 @@ class _Attempt:
                 if summary is None:
                     self._save(state, step, {})
                     self._stop(step)
-                row |= {f"val_{k}{suffix}": summary[k] for k in figures}
+                row |= {f"val_{k}{suffix}": summary[k] for k in figures if k in summary}
             if (metric := best_metric(task, "raw")) in row:
                 follow = self.run.early_stopping.follow
                 self._plateau = follow(self._plateau, row[metric])

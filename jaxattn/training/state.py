@@ -60,7 +60,7 @@ class TrainState:
 
 
 # Never renumber: a resumed run must draw what it would have drawn.
-_STREAMS = {"augment": 0, "dropout": 1, "forcing": 2, "validation": 3}
+_STREAMS = {"augment": 0, "dropout": 1, "forcing": 2, "validation": 3, "sampling": 4}
 
 
 def stream(key: ArrayLike, step: ArrayLike, name: str) -> jax.Array:
@@ -69,7 +69,7 @@ def stream(key: ArrayLike, step: ArrayLike, name: str) -> jax.Array:
     Args:
         key: Data of the run's root key, uint32.
         step: Training steps done.
-        name: "augment", "dropout", "forcing" or "validation".
+        name: "augment", "dropout", "forcing", "validation" or "sampling".
     """
     root = jax.random.wrap_key_data(jnp.asarray(key))
     return jax.random.fold_in(jax.random.fold_in(root, step), _STREAMS[name])

@@ -90,6 +90,7 @@ def make_train_step(
                     train=True,
                     mutable=["batch_stats"],
                     rngs=keys,
+                    **task.inputs(x, targets),
                 )  # pyright: ignore[reportGeneralTypeIssues]
 
             own = task.measure(outputs, targets)
@@ -249,7 +250,7 @@ def _mean(tree: Any, axis_name: str | None) -> Any:
 
 def replica_keys(state: TrainState, axis_name: str | None) -> dict[str, jax.Array]:
     """Keys for draws inside the network, different on each replica of a pmap."""
-    keys = {name: state.stream(name) for name in ("dropout", "forcing")}
+    keys = {name: state.stream(name) for name in ("dropout", "forcing", "sampling")}
     if axis_name is None:
         return keys
     index = jax.lax.axis_index(axis_name)

@@ -92,14 +92,14 @@ def annotate(
         classes=np.array([classes[m.label] for m in marked], np.int32),
         ignored=np.array([m.ignored for m in marked], bool),
         areas=np.array([m.area for m in marked], np.float64),
-    ).take(~is_empty)
+    ).take(np.asarray(~is_empty))
     counts.empty += int(is_empty.sum())
     counts.cut += int((abs(inside - boxes)[~is_empty] > leniency).any(1).sum())
     counts.ignored += int(objects.ignored.sum())
     return Annotated(path, objects, size)
 
 
-def _refuse(origin: str, boxes: np.ndarray, wrong: np.ndarray, why: str) -> None:
+def _refuse(origin: str, boxes: np.ndarray, wrong: Any, why: str) -> None:
     if wrong.any():
         box = ", ".join(f"{side:g}" for side in boxes[int(np.argmax(wrong))])
         more = int(wrong.sum()) - 1

@@ -195,7 +195,7 @@ def _find_voc(path: pathlib.Path) -> Folder | None:
 
 def _image_sets(
     path: pathlib.Path, annotations: pathlib.Path
-) -> dict[str, Sequence[str]]:
+) -> Mapping[str, Sequence[str]]:
     """The images of each split by the stem of their files."""
     lists = path / "ImageSets" / "Main"
     sets = {"train": lists / "train.txt", "val": lists / "val.txt"}

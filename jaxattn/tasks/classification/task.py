@@ -127,6 +127,11 @@ class Classification:
         del targets
         return {}
 
+    def inputs(self, x: jax.Array, targets: Targets) -> dict[str, Any]:
+        """Returns nothing: the network is given its input alone."""
+        del x, targets
+        return {}
+
     def measure(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
         """Returns `loss` and `accuracy` (1 or 0) of each example."""
         labels = targets["label"]

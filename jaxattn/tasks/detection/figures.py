@@ -207,7 +207,7 @@ def _mistakes(
     source: Source, i: int, judged: Judged, class_names: Sequence[str]
 ) -> viz.BoxPanel:
     missed, right = judged.is_missed, judged.is_right
-    lost = [class_names[k] for k in judged.classes[missed]]
+    lost = [class_names[k] for k in judged.classes[missed].tolist()]
     found = _labels(judged, class_names)
     names = [class_names[k] for k in judged.found_classes]
     said = [

@@ -27,7 +27,7 @@ def results(tested: Tested) -> dict[str, Any]:
         "best_val_average_precision": tested.best_figure,
         **{f"test_{key}": number(best[key]) for key in (*STATS, _VOC)},
         "test_class_ap_50": [number(value) for value in best["class_ap_50"]],
-        "test_loss": best["loss"],
+        "test_loss": best.get("loss"),
         "test_average_precision_ema": averaged and number(averaged[_MAIN[0]]),
         "last_test_average_precision": number(
             tested.summaries["last"]["average_precision"]
@@ -47,7 +47,8 @@ def describe(figures: Mapping[str, float]) -> list[str]:
         for key, value in figures.items()
         if key.endswith(_LOSS)
     ]
-    said = [f"loss {figures['loss']:.3f}" + (f" ({', '.join(parts)})" if parts else "")]
+    said = [f"loss {figures['loss']:.3f}"] if "loss" in figures else []
+    said += [f"({', '.join(parts)})"] if parts else []
     if (precision := figures.get("average_precision")) is not None:
         said.append(f"AP {precision:.3f}")
     return said
@@ -64,7 +65,7 @@ def format_test(summary: Summary, class_names: Sequence[str]) -> list[str]:
     return [
         *(f"{'test ' + name:24}{_shown(summary[key])}" for key, name in STATS.items()),
         f"{'test AP50, Pascal VOC':24}{_shown(summary[_VOC])}",
-        f"{'test loss':24}{summary['loss']:.4f}",
+        *([f"{'test loss':24}{summary['loss']:.4f}"] if "loss" in summary else []),
         "",
         *class_table(summary, class_names),
     ]

@@ -1,6 +1,7 @@
 """Object detection, as a task of the trainer."""
 
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -45,21 +46,22 @@ _BOX_LOSSES = ("l1", "smooth_l1", "giou")
 class Detection:
     """Boxes around objects, and their classes.
 
-    The targets of an example are those of `jaxattn.data.boxes.BoxedImages`. The
-    network's outputs have `losses(targets, box_loss=...)`, from `BoxTargets` to losses
-    by image, float32 `[N]` by name, and `predict()`, which returns `Detections`
-    (`jaxattn.models.detection`). The loss is the sum of the weighted losses. Ignored
-    objects are not learnt.
+    The targets of an example are those of `jaxattn.data.boxes.BoxedImages`. The network
+    is called with `targets=`, `BoxTargets`, in training. Its outputs have
+    `losses(targets)`, losses by image, float32 `[N]` by name, and `predict()`, which
+    returns `Detections` (`jaxattn.models.detection`). The loss is the sum of the
+    weighted losses. Ignored objects are not learnt. Of detectors of two stages an
+    evaluation has no loss: it is of what they drew to learn.
 
     Attributes:
-        box_loss: "l1", "smooth_l1" or "giou".
-        box_weight: Of the loss of boxes.
+        box_loss: Of RetinaNet: "l1", "smooth_l1" or "giou"; None is the network's own.
+        box_weight: Of the losses of boxes.
 
     Raises:
         UserError: If a value is out of its range.
     """
 
-    box_loss: str = "l1"
+    box_loss: str | None = None
     box_weight: float = 1.0
 
     metric: ClassVar[str] = "average_precision"
@@ -78,7 +80,8 @@ class Detection:
     predict_batch_size: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
-        choose("loss.box_loss", self.box_loss, _BOX_LOSSES)
+        if self.box_loss is not None:
+            choose("loss.box_loss", self.box_loss, _BOX_LOSSES)
         weight = self.box_weight
         require("loss.box_weight", weight, 0 < weight < np.inf, "above 0")
 
@@ -146,9 +149,22 @@ class Detection:
         del targets
         return {}
 
+    def inputs(self, x: jax.Array, targets: Targets) -> dict[str, Any]:
+        """Returns the `targets`, from which detectors of two stages draw what to learn.
+
+        All of the canvas counts as image, for what is drawn may lie anywhere on it.
+        """
+        sizes = jnp.tile(jnp.array([x.shape[1:3]], jnp.float32), (len(x), 1))
+        given = _box_targets(targets)
+        return {"targets": dataclasses.replace(given, image_sizes=sizes)}
+
     def measure(self, outputs: Any, targets: Targets) -> dict[str, jax.Array]:
         """Returns `loss` and its parts, such as `box_loss`, of each example."""
-        losses = outputs.losses(_box_targets(targets), box_loss=self.box_loss)
+        own = {} if self.box_loss is None else {"box_loss": self.box_loss}
+        accepted = inspect.signature(outputs.losses).parameters
+        wanted = f"None: {type(outputs).__name__} has one kind alone"
+        require("loss.box_loss", self.box_loss, own.keys() <= accepted.keys(), wanted)
+        losses = outputs.losses(_box_targets(targets), **own)
         total = sum(self._weight(name) * value for name, value in losses.items())
         parts = {f"{name}_loss": value for name, value in losses.items()}
         return {"loss": jnp.asarray(total), **parts}
@@ -166,7 +182,8 @@ class Detection:
             return jax.tree.map(lambda v: v[0], self.measure(own, there))
 
         # One by one: a loss that the batch is divided by would count the padding.
-        losses = jax.vmap(measure_one)(outputs, dict(targets))
+        is_measured = not hasattr(outputs, "rpn")  # which drew nothing to learn
+        losses = jax.vmap(measure_one)(outputs, dict(targets)) if is_measured else {}
         found = find(outputs)
         sums = EvalSums(
             count=jnp.sum(mask.astype(jnp.int32)),

@@ -200,6 +200,11 @@ class Segmentation:
             "loss_weight": jnp.sum(weights, (1, 2)),
         }
 
+    def inputs(self, x: jax.Array, targets: Targets) -> dict[str, Any]:
+        """Returns nothing: the network is given its input alone."""
+        del x, targets
+        return {}
+
     def measure(self, outputs: Any, targets: Targets) -> dict[str, jax.Array]:
         """Returns `loss` and `pixel_accuracy`, whose means are those of the pixels."""
         main, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
