@@ -206,7 +206,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="CIFAR-10, as --config.data.path")
     timing.add_arguments(parser, seconds=None)
     parser.add_argument(
-        "--model", choices=list_models("classification"), help="canet_tiny on a CPU, canet on a GPU"
+        "--model",
+        choices=list_models("classification"),
+        help="canet_tiny on a CPU, canet on a GPU",
     )
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--num_train", type=int, help="first images; all by default")

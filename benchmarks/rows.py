@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxattn.errors import choose
+from jaxattn.models.slots import list_attention
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs"
@@ -53,8 +54,8 @@ FIGURES = {
 }
 """What a row's figure is called in the table."""
 
-GROUPS = ("cifar10", "cpu", "best", "attention_cpu", "precision_cpu")
-"""The tables: whole recipes, shorter ones for CPUs, our own, two studies."""
+GROUPS = ("cifar10", "cpu", "best", "attention_cpu", "attention", "precision_cpu")
+"""The tables: whole recipes, shorter ones for CPUs, our own, three studies."""
 
 
 def _canet(variant: str, published: float) -> Row:
@@ -86,6 +87,16 @@ def _best(variant: str) -> Row:
 def _attention(variant: str) -> Row:
     config = f"configs/attention_study.py:{variant}"
     return Row(group="attention_cpu", config=config, seeds=(0, 1, 2))
+
+
+def _zoo(variant: str, seeds: tuple[int, ...] = (0,)) -> Row:
+    return Row(
+        group="attention",
+        config=f"configs/attention_study.py:{variant}",
+        # Five times the images, and as many more steps: attention has time to show.
+        overrides=("num_epochs=20", "data.max_train_examples=25000"),
+        seeds=seeds,
+    )
 
 
 def _precision(dtype: str) -> Row:
@@ -151,6 +162,8 @@ ROWS = {
     "attention_multi_kernel_eca": _attention("multi_kernel_eca"),
     "attention_scsa": _attention("scsa"),
     "attention_scc": _attention("scc"),
+    "zoo_none": _zoo("none", (0, 1, 2)),
+    **{f"zoo_{name}": _zoo(name) for name in list_attention()},
     "canet_tiny_float32": _precision("float32"),
     "canet_tiny_bfloat16": _precision("bfloat16"),
 }
@@ -158,6 +171,7 @@ ROWS = {
 
 BASELINE_OF = {
     "attention_cpu": "attention_none",
+    "attention": "zoo_none",
     "precision_cpu": "canet_tiny_float32",
 }
 """The row that the others of a study are compared with, by table."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiers import full_but
+from tiers import slow_from
 
 from jaxattn.data.augment import Augment, normalize
 from jaxattn.data.pipeline import StreamedLoader
@@ -105,15 +105,12 @@ def whole():
 
 @pytest.mark.parametrize(
     ("kind", "devices", "count"),
-    full_but(
-        [
-            (MeshParallel, 1, 4),
-            (MeshParallel, 1, N),
-            (MeshParallel, 4, 4),
-            (PmapParallel, 2, 4),
-        ],
+    [
         (MeshParallel, 1, 4),
-    ),
+        *slow_from(
+            1, [(PmapParallel, 2, 4), (MeshParallel, 1, N), (MeshParallel, 4, 4)]
+        ),
+    ],
 )
 def test_without_batch_norm_micro_batches_train_as_the_whole_batch(
     whole, kind, devices, count

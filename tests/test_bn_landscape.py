@@ -214,7 +214,7 @@ def test_interrupted_anywhere_it_records_the_same(of_one_rate, tmp_path, monkeyp
     chex.assert_trees_all_equal(records(tmp_path), of_one_rate)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_killed_after_an_epoch_it_goes_on_from_there(
     of_one_rate, tmp_path, monkeypatch
 ):
@@ -361,7 +361,7 @@ def test_the_command_takes_overrides(tmp_path, capsys):
     assert "no such key; did you mean 'num_epochs'?" in capsys.readouterr().err
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_events_have_the_projects_tags(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

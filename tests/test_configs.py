@@ -15,6 +15,7 @@ from jaxattn.config import recipe as keys
 from jaxattn.config.file import list_recipes, load_config
 from jaxattn.config.recipe import recipe, study
 from jaxattn.errors import UserError
+from jaxattn.models.slots import list_attention
 from jaxattn.training import optim
 from jaxattn.training.recipes import load_recipe
 from jaxattn.training.run import build
@@ -30,10 +31,11 @@ BASELINES = (
     "resnet18", "resnet34", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11",
 )  # fmt: skip
 ALL_VARIANTS = {
-    "attention_study": ("none", "cbam", "multi_kernel_eca", "scsa", "scc"),
+    "attention_study": ("none", "scc", *list_attention()),
     "baselines": BASELINES,
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
     "sccnet": (*SCCNETS, "resnet34"), "scsa": SCSAS,
+    "upernet": ("camvid", "own", "ade20k"),
 }  # fmt: skip
 OPTIMIZER = {"optimizer.clip_norm", "optimizer.decay_mask"}  # which messages name
 COMMON = {
@@ -161,7 +163,7 @@ def test_variant_builds_its_network(name, variant):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("variant", ALL_VARIANTS["attention_study"])
+@pytest.mark.parametrize("variant", ["cbam", "multi_kernel_eca", "scsa", "scc"])
 def test_attention_study_compares_networks_of_one_size_by_one_recipe(variant):
     module = load("attention_study")
     config, base = module.get_config(variant), module.get_config()

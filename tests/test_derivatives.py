@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from test_inputs import BLOCKS, KEYWORDS
-from tiers import full_but
+from tiers import slow_from
 
 import jaxattn.attention
 from jaxattn import create_model, list_models
@@ -25,18 +25,16 @@ SMALL = {"efficient_resnet": {"base_width": 2}}
 
 # Blocks that stand for what the others are made of.
 MAIN = (
-    *("AttResBlock", "AttentionResidualBlock", "CBAM", "ChannelAttentionBlock"),
-    *("CompetitiveAttention", "MultiKernelECA", "NonLocal", "SCC", "SCSA"),
+    *("AttentionResidualBlock", "CBAM", "CompetitiveAttention", "NonLocal", "SCC"),
+    "SCSA",
 )
 
 
 def everything(*kept):
-    """Some blocks and a small network of tiers default and full; others of slow."""
-    cases = full_but([*MAIN, *SMALL], *kept)
-    others = [
-        n for n in [*BLOCKS, *list_models("classification")] if n not in (*MAIN, *SMALL)
-    ]
-    return [*cases, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+    """Some of the default tier, a few more of `full`, all others of `slow`."""
+    main = [name for name in MAIN if name not in kept]
+    others = [n for n in [*BLOCKS, *list_models("classification")] if n not in MAIN]
+    return [*kept, *slow_from(len(main), [*main, *others])]
 
 
 # Trees ------------------------------------------------------------------------------

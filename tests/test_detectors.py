@@ -46,7 +46,7 @@ def targets_of(N=2, G=3, size=(64, 96), has_masks=True):
     low = rng.uniform(0, 30, (N, G, 2))
     boxes = np.concatenate([low, low + rng.uniform(10, 30, (N, G, 2))], -1)
     valid = np.ones((N, G), bool)
-    valid[1] = False  # nothing to see
+    valid[1:] = False  # nothing to see
     masks = rng.integers(0, 2, (N, G, *size)).astype(np.uint8)
     return BoxTargets(
         jnp.asarray(boxes, jnp.float32),

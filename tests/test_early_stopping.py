@@ -90,7 +90,7 @@ def test_it_ends_reports_and_goes_on(tmp_path, capsys):
     assert (onward["best_epoch"], onward["best_val_accuracy"]) == (6, 0.9)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_interrupted_anywhere_it_ends_at_the_same_epoch(tmp_path, monkeypatch):
     """In the evaluations of epochs 2 and 4, and in the report."""
     for asked in (2, 3, 3):
@@ -105,7 +105,7 @@ def test_interrupted_anywhere_it_ends_at_the_same_epoch(tmp_path, monkeypatch):
     assert epochs == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_run_that_goes_on_has_no_results_until_it_ends(tmp_path, monkeypatch):
     train(config(patience=1), tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import smoke
 from jax import export
+from tiers import slow_from
 
 from jaxattn import UserError, create_model
 from jaxattn.cli import main
@@ -119,17 +120,19 @@ def test_bfloat16_computes_less_precisely(workdir, exported, tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     "model",
-    [
-        create_model("canet_tiny", 3),
-        create_model("enhanced_efficient_resnet", 3, base_width=8),
-        SCCNet((1, 1), (8, 16), num_classes=3, stem="cifar"),
-        ResNet((1, 1, 1, 1), num_classes=3, stem="cifar", attention="scsa"),
-        create_model("vgg_a_light", 3),
-    ],
-    ids=["canet", "cbam", "scc", "scsa", "vgg"],
+    slow_from(
+        2,
+        [
+            create_model("canet_tiny", 3),
+            SCCNet((1, 1), (8, 16), num_classes=3, stem="cifar"),
+            ResNet((1, 1, 1, 1), num_classes=3, stem="cifar", attention="scsa"),
+            create_model("enhanced_efficient_resnet", 3, base_width=8),
+            create_model("vgg_a_light", 3),
+        ],
+    ),
+    ids=["canet", "scc", "scsa", "cbam", "vgg"],
 )
 def test_every_family_is_exported(model, tmp_path):
     trained, path = untrained(model, 32), tmp_path / "a.jaxattn"

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import smoke
+from tiers import slow_from
 
 import jaxattn
 from jaxattn import create_model
-from jaxattn.data.source import labelled
-from jaxattn.tasks.classification.figures import spread, worst_mistakes
+from jaxattn.data.source import labelled, spread
+from jaxattn.tasks.classification.figures import worst_mistakes
 from jaxattn.tasks.classification.metrics import Predictions, predict
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.records import figures, report
@@ -50,8 +51,9 @@ def test_padding_is_no_mistake():
     np.testing.assert_allclose(predictions.confidence, 0.880797, atol=1e-6)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("data_parallel", "devices"), [("jit", 8), ("pmap", 2)])
+@pytest.mark.parametrize(
+    ("data_parallel", "devices"), slow_from(1, [("jit", 8), ("pmap", 2)])
+)
 def test_predictions_are_in_the_order_of_the_split(data_parallel, devices):
     """45 test images in batches of 16, split over devices."""
     config = smoke.get_config()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import smoke
-from tiers import full_but
+from tiers import full_but, slow_from
 
 from jaxattn import UserError, create_model, list_models
 from jaxattn.cli import main
@@ -103,13 +103,10 @@ def test_lower_dtype_is_folded_too():
 
 # One of each family in tier full; the others take minutes.
 FAMILIES = (
-    "canet_tiny", "efficient_resnet", "resnet18", "sccnet18", "shufflenet_v2_x0_5",
-    "vgg_a_bn",
+    "canet_tiny", "efficient_resnet", "sccnet18", "shufflenet_v2_x0_5", "vgg_a_bn",
 )  # fmt: skip
-NETWORKS = [
-    pytest.param(name, marks=pytest.mark.full if name in FAMILIES else pytest.mark.slow)
-    for name in list_models("classification")
-]
+OTHERS = [name for name in list_models("classification") if name not in FAMILIES]
+NETWORKS = slow_from(len(FAMILIES), [*FAMILIES, *OTHERS])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -126,14 +123,13 @@ def test_every_network_answers_the_same(name):
 
 
 @pytest.mark.usefixtures("enabled")
-@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_answers_the_same_by_onednn(name, batch):
+def test_every_network_answers_the_same_by_onednn(name):
     if name.startswith("sccnet"):
         pytest.skip("in float32 SCC jumps where two kernel sizes are equal")
     has_stem = hasattr(create_model(name), "stem")
     model = create_model(name, 5, **({"stem": "cifar"} if has_stem else {}))
-    assert_close(*frozen_and_plain(model, normal(1, batch, 32, 32, 3)))
+    assert_close(*frozen_and_plain(model, normal(1, 3, 32, 32, 3)))
 
 
 # A user's own modules ---------------------------------------------------------------

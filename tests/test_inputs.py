@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiers import full_but
+from tiers import full_but, slow_from
 
 import jaxattn.attention
 from jaxattn import UserError, create_model, list_models
@@ -42,7 +42,11 @@ FAMILIES = (
     "vgg_a_light",
 )
 KEPT = ("CBAM", "SCC", "SCSA", "SelectiveKernel", *FAMILIES[:4])
-EVERYTHING = full_but([*BLOCKS, *list_models()], *KEPT)
+DEEPER = [name for name in list_models() if name not in FAMILIES]
+EVERYTHING = [
+    *full_but([*BLOCKS, *FAMILIES], *KEPT),
+    *slow_from(0, DEEPER),
+]
 RNGS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
 
@@ -92,9 +96,10 @@ def operations(module, variables, shape, dtype):
         ("CBAM", "uint8"),
         ("CBAM", "bool"),
         *full_but(
-            [(name, "int32") for name in [*BLOCKS, *list_models()]],
+            [(name, "int32") for name in [*BLOCKS, *FAMILIES]],
             *((name, "int32") for name in KEPT),
         ),
+        *slow_from(0, [(name, "int32") for name in DEEPER]),
     ],
 )
 def test_integers_are_taken_as_float32(name, dtype):

@@ -199,7 +199,7 @@ def test_read_only_workdir_is_said_before_anything_is_compiled(monkeypatch):
         os.rmdir(folder)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_workdir_may_be_a_relative_link_with_any_name(tmp_path, monkeypatch):
     (tmp_path / "wörk 実験").mkdir()
     (tmp_path / "link").symlink_to("wörk 実験")

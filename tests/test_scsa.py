@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiers import full_but
+from tiers import full_but, slow_from
 
 from jaxattn import UserError, from_torch, to_torch
 from jaxattn.attention import SpatialAttention
@@ -354,8 +354,7 @@ def test_attention_is_in_every_block(name, blocks, attention):
     assert rest == traverse_util.flatten_dict(plain).keys()
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", slow_from(1, ATTENTION))
 def test_attention_changes_the_logits(attention):
     module = ResNet((1, 1, 1, 1), stem="cifar", attention=attention)
     variables, x = init(module, (2, 32, 32, 3))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiers import full_but
+from tiers import full_but, slow_from
 
 from benchmarks import gallery
 from jaxattn import UserError, create_model
@@ -118,8 +118,7 @@ def test_mobilenet_has_coordinate_attention_in_what_it_widens():
     assert "features.1/attn" not in attended(params)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_from(1, NETWORKS))
 @pytest.mark.parametrize("attention", list_attention())
 def test_every_name_fits_every_network(attention, name):
     params = params_of(create_model(name, attention=attention), 224, train=True)

@@ -21,6 +21,22 @@ def full_but(cases, *kept):
     ]
 
 
+def slow_from(count, cases):
+    """Returns the cases as parameters: so many of tier `full`, all others of `slow`.
+
+    Args:
+        count: How many are of tier `full`.
+        cases: As in `full_but`.
+    """
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=pytest.mark.full if i < count else pytest.mark.slow,
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
 def full_from(count, cases):
     """Returns the cases as parameters, of which all but the first are of tier `full`.
 

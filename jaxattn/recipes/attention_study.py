@@ -4,12 +4,12 @@
     jaxattn compare --root workdir/attention_study --seeds 0 1 2 --configs \
         configs/attention_study.py:none configs/attention_study.py:cbam
 
-Variants by argument: `none` (the default), `cbam`, `multi_kernel_eca`, `scsa`, and
-`scc`. The first four are a ResNet-10 of a quarter of the usual width, with the module
-in each of its four blocks; CBAM's bottlenecks are as wide as at full width. `scc` is an
-SCCNet-18 so narrow that it has about as many parameters and multiply-accumulates.
-Trained on 5,000 images of CIFAR-10, 1,000 others for validation. SCSA comes with its
-authors' initialisation, which starts every block as its shortcut.
+Variants by argument: `none` (the default), the name of an attention (all of
+`jaxattn models --attention`), and `scc`. They are a ResNet-10 of a quarter of the usual
+width, with the module where its authors have it; CBAM's bottlenecks are as wide as at
+full width. `scc` is an SCCNet-18 so narrow that it has about as many parameters and
+multiply-accumulates. Trained on 5,000 images of CIFAR-10, 1,000 others for validation.
+SCSA comes with its authors' initialisation, which starts every block as its shortcut.
 
 Without `--config.data.path` the data are downloaded by TensorFlow Datasets.
 """
@@ -20,16 +20,22 @@ from ml_collections import ConfigDict
 
 from jaxattn.config.recipe import choose_variant, recipe
 
-_VARIANTS = ("none", "cbam", "multi_kernel_eca", "scsa", "scc")
+# fmt: off
+_NAMES = (
+    "bam", "ca", "cbam", "cond_conv", "cpca", "da", "eca", "ela", "ema", "ese", "fca",
+    "gc", "gct", "ge", "lsk", "mca", "multi_kernel_eca", "non_local", "sa", "scconv",
+    "scnet", "scsa", "se", "sge", "simam", "sk", "sp", "split", "srm", "triplet",
+)
+# fmt: on
 
 
 def get_config(variant: str = "none") -> ConfigDict:
     """Returns the recipe.
 
     Args:
-        variant: One of none, cbam, multi_kernel_eca, scsa, scc.
+        variant: none, scc or the name of an attention.
     """
-    choose_variant(variant, _VARIANTS)
+    choose_variant(variant, ("none", "scc", *_NAMES))
     model = {"name": "resnet10", "widths": (16, 32, 64, 128), "attention": None}
     if variant == "cbam":
         model["attention_kwargs"] = {"reduction": 4}
@@ -61,6 +67,6 @@ def get_config(variant: str = "none") -> ConfigDict:
         },
         log={"tensorboard": False, "histograms": False, "images": False},
     )
-    if variant in ("cbam", "multi_kernel_eca", "scsa"):
+    if variant in _NAMES:
         config.update({"model": {"attention": variant}})
     return config

@@ -4,9 +4,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from jaxattn.errors import DivergedError
+
+# One program: computed leaf by leaf, every shape would be compiled on its own.
+_norm = jax.jit(optax.tree.norm)
 
 
 class Divergence:
@@ -43,7 +47,7 @@ class Divergence:
         Raises:
             DivergedError: If one is not finite.
         """
-        if not math.isfinite(optax.tree.norm(params)):
+        if not math.isfinite(_norm(params)):
             raise DivergedError(
                 f"the weights are not finite at step {step}; the checkpoint before is"
                 f" kept; {self._advice}"
