@@ -39,12 +39,16 @@ class Pyramid(NamedTuple):
     def anchors(self) -> jax.Array:
         """Returns the anchors `[A, 4]` of all levels, float32."""
         found = []
-        for grid, (step_y, step_x), cell in zip(*self, strict=True):
-            y, x = np.indices(grid, np.float32)
-            y, x = y * np.float32(step_y), x * np.float32(step_x)
-            shifts = np.stack([x, y, x, y], -1).reshape(-1, 1, 4)
-            found.append((shifts + np.asarray(cell, np.float32)).reshape(-1, 4))
-        return jnp.asarray(np.concatenate(found))
+        for (H, W), (step_y, step_x), cell in zip(*self, strict=True):
+            # Of iota, not of NumPy: programs hold no constant of all anchors.
+            y = jnp.arange(H, dtype=jnp.float32) * step_y
+            x = jnp.arange(W, dtype=jnp.float32) * step_x
+            y = jnp.broadcast_to(y[:, None], (H, W))
+            x = jnp.broadcast_to(x[None], (H, W))
+            shifts = jnp.stack([x, y, x, y], -1).reshape(-1, 1, 4)
+            boxes = shifts + jnp.asarray(cell, jnp.float32)[None]
+            found.append(boxes.reshape(-1, 4))
+        return jnp.concatenate(found)
 
     def inside(self, image_sizes: jax.Array) -> jax.Array:
         """Returns whether `[N, A]` an anchor's position is on the unpadded image.

@@ -188,6 +188,8 @@ def _require_range(key: str, value: Any) -> None:
     elif name == "num_classes":
         holds = _is_count(value, least=0)
         require(key, value, holds, "an integer from 0 on")
+    elif name == "frozen_stages":
+        require(key, value, _is_count(value, least=0), "an integer from 0 on")
     elif name in _FROM_1:
         require(key, value, _is_count(value), "an integer from 1 on")
     elif name in ("widths", "pool_scales", "atrous_rates"):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.errors import choose
+from jaxattn.ops.random import hashed_uniform
 
 BACKGROUND, IGNORED = -1, -2
 """In place of the index of a box."""
@@ -94,7 +95,7 @@ def sample(
         Two masks.
     """
     A = len(matched)
-    draw = jax.random.uniform(key, (A,))
+    draw = hashed_uniform(key, (A,))
     most = int(number * positive_fraction)
     positive = _first(matched >= 0, draw, min(most, A), most)
     room = number - jnp.sum(positive)

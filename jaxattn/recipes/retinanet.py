@@ -49,8 +49,8 @@ def _small(anchor_base: float | None) -> dict[str, Any]:
         },
         "schedule": {
             "name": "cosine",
-            "learning_rate": 1e-3,
-            "warmup_epochs": 1.0,
+            "learning_rate": 5e-4,
+            "warmup_epochs": 2.0,
             "update_per": "step",
         },
         "optimizer": {"name": "adamw", "weight_decay": 0.05, "clip_norm": 1.0},
