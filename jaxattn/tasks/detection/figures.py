@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxattn import viz
-from jaxattn.data.source import Source
+from jaxattn.data.source import Example, Source
+from jaxattn.errors import UserError
 from jaxattn.tasks.detection.metrics import Predictions
-from jaxattn.tasks.task import Summary
+from jaxattn.tasks.task import Pages, Summary
 
 _NUM_PHOTOS = 4  # beside their truth
 _NUM_WORST = 6
@@ -89,6 +92,52 @@ def draw_results(
         kinds = [(_MISSED, "missed"), (_FALSE, "wrong"), (viz.class_color(3), "right")]
         drawn["misses"] = viz.plot_boxes(panels, kinds, columns=2)
     return drawn
+
+
+def make_pages(
+    model: nn.Module, class_names: Sequence[str], chosen: int | None
+) -> Pages:
+    """Returns what draws pages of Grad-CAM and gates.
+
+    Grad-CAM is of the largest logit of an image's anchors: of the box that the network
+    is surest of.
+
+    Args:
+        model: The network.
+        class_names: The name of each logit.
+        chosen: The class of the box; None: any.
+    """
+
+    def judge_surest(outputs: Any) -> tuple[jax.Array, jax.Array]:
+        if not hasattr(outputs, "logits"):
+            raise UserError(
+                f"{type(model).__name__}: pages of attention are drawn of detectors of"
+                " one stage alone, such as retinanet"
+            )
+        surest = jnp.max(outputs.logits, 1)
+        of = jnp.max(surest, -1) if chosen is None else surest[:, chosen]
+        return of, nn.sigmoid(surest)
+
+    attend = viz.make_attend(model, judge_surest)
+
+    def draw(
+        variables: Any,
+        x: jax.Array,
+        images: np.ndarray,
+        names: Sequence[str],
+        examples: Sequence[Example],
+        pattern: str | None = None,
+    ) -> Sequence[Any]:
+        del examples
+        attention = attend(variables, x)
+        titles = []
+        for scores, name in zip(attention.probabilities, names, strict=True):
+            k = int(np.argmax(scores)) if chosen is None else chosen
+            of = f"{viz.shorten(class_names[k])}, score {scores[k]:.2f}"
+            titles.append(f"{viz.shorten(name, 40)}\nGrad-CAM of the surest box: {of}")
+        return viz.plot_pages(attention, images, titles, pattern)
+
+    return draw
 
 
 def judge(predictions: Predictions, i: int) -> Judged:

@@ -245,11 +245,11 @@ class Detection:
         *,
         of_class: str | None = None,
     ) -> Pages:
-        """Refuses: a detector has many scores, of which Grad-CAM would choose one."""
-        del class_names, of_class
-        raise UserError(
-            f"{type(model).__name__}: pages of attention are not drawn of detectors"
-        )
+        """Returns what draws pages of Grad-CAM of the surest box, and of gates."""
+        if of_class is not None:
+            choose("--class", of_class, class_names)
+        chosen = None if of_class is None else list(class_names).index(of_class)
+        return figures.make_pages(model, class_names, chosen)
 
     # Trained networks -----------------------------------------------------------------
 
