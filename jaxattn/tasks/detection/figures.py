@@ -256,7 +256,7 @@ def _mistakes(
     source: Source, i: int, judged: Judged, class_names: Sequence[str]
 ) -> viz.BoxPanel:
     missed, right = judged.is_missed, judged.is_right
-    lost = [class_names[k] for k in judged.classes[missed].tolist()]
+    lost = [str(class_names[int(k)]) for k in judged.classes[missed]]
     found = _labels(judged, class_names)
     names = [class_names[k] for k in judged.found_classes]
     said = [
