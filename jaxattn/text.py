@@ -37,6 +37,11 @@ def some_of(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def in_words(figure: str) -> str:
+    """Returns the key of a figure as a person reads it: `mean IoU` of "mean_iou"."""
+    return figure.replace("_", " ").replace("iou", "IoU")
+
+
 def shortened(text: str, most: int = 400) -> str:
     """Returns a text of no more than so many characters, then dots."""
     return text if len(text) <= most else f"{text[:most]} ..."

@@ -28,6 +28,7 @@ from jaxattn.models import registry
 from jaxattn.ops.conv import conv2d
 from jaxattn.ops.features import FEATURE_MAP, mark_features
 from jaxattn.ops.norm import BatchNorm
+from jaxattn.tasks.classification.figures import title_page
 from jaxattn.viz import figure_to_array, pages
 from jaxattn.viz.attention_maps import (
     Attention,
@@ -308,7 +309,9 @@ def drawn(attention, i=0, **kwargs):
     """What a page shows: the array of the top picture of each titled panel."""
     images = np.zeros((2, 16, 16, 3), np.uint8)
     names = list("abcde")
-    figure = pages.plot_pages(attention, images, ["x", "y"], [0, None], names, **kwargs)
+    known = zip(attention.probabilities, ("x", "y"), (0, None), strict=True)
+    titles = [title_page(*each, names) for each in known]
+    figure = pages.plot_pages(attention, images, titles, **kwargs)
     return figure[i], {
         axes.get_title(loc="left").rsplit("\n", 1)[0]: axes
         for axes in figure[i].axes

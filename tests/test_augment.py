@@ -1,5 +1,6 @@
 """Transforms on given parameters, and the distribution of what is drawn."""
 
+import colorsys
 import functools
 import itertools
 
@@ -47,11 +48,19 @@ COLOUR = {
     "contrast": 0.4,
     "saturation": 0.4,
     "hue": 0.1,
+    "photometric_probability": 0.5,
     "perspective_probability": 0.5,
     "perspective_distortion": 0.3,
 }
 
-STAYING = ("brightness", "contrast", "saturation", "hue", "erase_probability")
+STAYING = (
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "photometric_probability",
+    "erase_probability",
+)
 
 
 @pytest.fixture
@@ -85,6 +94,29 @@ def test_label_maps_are_cropped_and_mirrored_as_their_images(images):
     assert drawn["flip"].any()
 
 
+def test_label_maps_are_rotated_as_their_images(images):
+    rotation, degrees = Rotation(90.0), jnp.array([0.0, 10, -40, 90, 5, -90])
+    moved = rotation.apply(images, degrees)[..., 0]
+    masks = rotation.apply_to_masks(images[..., 0], degrees)
+    np.testing.assert_array_equal(masks, jnp.where(moved == 0, IGNORED, moved))
+    assert (moved == 0).any()
+
+
+def test_label_maps_change_perspective_as_their_images():
+    """An image of two colours is one of these, but where it interpolates."""
+    image = jnp.full((4, 24, 32), 50, jnp.uint8).at[:, 5:17, 9:21].set(200)
+    perspective = Perspective(1.0, 0.6)
+    moves = perspective.draw(jax.random.key(0), *image.shape)
+    moved = perspective.apply(image[..., None], moves)[..., 0]
+    masks = np.asarray(perspective.apply_to_masks(image, moves))
+    assert masks.dtype == np.uint8
+    np.testing.assert_array_equal(masks == IGNORED, moved == 0)
+    expected = np.select([moved == 0, moved > 125], [IGNORED, 200], 50)
+    clear = np.abs(moved - 125) > 40  # else, at a corner too, either may be nearest
+    np.testing.assert_array_equal(masks[clear], expected[clear])
+    assert clear.mean() > 0.9
+
+
 def test_transforms_that_move_nothing_leave_label_maps(images):
     recipe = Augment(**{k: v for k, v in COLOUR.items() if k in STAYING})
     assert recipe.targets == {"image", "mask", "boxes"}
@@ -97,8 +129,8 @@ def test_transforms_that_move_nothing_leave_label_maps(images):
     ("key", "targets"),
     [
         ("flip_probability", {"image", "mask"}),
-        ("rotation_degrees", {"image"}),
-        ("perspective_probability", {"image"}),
+        ("rotation_degrees", {"image", "mask"}),
+        ("perspective_probability", {"image", "mask"}),
         ("mixup_probability", {"image"}),
     ],
 )
@@ -256,6 +288,42 @@ def test_jitter_is_its_operations_one_after_another(pictures):
         one_by_one = jitter().apply(one_by_one, Jitter(*alone, drawn.order))
     at_once = jitter().apply(jnp.asarray(pictures), drawn)
     np.testing.assert_allclose(at_once, one_by_one, rtol=0, atol=1e-2)
+
+
+def distorted(pixel, brightness, contrast, saturation, hue, contrast_first):
+    """mmsegmentation's PhotoMetricDistortion of one pixel, without rounding."""
+    x = np.clip(pixel + brightness, 0, 255)
+    if contrast_first:
+        x = np.clip(contrast * x, 0, 255)
+    h, s, v = colorsys.rgb_to_hsv(*x / 255)
+    x = 255 * np.array(colorsys.hsv_to_rgb((h + hue) % 1, min(s * saturation, 1), v))
+    return x if contrast_first else np.clip(contrast * x, 0, 255)
+
+
+def test_photometric_distortion_is_mmsegmentations(pictures):
+    distortion = Augment(photometric_probability=0.5).transforms[0]
+    drawn = distortion.draw(jax.random.key(0), 16, 24, 32)
+    actual = distortion.apply(jnp.asarray(pictures), drawn)[:, ::8, ::8]
+    each = zip(pictures[:, ::8, ::8], *map(np.asarray, drawn), strict=True)
+    expected = [np.apply_along_axis(distorted, -1, *own) for own in each]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-2)
+    # Half of it changes, and of that half the contrast comes first.
+    changed = [drawn.brightness != 0, drawn.contrast != 1, drawn.hue != 0]
+    assert all(0 < value.sum() < 16 for value in [*changed, drawn.contrast_first])
+
+
+def test_photometric_distortion_has_mmsegmentations_ranges():
+    distortion = Augment(photometric_probability=0.5).transforms[0]
+    drawn = distortion.draw(jax.random.key(0), 4000, 1, 1)
+    for values, neutral, most in (
+        (drawn.brightness, 0, 32),
+        (drawn.contrast, 1, 0.5),
+        (drawn.saturation, 1, 0.5),
+        (drawn.hue, 0, 0.1),
+    ):
+        change = np.abs(np.asarray(values) - neutral)
+        assert 0.95 * most < change.max() <= most + 1e-6
+        assert abs((change > 0).mean() - 0.5) < 0.05
 
 
 def test_perspective_is_pillows(pictures):
@@ -459,6 +527,7 @@ def test_only_configured_transforms_are_drawn():
         ("crop", ["crop_padding_px"]),
         ("rotation", ["rotation_degrees"]),
         ("jitter", ["brightness", "contrast", "saturation", "hue"]),
+        ("photometric", ["photometric_probability"]),
         ("perspective", ["perspective_probability", "perspective_distortion"]),
         ("erase", ["erase_probability", "erase_area", "erase_aspect"]),
     ],

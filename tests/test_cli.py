@@ -20,6 +20,7 @@ from tiers import full_but
 
 from jaxattn import cli
 from jaxattn.cli import _make_parser, machine, main, predict
+from jaxattn.cli.methods import make_method
 from jaxattn.config.file import list_recipes
 from jaxattn.data import load_data
 from jaxattn.errors import UserError
@@ -239,10 +240,13 @@ def test_plain_method_is_the_tasks_and_others_are_classifications():
     predict._add_evaluate(parser)
     trained = types.SimpleNamespace(task=Counting(), class_names=("0", "1"))
     args = parser.parse_args([])
-    assert predict._make_method(args, trained) is Counting.plain
+    assert make_method(args, trained) is Counting.plain
     args = parser.parse_args(["--method", "tta"])
     with pytest.raises(UserError, match="--method='tta': must be plain for Counting"):
-        predict._make_method(args, trained)
+        make_method(args, trained)
+    args = parser.parse_args(["--bonus", "0.1"])
+    with pytest.raises(UserError, match=r"--bonus=0\.1: must be left out: Counting"):
+        make_method(args, trained)
 
 
 @pytest.mark.parametrize("split", full_but(["val", "train"], "val"))
@@ -524,7 +528,8 @@ def test_attention_maps_are_where_the_run_is_or_the_person(
     examples = types.SimpleNamespace(total=1)
     monkeypatch.setattr(attention, "read_examples", lambda *_: examples)
 
-    def write_pages(_trained, _examples, out, _layers):
+    def write_pages(_trained, _examples, out, _layers, of_class):
+        assert of_class is None
         written.append(str(out))
         return [out], True
 
@@ -543,11 +548,12 @@ def test_attention_maps_knows_classes_by_folder_and_of_the_test_split(
     trained = load_trained(workdir)
     given = read_examples(trained, [tmp_path], 16)
     assert given.names == ["3/a.png", "b.png"]
-    assert given.labels == [3, None]
+    assert given.targets == [{"label": 3}, {}]
     own = read_examples(trained, None, 3)
     test = load_data_of(trained, {}).test
     assert own.names == ["test_0", "test_22", "test_44"]
-    assert own.labels == test.labels[[0, 22, 44]].tolist()
+    labels = [target["label"] for target in own.targets]
+    assert labels == test.labels[[0, 22, 44]].tolist()
     np.testing.assert_array_equal(own.images, test.images[[0, 22, 44]])
 
 

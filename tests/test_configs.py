@@ -35,6 +35,7 @@ ALL_VARIANTS = {
     "baselines": BASELINES,
     "best": ("gpu", "cpu"), "canet": VARIANTS, "own_images": ("cbam", "eca", "none"),
     "sccnet": (*SCCNETS, "resnet34"), "scsa": SCSAS,
+    "upernet": ("camvid", "own", "ade20k"),
 }  # fmt: skip
 OPTIMIZER = {"optimizer.clip_norm", "optimizer.decay_mask"}  # which messages name
 COMMON = {

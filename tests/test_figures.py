@@ -14,8 +14,8 @@ from tiers import slow_from
 
 import jaxattn
 from jaxattn import create_model
-from jaxattn.data.source import labelled
-from jaxattn.tasks.classification.figures import spread, worst_mistakes
+from jaxattn.data.source import labelled, spread
+from jaxattn.tasks.classification.figures import worst_mistakes
 from jaxattn.tasks.classification.metrics import Predictions, predict
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.records import figures, report

@@ -370,13 +370,13 @@ def test_bad_images_are_tried_once(tmp_path, monkeypatch):
         damage(path, "empty")
     source = load(folder, on_bad_image="skip").train
     opened = []
-    decode = images._read
+    decode = images.decode
 
     def spy(file, *args):
         opened.append(file)
         return decode(file, *args)
 
-    monkeypatch.setattr(images, "_read", spy)
+    monkeypatch.setattr(images, "decode", spy)
     for index in range(20):
         source[index]
     assert len(set(opened)) == 21

@@ -19,7 +19,7 @@ from jaxattn.training.optim import (
     make_schedule,
 )
 from jaxattn.training.state import update_ema
-from jaxattn.training.steps import mixed as mixed_values
+from jaxattn.training.weighing import mixed as mixed_values
 
 
 @pytest.fixture
@@ -98,6 +98,17 @@ def test_schedule_is_torchs_epoch_by_epoch(rules, key, make):
     for step in (0, 6):  # the first and the last step of an epoch
         actual = [rate(7 * epoch + step) for epoch in range(len(expected))]
         np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-9)
+
+
+def test_poly_is_mmsegmentations():
+    """Of every step, down to a floor, where it stays."""
+    length = RunLength(2, 5)
+    keys = {"power": 0.9, "final_factor": 0.01, "update_per": "step"}
+    rate = schedule("poly", 0.01, length, **keys)
+    steps = np.arange(12)
+    left = np.maximum(1 - steps / 10, 0)
+    expected = (0.01 - 1e-4) * left**0.9 + 1e-4
+    np.testing.assert_allclose([rate(i) for i in steps], expected, rtol=1e-6)
 
 
 def test_step_schedules_drop_at_their_epochs():

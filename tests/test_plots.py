@@ -87,7 +87,7 @@ def test_history_is_of_the_metric_named():
     for row in rows:
         row["val_iou"] = 0.25 * row["epoch"]
     _, axes = viz.plot_history(rows, "iou").axes
-    assert axes.get_title(loc="left") == "Iou (%)"
+    assert axes.get_title(loc="left") == "IoU (%)"
     assert list(axes.lines[0].get_ydata()) == [25, 50, 75]
     assert "best 75.00%" in texts(axes)[0]
 

@@ -35,7 +35,7 @@ class Brightness:
 
     metric: ClassVar[str] = "closeness"
     shown: ClassVar[tuple[str, ...]] = ("loss",)
-    moved: ClassVar[frozenset[str]] = frozenset({"image", "boxes"})
+    target_kinds: ClassVar[dict[str, str]] = {"mean": "number"}
 
     def make_source(self, images, targets, key):
         del key
@@ -51,6 +51,10 @@ class Brightness:
 
     def name_target(self, example, class_names):
         return f"{class_names[0]} {example['mean']:.2f}"
+
+    def weigh(self, targets):
+        del targets
+        return {}
 
     def measure(self, outputs, targets):
         return {"loss": (outputs[:, 0] - targets["mean"]) ** 2}
@@ -80,8 +84,8 @@ class Brightness:
     def report(self, summary, class_names):
         return [f"{class_names[0]}: error {summary['loss']:.4f}"]
 
-    def draw(self, summary, source, class_names):
-        del summary, source, class_names
+    def draw(self, summary, data):
+        del summary, data
         return {}
 
 
@@ -108,9 +112,9 @@ DATA = {
 }
 
 
-def make_run(**changes):
+def make_run(task=Brightness(), **changes):
     config = {**CONFIG, **changes}
-    return build(config, data=DATA, model=Mean(), task=Brightness(), devices=ONE)
+    return build(config, data=DATA, model=Mean(), task=task, devices=ONE)
 
 
 def test_another_task_trains_tests_and_reports(tmp_path):
@@ -145,10 +149,18 @@ def test_a_trainers_loop_is_the_runs_own(tmp_path):
     assert losses == [row["step/loss"] for row in rows if "step/loss" in row]
 
 
+class Located(Brightness):
+    """With a target that moves with the pixels."""
+
+    target_kinds: ClassVar[dict[str, str]] = {"mean": "boxes"}
+
+
 def test_transforms_that_leave_targets_wrong_are_refused():
+    crop, colours = ({"augment": {k: 1}} for k in ("crop_padding_px", "brightness"))
     with pytest.raises(UserError, match="augment: crop does not move boxes along"):
-        make_run(augment={"crop_padding_px": 1})
-    make_run(augment={"brightness": 0.1})  # moves no pixel
+        make_run(task=Located(), **crop)
+    make_run(task=Located(), **colours)  # moves no pixel
+    make_run(**crop)
 
 
 def test_a_task_is_named_with_its_keywords():

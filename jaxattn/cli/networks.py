@@ -79,6 +79,7 @@ def _export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         platforms=args.platforms,
         fold_batch_norm=args.fold_batch_norm,
+        probabilities=args.probabilities,
     )
     print(
         f"{trained.config['model']['name']} of step {trained.step} for"
@@ -242,6 +243,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     out = "the file, such as model.jaxattn; model.json beside it describes it"
+    also = "of a segmentation: answers those of all classes beside the label map"
     add("--out", type=path, required=True, help=out)
     add_network(parser)
     add_computation(parser)
@@ -252,6 +254,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="PLATFORM",
         help="some of cpu, cuda, tpu and rocm (default the first three)",
     )
+    add("--probabilities", action="store_true", help=also)
 
 
 def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:

@@ -10,85 +10,102 @@ from typing import Any
 from jaxattn.atomic import require_writable
 from jaxattn.cli.arguments import (
     Command,
-    add_computation,
     add_network,
     count,
-    given,
-    integers,
     load_network,
     location,
     naming_data_options,
-    number,
-    numbers,
     path,
-    seed,
 )
+from jaxattn.cli.methods import METHODS, add_method, make_method, method_options
 from jaxattn.data.source import Source, describe_numbering
 from jaxattn.errors import UserError, require
 from jaxattn.inference.inputs import Ids, read_inputs
 from jaxattn.tasks.classification import methods, predictions
 from jaxattn.tasks.classification.task import Classification
-from jaxattn.tasks.task import Method
 from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import SPLITS, WEIGHTS, Trained
 from jaxattn.training.records.phases import Phases, Show
 
-_METHODS = ("plain", "flip", "tta", "class_specialized", "adaptive")
 _OUT = "folder; default in the workdir, or with weights of jaxattn in this folder"
 _MOST_TOLD = 10  # images whose predictions are printed, too
-_CIFAR10_CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
 
 def _predict(args: argparse.Namespace) -> None:
-    name = args.method.removeprefix("class_")  # as the reference code names its files
-    out = args.out or pathlib.Path("submissions", f"{name}_submission.csv")
-    count = (_ensemble if args.method == "ensemble" else _classify)(args, out)
+    is_ensemble = args.method == "ensemble"
+    count, out = (_ensemble if is_ensemble else _predict_images)(args)
     print(f"{count} prediction{'s' * (count > 1)} in {out}")
 
 
-def _ensemble(args: argparse.Namespace, out: pathlib.Path) -> int:
+def _place(args: argparse.Namespace, written: str) -> pathlib.Path:
+    """Where predictions go; by default to a name that ends as the task's do."""
+    name = args.method.removeprefix("class_")  # as the reference code names its files
+    return args.out or pathlib.Path("submissions", f"{name}_{written}")
+
+
+def _ensemble(args: argparse.Namespace) -> tuple[int, pathlib.Path]:
     for flag in ("workdir", "data", "names", "probabilities"):
         value = getattr(args, flag)
         require(f"--{flag}", value, not value, "left out: an ensemble votes on files")
     is_run = args.weights in WEIGHTS
     require("--weights", args.weights, is_run, "left out: an ensemble votes on files")
     ids, labels, names = predictions.align_predictions(args.ensemble_files or ())
+    out = _place(args, Classification.written)
     predictions.write_predictions(out, ids, methods.vote(labels), class_names=names)
-    return len(ids)
+    return len(ids), out
 
 
-def _classify(args: argparse.Namespace, out: pathlib.Path) -> int:
+def _predict_images(args: argparse.Namespace) -> tuple[int, pathlib.Path]:
     given = args.ensemble_files
     require("--ensemble-files", given, not given, "used with --method ensemble alone")
     require("--data", args.data, args.data is not None, "given with this method")
     with _phase("loading the network") as show:
         trained = load_network(args)
-        method = _make_method(args, trained)
+        method, task = make_method(args, trained), trained.task
+        out, is_table = _place(args, task.written), task.written.endswith(".csv")
+        if not is_table:
+            _refuse_columns(args)
         frame = trained.preprocess.frame
         inputs = read_inputs(args.data, frame, on_bad_image=args.on_bad_image)
-        require_writable(out)  # before the work, not after it
+        is_file = "." in task.written
+        require_writable(out if is_file else out / "x")  # before the work, not after it
         predictor = _make_predictor(args, trained, show)
         predicted = predictor.predict(inputs.source, method, seed=args.seed)
     _tell_unread(inputs.source)
     # Arrays are of a data set, whose published files have numbers.
     are_files = isinstance(inputs.ids[0], str)
     names = are_files if args.names is None else args.names
-    trained.task.write_predictions(
+    task.write_predictions(
         out,
         inputs.ids,
         predicted,
         trained.class_names,
+        source=inputs.source,
+        class_colors=trained.class_colors,
         names=names,
         probabilities=args.probabilities,
     )
-    if not names and (numbering := describe_numbering(trained.class_names)):
+    if (
+        is_table
+        and not names
+        and (numbering := describe_numbering(trained.class_names))
+    ):
         print(f"{numbering}; --names writes the names", file=sys.stderr)
     for note in inputs.notes:
         print(note, file=sys.stderr)
     if len(inputs.ids) <= _MOST_TOLD:
-        said = trained.task.tell_predictions(predicted, trained.class_names)
+        source, class_names = inputs.source, trained.class_names
+        said = task.tell_predictions(predicted, source, class_names)
         _print_table(inputs.ids, said)
-    return len(inputs.ids)
+    return len(inputs.ids), out
+
+
+def _refuse_columns(args: argparse.Namespace) -> None:
+    """Refuses what is of a table with a line for each image."""
+    given = {"--names": args.names, "--probabilities": args.probabilities or None}
+    for flag, value in given.items():
+        wanted = "left out: it is of a table with a line for each image"
+        require(flag, value, value is None, wanted)
 
 
 def _make_predictor(args: argparse.Namespace, trained: Trained, show: Show) -> Any:
@@ -133,7 +150,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         naming_data_options(args),
     ):
         trained = load_network(args)
-        method = _make_method(args, trained)
+        method = make_method(args, trained)
         overrides = {
             "name": args.data_name,
             "path": args.data_path,
@@ -163,7 +180,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         step=trained.step,
         method=args.method,
         seed=args.seed,
-        **_method_options(args),
+        **method_options(args),
     )
     print(f"{report}\nreport and figures in {out}")
 
@@ -178,7 +195,9 @@ def _attention_maps(args: argparse.Namespace) -> None:
     out = args.out or pathlib.Path(_home(args), "attention_maps")
     require_writable(out / "page.png")
     with _phase("compiling, then drawing"):
-        pages, has_gates = attention.write_pages(trained, examples, out, args.layers)
+        pages, has_gates = attention.write_pages(
+            trained, examples, out, args.layers, of_class=args.of_class
+        )
     if not has_gates:
         name = trained.config["model"]["name"]
         print(f"{name} has no attention layers: Grad-CAM alone", file=sys.stderr)
@@ -192,53 +211,6 @@ def _home(args: argparse.Namespace) -> str:
     return args.workdir or ""
 
 
-_METHOD_OPTIONS = (
-    "num_views",
-    "view_weights",
-    "tta_temperature",
-    "specialized_temperature",
-    "thresholds",
-    "hard_classes",
-    "bonus",
-)
-
-
-def _method_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of methods that were given."""
-    return given(**{key: getattr(args, key) for key in _METHOD_OPTIONS})
-
-
-def _make_method(args: argparse.Namespace, trained: Trained) -> Method:
-    """The method of the arguments; those that were not given keep their defaults."""
-    task, class_names = trained.task, trained.class_names
-    holds = args.method == "plain" or isinstance(task, Classification)
-    require("--method", args.method, holds, f"plain for {type(task).__name__}")
-    if class_names != tuple(_CIFAR10_CLASSES.split(",")):
-        # The defaults are made for CIFAR-10's classes and mean nothing for others.
-        if args.method in ("class_specialized", "adaptive"):
-            wanted = (
-                f"given for other classes than CIFAR-10's: {len(class_names)} of it"
-            )
-            value = args.thresholds
-            require("--thresholds", value, value is not None, wanted)
-        args.hard_classes = args.hard_classes or ()
-    V = args.num_views or len(methods.VIEWS)
-    require("--num-views", V, 1 <= V <= len(methods.VIEWS), "1 to 8")
-    views = methods.VIEWS[:V]
-    tta = methods.TTA(
-        views=views,
-        **given(weights=args.view_weights, temperature=args.tta_temperature),
-    )
-    specialized = methods.ClassSpecialized(
-        views=views,
-        **given(thresholds=args.thresholds, temperature=args.specialized_temperature),
-    )
-    choices = {"hard_classes": args.hard_classes, "bonus": args.bonus}
-    adaptive = methods.Adaptive(tta=tta, specialized=specialized, **given(**choices))
-    made = (task.plain, methods.Flip(), tta, specialized, adaptive)
-    return dict(zip(_METHODS, made, strict=True))[args.method]
-
-
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -248,8 +220,13 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a CIFAR-like pickle, an .npz, a folder of images, or image files",
     )
-    add("--out", type=path, help="default in the folder submissions")
-    _add_on_bad_image(parser, "gets an empty label")
+    add(
+        "--out",
+        type=path,
+        help="the CSV file, or of a segmentation the folder of label maps, overlays in"
+        " it (default in the folder submissions)",
+    )
+    _add_on_bad_image(parser, "gets an empty label, or no label map")
     add(
         "--ensemble-files",
         type=location,
@@ -264,7 +241,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         help="class names, or with --no-names numbers, in the file (default: names of"
         " image files and folders, numbers of arrays)",
     )
-    _add_method(parser, (*_METHODS, "ensemble"))
+    add_method(parser, (*METHODS, "ensemble"))
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -279,7 +256,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         " (default as in the run)",
     )
     add("--out", type=path, help=_OUT)
-    _add_method(parser, _METHODS)
+    add_method(parser, METHODS)
 
 
 def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
@@ -294,6 +271,12 @@ def _add_attention_maps(parser: argparse.ArgumentParser) -> None:
     )
     _add_on_bad_image(parser, "is left out")
     add("--max-images", type=count, default=16, help="default %(default)s")
+    add(
+        "--class",
+        dest="of_class",
+        metavar="NAME",
+        help="of a segmentation: that of Grad-CAM (default the one of most pixels)",
+    )
     add(
         "--layers",
         metavar="PATTERN",
@@ -313,50 +296,16 @@ def _add_on_bad_image(parser: argparse.ArgumentParser, outcome: str) -> None:
     )
 
 
-def _add_method(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:
-    tta, specialized = methods.TTA(), methods.ClassSpecialized()
-    adaptive = methods.Adaptive()
-    add = parser.add_argument
-    add_network(parser)
-    add_computation(parser)
-    add("--method", default="plain", choices=choices, help="default %(default)s")
-    add("--seed", type=seed, default=0, help="of random views (default %(default)s)")
-    add("--batch-size", type=count, default=256, help="default %(default)s")
-    add(
-        "--num-views",
-        type=int,
-        help="of tta, class_specialized and adaptive: the first ones (default 8)",
-    )
-    add(
-        "--view-weights",
-        type=numbers,
-        help="of tta and adaptive: one per view (default 2 for the first, else 1)",
-    )
-    add("--tta-temperature", type=number, help=f"default {tta.temperature}")
-    add(
-        "--specialized-temperature",
-        type=number,
-        help=f"default {specialized.temperature}",
-    )
-    add(
-        "--thresholds",
-        type=numbers,
-        help="of class_specialized and adaptive: one per class (default CIFAR-10's)",
-    )
-    add(
-        "--hard-classes",
-        type=integers,
-        help="of adaptive: class numbers (default "
-        f"{','.join(map(str, adaptive.hard_classes))})",
-    )
-    add("--bonus", type=number, help=f"of adaptive (default {adaptive.bonus})")
-
-
 COMMANDS = (
-    Command("predict", "Classifies images into a CSV file.", _predict, _add_predict),
+    Command(
+        "predict",
+        "Classifies images into a CSV file, or their pixels into label maps.",
+        _predict,
+        _add_predict,
+    ),
     Command(
         "evaluate",
-        "Reports accuracy and calibration on a split.",
+        "Reports accuracy and calibration, or mean IoU, on a split.",
         _evaluate,
         _add_evaluate,
     ),

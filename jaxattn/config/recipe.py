@@ -36,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {
         "name": str,  # any of jaxattn.list_models()
     },
     "data": {
-        "name": str,  # digits, cifar10, imagefolder, tfds:<name>, ...
+        "name": str,  # digits, imagefolder, segmentation_folder, tfds:<name>, ...
         "path": str,  # archive, its folder, npz, folder of photos, or TFDS directory
         "val_fraction": 0.1,  # share of the training split for validation
         "split_seed": 0,  # of that choice; the same split for every run's seed
@@ -85,7 +85,9 @@ _DEFAULTS: dict[str, Any] = {
 _CHOSEN: dict[str, Any] = {
     "learning_rates": tuple,  # of a study: constant; a run for each
     "model": {
-        "stem": str,  # cifar, which keeps small images large, or imagenet
+        "stem": str,  # cifar, which keeps small images large, imagenet or v1c
+        "backbone": str,  # of a dense network: the classifier beneath its head
+        "channels": int,  # of the head of a dense network
         "widths": tuple,  # channels of the stages
         "width": int,  # of VGG: channels of the first layer; None: 64
         "base_width": int,  # channels of the stem; None: 31
@@ -114,6 +116,12 @@ _CHOSEN: dict[str, Any] = {
         "crop_scale": tuple,  # area of a random crop of a photo; None: (0.08, 1.0)
         "crop_ratio": tuple,  # its width / height; None: (3/4, 4/3)
         "on_bad_image": str,  # error or skip; of photos; None: error
+        "canvas_size": tuple,  # height, width shown to a dense network; None: all same
+        "crop_size": tuple,  # height, width in training; None: canvas_size
+        "scale_range": tuple,  # of random scaling before; None: (0.5, 2.0)
+        "cat_max_ratio": float,  # largest share of one class in a crop; None: 0.75
+        "classes": tuple,  # lines "name" or "name R G B"; None: classes.txt
+        "reduce_zero_label": bool,  # 0 is ignored, 1 the first class; None: by layout
     },
     "augment": {
         "flip_probability": float,  # share of images mirrored
@@ -124,6 +132,7 @@ _CHOSEN: dict[str, Any] = {
         "contrast": float,  # as brightness
         "saturation": float,  # as brightness
         "hue": float,  # largest shift either way, in turns
+        "photometric_probability": float,  # share changed in each of four colourings
         "perspective_probability": float,  # share of images distorted
         "perspective_distortion": float,  # of half a side: a corner's way inward
         "erase_probability": float,  # share of images with a black rectangle
@@ -135,12 +144,18 @@ _CHOSEN: dict[str, Any] = {
         "cutmix_alpha": float,  # of the Beta distribution of its share
         "validation": bool,  # augments (but does not mix) validation images
     },
+    "loss": {
+        "aux_weight": float,  # of the auxiliary head's loss
+        "avg_non_ignore": bool,  # divides by pixels that count, not by all
+        "class_weights": tuple,  # of each class's pixels; None: all 1
+    },
     "schedule": {
         "name": str,  # any of jaxattn.training.optim.SCHEDULES
         "learning_rate": float,  # at the start, after the rise if there is one
         "warmup_epochs": float,  # of a linear rise before
-        "final_factor": float,  # of the rate, where the cosine ends; None: 0
-        "update_per": str,  # of cosine: step, or epoch
+        "final_factor": float,  # of the rate, where cosine or poly ends; None: 0
+        "power": float,  # of poly: of the share of the run that is left; None: 0.9
+        "update_per": str,  # of cosine and poly: step, or epoch
         "decay_rate": float,  # factor per epoch, or at each milestone
         "milestones": tuple,  # epochs
     },

@@ -3,11 +3,20 @@
 import concurrent.futures
 from collections.abc import Iterator
 
-from jaxattn.data.source import Source
+from jaxattn.data.crops import CroppedImages
+from jaxattn.data.labelled_images import LabelledImages
+from jaxattn.data.source import Source, Subset
 from jaxattn.errors import UserError
 
 _NUM_THREADS = 8
 _BLOCK = 256  # images, after which the caller is heard
+
+
+def reads_files(source: Source) -> bool:
+    """Whether a source decodes images when asked, and a bad one is an error."""
+    if isinstance(source, Subset):
+        return reads_files(source.source)
+    return isinstance(source, CroppedImages | LabelledImages)
 
 
 def find_bad_images(source: Source) -> Iterator[list[str]]:

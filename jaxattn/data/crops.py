@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxattn.data.images import Box, read_crop
 from jaxattn.data.preprocess import Frame
-from jaxattn.data.source import Example, Source, Subset, skip_bad_images
+from jaxattn.data.source import Example, Source, skip_bad_images
 from jaxattn.errors import choose, require
 
 # Those of ImageNet recipes.
@@ -214,13 +214,6 @@ def make_sources(
     if on_bad_image == "skip":
         return skip_bad_images(sources[0]), skip_bad_images(sources[1])
     return sources
-
-
-def reads_files(source: Source) -> bool:
-    """Whether a source decodes images when asked, and a bad one is an error."""
-    if isinstance(source, Subset):
-        return reads_files(source.source)
-    return isinstance(source, CroppedImages)
 
 
 def _check_range(key: str, values: Sequence[float], limit: float) -> None:

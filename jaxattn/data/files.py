@@ -1,6 +1,7 @@
 """The image files of a folder, and what else lies there."""
 
 import collections
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,19 @@ def scan(folder: str | os.PathLike[str]) -> Found:
         [sizes[path] for path in paths],
         dict(left_out.most_common()),
     )
+
+
+def fingerprint(found: Found) -> str:
+    """Returns how many files of how many bytes there are, and a digest.
+
+    It is of their names and sizes, so that no file need be read.
+    """
+    digest = hashlib.sha256()
+    for path, size in zip(found.paths, found.sizes, strict=True):
+        digest.update(f"{path}\0{size}\n".encode(errors="surrogateescape"))
+    count, size = len(found.paths), sum(found.sizes)
+    files = "1 file" if count == 1 else f"{count} files"
+    return f"{files} of {size} bytes, sha256 {digest.hexdigest()[:16]}"
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:

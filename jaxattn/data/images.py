@@ -14,7 +14,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from jaxattn.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 # Tags of TIFF.
 _BITS_PER_SAMPLE = 258
@@ -69,13 +71,13 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         # After the pixels: TIFF has turned them by now, and PNG may say so last.
         return np.ascontiguousarray(_upright(pixels, _orientation(image)))
 
-    return _read(path, path, convert)
+    return decode(path, path, convert)
 
 
 def read_crop(
     file: str | os.PathLike[str] | bytes,
     choose_box: Callable[[int, int], Box],
-    size: int | tuple[int, int],
+    size: int | tuple[int, int] | Callable[[int, int], tuple[int, int]],
     *,
     origin: str | None = None,
     reduce: bool = False,
@@ -87,7 +89,8 @@ def read_crop(
     Args:
         file: The file, or its content.
         choose_box: From the upright image's height and width to the rectangle.
-        size: Height and width in pixels of the result, or one number for both.
+        size: Height and width in pixels of the result, or one number for both, or a
+            function to them from the upright image's.
         origin: What errors call the file; by default its path.
         reduce: Decodes a JPEG at 1/2, 1/4 or 1/8 of its size where the rectangle stays
             at least as large as the result. Several times faster on large photographs,
@@ -102,8 +105,6 @@ def read_crop(
     """
     from PIL import Image
 
-    out_height, out_width = (size, size) if isinstance(size, int) else size
-
     def convert(image: "Image.Image") -> np.ndarray:
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: photographs of some phones
         if not is_jpeg:
@@ -112,6 +113,8 @@ def read_crop(
         width, height = image.size
         if orientation in _SIDEWAYS:
             width, height = height, width
+        out = size(height, width) if callable(size) else size
+        out_height, out_width = (out, out) if isinstance(out, int) else out
         # The crop alone is turned, not the whole image.
         box = _stored_box(choose_box(height, width), orientation, height, width)
         if is_jpeg and reduce:
@@ -123,7 +126,7 @@ def read_crop(
         crop = rgb.resize(stored, Image.Resampling.BILINEAR, box)
         return np.array(_upright(np.asarray(crop), orientation))
 
-    return _read(file, origin or file, convert)
+    return decode(file, origin or file, convert)
 
 
 def resize_crop(
@@ -181,12 +184,43 @@ def center_box(H: int, W: int, covered: tuple[int, int], size: tuple[int, int]) 
     )
 
 
-def _read(
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns the height and width in pixels of an image file, upright.
+
+    Little more of it is read than its head.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BadImageError: As `read_image`.
+        UserError: As `read_image`.
+    """
+
+    def measure(image: "Image.Image") -> tuple[int, int]:
+        width, height = image.size
+        is_sideways = _orientation(image) in _SIDEWAYS
+        return (width, height) if is_sideways else (height, width)
+
+    return decode(path, path, measure)
+
+
+def decode(
     file: str | os.PathLike[str] | bytes,
     origin: object,
-    convert: Callable[["Image.Image"], np.ndarray],
-) -> np.ndarray:
-    """Opens and converts an image; a fault is one line that names the origin."""
+    convert: Callable[["Image.Image"], T],
+) -> T:
+    """Returns what a function makes of an image file, opened by Pillow.
+
+    Args:
+        file: The file, or its content.
+        origin: What errors call it.
+        convert: Whatever it raises is a fault of the file.
+
+    Raises:
+        BadImageError: As `read_image`.
+        UserError: As `read_image`.
+    """
     _ignore_pillow_warnings()
     is_path = not isinstance(file, bytes)
     known = formats.formats_of(os.fspath(file) if is_path else "")
@@ -211,8 +245,8 @@ def _read(
 def _decode(
     stream: BinaryIO,
     known: tuple[str, ...],
-    convert: Callable[["Image.Image"], np.ndarray],
-) -> np.ndarray:
+    convert: Callable[["Image.Image"], T],
+) -> T:
     from PIL import Image
 
     with Image.open(stream, formats=known) as image:

@@ -324,7 +324,8 @@ def make_loader(
             raise UserError(
                 "pipeline.loader='resident': the training images are cropped at random "
                 "when they are read, so they cannot stay on the device; use 'streamed',"
-                " or data.crop_scale=(1.0, 1.0) for no random crops"
+                " or for no random crops data.crop_scale=(1.0, 1.0), of label maps"
+                " data.scale_range=(1.0, 1.0) without data.crop_size"
             )
         loader = "streamed"
     if loader == "auto":

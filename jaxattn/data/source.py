@@ -118,6 +118,11 @@ def labelled(images: np.ndarray, labels: np.ndarray) -> ArraySource:
     return ArraySource(images, {"label": labels})
 
 
+def spread(length: int, count: int) -> list[int]:
+    """Returns at most `count` indices from all over a sequence, in its order."""
+    return [int(i) for i in np.linspace(0, length - 1, min(count, length)).round()]
+
+
 def describe_numbering(class_names: Sequence[str]) -> str | None:
     """Says how classes are numbered, where a number could be taken for a name."""
     for i, name in enumerate(class_names):
@@ -263,6 +268,10 @@ class Data:
         image_shape: `(H, W, C)` of every image, as the source gives it.
         resize_px: The shorter side in pixels that images of many sizes were scaled to,
             before evaluation's crop; None for images of one size.
+        is_canvas: Evaluation shows images whole, scaled down and padded where needed
+            (`jaxattn.data.preprocess.Canvas`), rather than cropped.
+        class_colors: Red, green and blue of each class, 0 to 255, in which pictures
+            show it; None leaves the choice to them.
         files: What was read, by part: a digest, or as much as is cheap to know of
             files that are read later. A run is resumed with the same alone.
         notes: What a person should know of how it was read, a line each.
@@ -275,6 +284,8 @@ class Data:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     resize_px: int | None = None
+    is_canvas: bool = False
+    class_colors: tuple[tuple[int, int, int], ...] | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -10,18 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.data.files import find_images
-from jaxattn.data.source import Example
-from jaxattn.data.splits import read_labels
+from jaxattn.data.source import Example, spread
 from jaxattn.errors import UserError
 from jaxattn.inference.evaluation import load_data_of
 from jaxattn.inference.inputs import FilePath, read_inputs
 from jaxattn.paths import local_path
-from jaxattn.tasks.classification.figures import spread
 from jaxattn.text import printable
 from jaxattn.training.checkpoints.trained import Trained
-from jaxattn.viz.attention_maps import make_attend
+from jaxattn.viz.attention_maps import sows_gates
 from jaxattn.viz.figure import save_figure
-from jaxattn.viz.pages import plot_pages
 
 _logger = logging.getLogger(__name__)
 
@@ -34,13 +31,13 @@ class Examples(NamedTuple):
     Attributes:
         images: uint8 `[N, H, W, C]`.
         names: What each is called.
-        labels: The class of each; None if it is not known.
+        targets: What is known of each: an example, or a part of one.
         total: Images that there were to choose from.
     """
 
     images: np.ndarray
     names: list[str]
-    labels: list[int | None]
+    targets: list[Example]
     total: int
 
 
@@ -67,8 +64,8 @@ def read_examples(
         source = load_data_of(trained, {}).test
         chosen = spread(len(source), max_images)
         names = [f"test_{i}" for i in chosen]
-        labels = [int(label) for label in read_labels(source)[chosen]]
-        images = [source[i]["image"] for i in chosen]
+        examples = {i: source[i] for i in chosen}
+        targets = list(examples.values())
     else:
         frame = trained.preprocess.frame
         inputs = read_inputs(_expanded(paths), frame, on_bad_image=on_bad_image)
@@ -79,9 +76,9 @@ def read_examples(
             raise UserError("--images: none of the images can be read")
         names = [str(ids[i]) for i in chosen]
         files = getattr(source, "paths", None)
-        labels = [files and _label(files[i], trained.class_names) for i in chosen]
-        images = [examples[i]["image"] for i in chosen]
-    return Examples(np.stack(images), names, labels, len(source))
+        targets = [_targets(files and files[i], trained.class_names) for i in chosen]
+    images = np.stack([examples[i]["image"] for i in chosen])
+    return Examples(images, names, targets, len(source))
 
 
 def _was_read(example: Example) -> bool:
@@ -96,6 +93,8 @@ def write_pages(
     examples: Examples,
     folder: FilePath,
     pattern: str | None = None,
+    *,
+    of_class: str | None = None,
 ) -> tuple[list[pathlib.Path], bool]:
     """Writes a page for each image.
 
@@ -104,38 +103,32 @@ def write_pages(
         examples: The images.
         folder: Where to; made if it is missing.
         pattern: Of layers; see `jaxattn.viz.attention_maps.select_blocks`.
+        of_class: Whose Grad-CAM is drawn; see `Task.make_pages`.
 
     Returns:
         The files, and whether the network has attention layers: without any a page has
         Grad-CAM alone.
 
     Raises:
-        UserError: If the pattern fits no layer, or too many.
+        UserError: If the pattern fits no layer, or too many, or the class none.
     """
     folder = local_path(folder, "out")
-    attend, written, has_gates = make_attend(trained.model), [], False
+    task, class_names = trained.task, trained.class_names
+    plot_pages = task.make_pages(trained.model, class_names, of_class=of_class)
+    written = []
     for start in range(0, len(examples.names), _BATCH_SIZE):
         part = slice(start, start + _BATCH_SIZE)
         images, names = examples.images[part], examples.names[part]
-        attention = attend(
-            trained.variables, trained.preprocess.normalize(jnp.asarray(images))
-        )
-        has_gates = bool(attention.gates)
-        pages = plot_pages(
-            attention,
-            images,
-            names,
-            examples.labels[part],
-            trained.class_names,
-            pattern,
-        )
+        x = trained.preprocess.normalize(jnp.asarray(images))
+        targets = examples.targets[part]
+        pages = plot_pages(trained.variables, x, images, names, targets, pattern)
         folder.mkdir(parents=True, exist_ok=True)
         for number, (page, name) in enumerate(zip(pages, names, strict=True), start):
             # The number keeps names apart that differ in their folders alone.
             path = folder / f"{number:02d}_{_short(pathlib.Path(name).stem)}.png"
             save_figure(page, path)
             written.append(path)
-    return written, has_gates
+    return written, sows_gates(trained.model, trained.variables, trained.image_shape)
 
 
 def _expanded(paths: Sequence[FilePath]) -> list[FilePath]:
@@ -148,10 +141,13 @@ def _expanded(paths: Sequence[FilePath]) -> list[FilePath]:
     return expanded
 
 
-def _label(file: pathlib.Path, class_names: Sequence[str]) -> int | None:
+def _targets(file: pathlib.Path | None, class_names: Sequence[str]) -> Example:
+    """Returns the class of a file whose folder has the name of one."""
+    if file is None:
+        return {}
     folder = file.absolute().parent.name  # where a link is, not where it leads
     folder = printable(folder)
-    return class_names.index(folder) if folder in class_names else None
+    return {"label": class_names.index(folder)} if folder in class_names else {}
 
 
 def _short(name: str) -> str:

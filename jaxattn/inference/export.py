@@ -6,7 +6,8 @@ the same release it can always be read. Export anew after that, from the workdir
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,14 @@ def export_model(
     dtype: str | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     fold_batch_norm: bool = True,
+    probabilities: bool = False,
 ) -> int:
     """Writes a network, its weights inside, and a JSON file that describes it.
 
     The function in it takes images uint8 `[N, H, W, C]`, N any number from 1, and
-    returns what the task answers: of a classifier probabilities float32 `[N, classes]`.
-    The description says how an image of any size becomes one of them.
+    returns what the task answers: of a classifier probabilities float32 `[N, classes]`,
+    of a segmentation a mapping with `label_map`, uint8 `[N, H, W]`. The description
+    says how an image of any size becomes one of them.
 
     Args:
         trained: The network.
@@ -49,6 +52,7 @@ def export_model(
         dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
         platforms: What it can run on, some of `PLATFORMS`.
         fold_batch_norm: As of `Predictor`.
+        probabilities: Answers those of all classes in any case; see `Task.answer`.
 
     Returns:
         The size of the file in bytes.
@@ -68,7 +72,8 @@ def export_model(
         require_writable(file)
     # Its calls are of a library that other machines do not have.
     with cpu_kernels.disabled():
-        exported = _export(trained, dtype, platforms, fold_batch_norm)
+        answer = make_answer(trained, dtype=dtype, probabilities=probabilities)
+        exported = _export(trained, answer, platforms, fold_batch_norm)
         made_with = versions()
     data = bytes(exported.serialize())
     write_atomically(path, data)
@@ -81,10 +86,9 @@ def export_model(
         "weights": weights,
         "step": trained.step,
         "class_names": list(trained.class_names),
-        "image_shape": list(trained.image_shape),
+        **trained.preprocess.frame.describe(),
         "input": "uint8 [N, H, W, C] in 0..255, RGB",
-        "output": "float32 [N, classes], probabilities",
-        "resize_px": trained.preprocess.frame.resize_px,  # shorter side, before that
+        "output": trained.task.tell_answer(probabilities=probabilities),
         "normalize": trained.config["normalize"],  # done inside
         "versions": made_with,
     }
@@ -93,9 +97,12 @@ def export_model(
 
 
 def _export(
-    trained: Trained, dtype: str, platforms: Sequence[str], fold_batch_norm: bool
+    trained: Trained,
+    answer: Callable[[Any, jax.Array], Any],
+    platforms: Sequence[str],
+    fold_batch_norm: bool,
 ) -> export.Exported:
-    answer, variables = make_answer(trained, dtype=dtype), trained.variables
+    variables = trained.variables
     (N,) = export.symbolic_shape("N")
     images = jax.ShapeDtypeStruct((N, *trained.image_shape), jnp.uint8)
     if fold_batch_norm:

@@ -23,7 +23,7 @@ from jaxattn.models.published import (
     import_hub,
     parse_repository,
 )
-from jaxattn.text import printable
+from jaxattn.text import in_words, printable
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.web import unreachable
 
@@ -111,13 +111,17 @@ def _make_card(trained: Trained, address: str, results: Mapping[str, Any]) -> st
     model, count = config["model"]["name"], _count(trained)
     name = address.rpartition("/")[2]
     more = ", ..." if len(names) > _MOST_CLASSES else ""
+    task, metric = config.get("task", "classification"), trained.task.metric
+    # As hubs call the tasks, and what `predict` writes.
+    kind = f"image-{task}"
+    out = "classes.csv" if task == "classification" else "predicted"
     mean, std = (tuple(v) for v in (trained.preprocess.mean, trained.preprocess.std))
     lines = [
         "---",
         "library_name: jaxattn",
-        "pipeline_tag: image-classification",
+        f"pipeline_tag: {kind}",
         "tags:",
-        *(f"- {tag}" for tag in ("image-classification", "jax", "flax")),
+        *(f"- {tag}" for tag in (kind, "jax", "flax")),
         "---",
         "",
         f"# {name}",
@@ -128,7 +132,7 @@ def _make_card(trained: Trained, address: str, results: Mapping[str, Any]) -> st
         "",
         "```sh",
         f"jaxattn import-torch {address} --workdir workdir/{name}",
-        f"jaxattn predict --workdir workdir/{name} --data one.png --out classes.csv",
+        f"jaxattn predict --workdir workdir/{name} --data one.png --out {out}",
         "```",
         "",
         f"A training starts from it with `--config.init_from={address}`.",
@@ -138,9 +142,9 @@ def _make_card(trained: Trained, address: str, results: Mapping[str, Any]) -> st
         f"{len(names)} classes: {', '.join(names[:_MOST_CLASSES])}{more}. Pixels are"
         f" divided by 255 and normalised by mean {mean} and std {std}.",
         "",
-        "## Training and accuracy",
+        f"## Training and {in_words(metric)}",
         "",
-        *_tell_training(config, trained.step, results),
+        *_tell_training(config, trained.step, results, metric),
         "",
         "## Files",
         "",
@@ -152,15 +156,15 @@ def _make_card(trained: Trained, address: str, results: Mapping[str, Any]) -> st
 
 
 def _tell_training(
-    config: Mapping[str, Any], step: int, results: Mapping[str, Any]
+    config: Mapping[str, Any], step: int, results: Mapping[str, Any], metric: str
 ) -> list[str]:
     data = config.get("data", {}).get("name")
     if not data:
         return ["Imported weights, not trained by jaxattn."]
     told = [f"Data set `{data}`, {step:,} steps, seed {config.get('seed')}."]
-    accuracy = results.get("test_accuracy")
-    if isinstance(accuracy, float):
-        told.append(f"Test accuracy {100 * accuracy:.2f} %, of the run's best weights.")
+    figure, name = results.get(f"test_{metric}"), in_words(metric)
+    if isinstance(figure, float):
+        told.append(f"Test {name} {100 * figure:.2f} %, of the run's best weights.")
     return told
 
 

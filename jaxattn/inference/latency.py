@@ -41,8 +41,9 @@ def measure_latency(
 ) -> Latency:
     """Times calls, one after the other, on the default device.
 
-    A call is from uint8 images on the host to probabilities on the host: transfers,
-    normalisation, network and softmax. Compilation is done before.
+    A call is from uint8 images on the host to what the task answers (probabilities, a
+    label map) on the host: transfers, normalisation, network. Compilation is done
+    before.
 
     Args:
         trained: The network.

@@ -13,27 +13,27 @@ import jax
 import numpy as np
 
 from jaxattn.config.bind import DTYPES
-from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Slice, evaluation_order, make_loader
 from jaxattn.data.source import ArraySource, Source
 from jaxattn.errors import choose, require, require_seed, require_type
 from jaxattn.inference.freezing import compile_network
-from jaxattn.tasks.task import Method
+from jaxattn.tasks.task import Method, View
 from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.training.devices.mesh import Devices, MeshParallel
 
 
 def make_answer(
-    trained: Trained, *, dtype: str | None = None
+    trained: Trained, *, dtype: str | None = None, probabilities: bool = False
 ) -> Callable[[Any, jax.Array], Any]:
     """Returns a pure function of variables and uint8 images `[N, H, W, C]`.
 
     It returns what the task answers: of a classifier probabilities, float32
-    `[N, classes]`.
+    `[N, classes]`; of a segmentation label maps.
 
     Args:
         trained: The network; its own variables are not used.
         dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
+        probabilities: Those of all classes in any case; see `Task.answer`.
 
     Raises:
         UserError: If the network cannot have the dtype.
@@ -42,7 +42,8 @@ def make_answer(
 
     def answer(variables: Any, images: jax.Array) -> Any:
         x = trained.preprocess.normalize(images)
-        return trained.task.answer(model.apply(variables, x, train=False))
+        outputs = model.apply(variables, x, train=False)
+        return trained.task.answer(outputs, probabilities=probabilities)
 
     return answer
 
@@ -66,12 +67,15 @@ def network_of(trained: Trained, dtype: str | None = None) -> nn.Module:
     return trained.model.clone(dtype=DTYPES[dtype])
 
 
+Join = Callable[[Sequence[jax.Array]], jax.Array]
+
+
 class Predictor:
     """A trained network on its devices, which keeps what was compiled.
 
     Args:
         trained: The network.
-        batch_size: Images at a time, over all devices.
+        batch_size: Images at a time, over all devices; by default the task's.
         devices: All of this process by default.
         dtype: Computation dtype, "float32" or "bfloat16"; None keeps the run's.
         fold_batch_norm: Folds batch normalisation into the convolutions; see
@@ -86,13 +90,15 @@ class Predictor:
         self,
         trained: Trained,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         devices: Devices | None = None,
         dtype: str | None = None,
         fold_batch_norm: bool = True,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         require_type("trained", trained, Trained)
+        if batch_size is None:
+            batch_size = trained.task.predict_batch_size
         require_type("batch_size", batch_size, int)
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         self.trained = trained
@@ -108,7 +114,7 @@ class Predictor:
             place=self._parallel.replicate,
         )
 
-        def network_input(view: Augment, images: jax.Array, drawn: Any) -> jax.Array:
+        def network_input(view: View, images: jax.Array, drawn: Any) -> jax.Array:
             return trained.preprocess.normalize(view.apply(images, drawn))
 
         self._network_input = jax.jit(network_input, static_argnums=0)
@@ -126,20 +132,21 @@ class Predictor:
 
         Returns:
             What the method decides, a tuple of arrays `[N, ...]` in the order of the
-            source: of a classifier a `Decision`. It is made from NaN for images that
-            the source skips.
+            source: of a classifier a `Decision`. It is made from NaN, or where there
+            are bytes from 255, for images that the source skips.
 
         Raises:
             UserError: If there is no image, or the method does not fit the network.
         """
         if isinstance(source, np.ndarray):
             source = ArraySource(source, {})
-        batches = self.outputs(source, method.views, seed=seed)
+        join = getattr(method, "join", None)
+        batches = self._run(source, method.views, join, seed)
         parts = list(map(method.decide, batches))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def outputs(
-        self, source: Source, views: Sequence[Augment], *, seed: int = 0
+        self, source: Source, views: Sequence[View], *, seed: int = 0
     ) -> Iterator[np.ndarray]:
         """Yields the network's outputs `[V, n, ...]` of one batch after another.
 
@@ -147,6 +154,16 @@ class Predictor:
             source: Images, at least one.
             views: Transforms, V of them.
             seed: Of what the views draw.
+
+        Raises:
+            UserError: If there is no image.
+        """
+        return self._run(source, views, None, seed)
+
+    def _run(
+        self, source: Source, views: Sequence[View], join: Join | None, seed: int
+    ) -> Iterator[np.ndarray]:
+        """Yields `[n, ...]` of what joins the views' outputs, or these `[V, n, ...]`.
 
         Raises:
             UserError: If there is no image.
@@ -165,7 +182,8 @@ class Predictor:
         batches = zip(
             evaluation_order(N, size), loader.evaluation_feeds(size), strict=True
         )
-        running: list[tuple[list[jax.Array], np.ndarray]] = []
+        joined = jax.jit(join) if join else None
+        running: list[tuple[Any, np.ndarray]] = []
         done = 0
         self._tell(f"compiling, then predicting {N:,} images")
         for (index, mask), feed in batches:
@@ -174,22 +192,23 @@ class Predictor:
                 self._apply(images, view, _take(own, index))
                 for view, own in zip(views, drawn, strict=True)
             ]
-            running.append((outputs, feed["mask"][: int(mask.sum())]))
+            given = joined(outputs) if joined else outputs
+            running.append((given, feed["mask"][: int(mask.sum())]))
             # One batch runs while the one before it is decided about.
-            for finished in _finished(running, 1):
-                done += finished.shape[1]
+            for finished, count in _finished(running, 1):
+                done += count
                 self._tell(f"predicting {done:,}/{N:,} images")
                 yield finished
-        yield from _finished(running, 0)
+        yield from (finished for finished, _ in _finished(running, 0))
 
-    def _apply(self, images: jax.Array, view: Augment, drawn: Any) -> jax.Array:
+    def _apply(self, images: jax.Array, view: View, drawn: Any) -> jax.Array:
         """Returns the network's outputs `[n, ...]` for one view of a batch."""
         x = self._network_input(view, images, self._parallel.place(drawn))
         return self._network(x)
 
 
 def _draw(
-    views: Sequence[Augment], N: int, image_shape: tuple[int, int, int], seed: int
+    views: Sequence[View], N: int, image_shape: tuple[int, int, int], seed: int
 ) -> list[Any]:
     """What each view draws for all N images, on the host."""
     require_seed("seed", seed)
@@ -206,10 +225,20 @@ def _take(drawn: Any, index: np.ndarray) -> Any:
 
 
 def _finished(
-    running: list[tuple[list[jax.Array], np.ndarray]], left: int
-) -> Iterator[np.ndarray]:
-    """Waits for all but the last `left` batches and yields them without padding."""
+    running: list[tuple[Any, np.ndarray]], left: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Waits for all but the last `left` batches; yields them and their images.
+
+    Without padding; of what views are not joined, with an axis for them before.
+    """
     while len(running) > left:
-        outputs, is_known = running.pop(0)
-        own = np.stack(jax.device_get(outputs))[:, : len(is_known)]
-        yield np.where(is_known.reshape(-1, *[1] * (own.ndim - 2)), own, np.nan)
+        given, is_known = running.pop(0)
+        n = len(is_known)
+        if isinstance(given, list):
+            own = np.stack(jax.device_get(given))[:, :n]
+            known = is_known.reshape(-1, *[1] * (own.ndim - 2))
+        else:
+            own = np.asarray(given)[:n]
+            known = is_known.reshape(-1, *[1] * (own.ndim - 1))
+        missing = 255 if own.dtype == np.uint8 else np.nan
+        yield np.where(known, own, own.dtype.type(missing)), n

@@ -41,6 +41,7 @@ from jaxattn.weights import imagenet_classes, without_places
 FORMATS = ("pth", "safetensors")
 
 _RESERVED = {"name", "num_classes", "dtype", "axis_name"}
+_OF_DENSE = ("is_canvas", "class_colors")  # keys of a config's section `dataset`
 _SMALL_PX = 32  # of networks that are not for photos
 _VGG_A_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -175,7 +176,8 @@ def _frame(
     known = published.config.get("dataset", {})
     if image_size is None and "image_shape" in known:
         shape = tuple(known["image_shape"])
-        return {"image_shape": shape, "resize_px": known.get("resize_px")}
+        further = {key: known[key] for key in _OF_DENSE if key in known}
+        return {"image_shape": shape, "resize_px": known.get("resize_px"), **further}
     if is_for_photos(find_stem(module)):
         crops = Crops() if image_size is None else Crops(image_size=image_size)
         frame = crops.frame
@@ -246,11 +248,9 @@ def _write_pth(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
 def _describe(trained: Trained) -> dict[str, Any]:
     """Returns what `read_published` reads beside weights."""
     frame = trained.preprocess.frame
-    dataset = {
-        "class_names": trained.class_names,
-        "image_shape": frame.image_shape,
-        "resize_px": frame.resize_px,
-    }
+    dataset = {"class_names": trained.class_names, **frame.describe()}
+    if trained.class_colors is not None:
+        dataset["class_colors"] = trained.class_colors
     config = without_places(trained.config) | {"dataset": dataset}
     return {"library_name": LIBRARY, "step": trained.step, "config": config}
 

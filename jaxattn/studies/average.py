@@ -20,6 +20,7 @@ from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Batch
 from jaxattn.errors import UserError, choose, require
 from jaxattn.paths import local_path
+from jaxattn.tasks.task import Task
 from jaxattn.training.checkpoints.checkpoint import Checkpoints
 from jaxattn.training.checkpoints.trained import (
     read_config,
@@ -139,6 +140,7 @@ def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> Trai
     if state.batch_stats:
         step = make_statistics_step(
             run.model,
+            run.task,
             augment=run.augment,
             normalize=run.preprocess.normalize,
             axis_name=parallel.axis_name,
@@ -152,6 +154,7 @@ def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> Trai
 
 def make_statistics_step(
     model: nn.Module,
+    task: Task,
     *,
     augment: Augment,
     normalize: Normalize,
@@ -166,7 +169,7 @@ def make_statistics_step(
 
     def statistics_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (x, *_), _ = augmented(
-            augment, normalize, state.stream("augment"), batch, axis_name
+            augment, normalize, task, state.stream("augment"), batch, axis_name
         )
 
         def update(running: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Compares finished runs: accuracy over seeds, cost, speed and what differs."""
+"""Compares finished runs: figures over seeds, cost, speed and what differs."""
 
 import csv
 import dataclasses
@@ -14,15 +14,10 @@ from jaxattn.config.changes import config_of, flatten, is_harmless
 from jaxattn.config.record import read_record
 from jaxattn.errors import UserError, reraise_machine_fault
 from jaxattn.studies.trials import progress_of
+from jaxattn.text import in_words
 from jaxattn.training.records.writer import history, read_metrics
 
-_ACCURACIES = {
-    "test_accuracy": "test accuracy",
-    "last_test_accuracy": "last weights",
-    "test_accuracy_ema": "averaged weights",
-}
-_VALIDATION = "best_val_accuracy"
-_SHOWN = {_VALIDATION: "validation", **_ACCURACIES}
+_LAST = "last_test_"  # before the task's figure, in every run's results
 _NEEDED = ("model", "num_params", "num_macs", "seed", "epochs", "versions", "device")
 
 
@@ -45,6 +40,12 @@ class FinishedRun:
     history: list[dict[str, Any]]
 
     @property
+    def metric(self) -> str:
+        """The key of the task's figure, such as "accuracy"."""
+        keys = (key for key in self.results if key.startswith(_LAST))
+        return next(keys).removeprefix(_LAST)
+
+    @property
     def machine(self) -> str:
         """What it ran on, and by which versions."""
         device, host = self.results["device"], self.results.get("host")
@@ -64,6 +65,16 @@ class Group:
 
     label: str
     runs: tuple[FinishedRun, ...]
+
+    @property
+    def metric(self) -> str:
+        """The key of the task's figure."""
+        return self.runs[0].metric
+
+    @property
+    def validation(self) -> list[float]:
+        """The figure on the validation split for each seed; none without one."""
+        return self.values(f"best_val_{self.metric}")
 
     def values(self, key: str) -> list[float]:
         """Returns a figure of `results.json` for each seed; none if a run lacks it."""
@@ -110,8 +121,12 @@ def as_run(
     Raises:
         KeyError: If the results lack a figure.
     """
-    for key in (*_NEEDED, *_ACCURACIES):
+    for key in _NEEDED:
         results[key]
+    names = [key.removeprefix(_LAST) for key in results if key.startswith(_LAST)]
+    for metric in names or ["accuracy"]:
+        for key in (f"test_{metric}", f"{_LAST}{metric}", f"test_{metric}_ema"):
+            results[key]
     kept = {
         key: value
         for key, value in flatten(config_of(config)).items()
@@ -125,8 +140,14 @@ def group_runs(runs: Iterable[FinishedRun]) -> list[Group]:
     """Groups runs whose configs differ in the seed alone, in their first's order.
 
     Raises:
-        UserError: If two runs are of one config and seed.
+        UserError: If two runs are of one config and seed, or of two tasks.
     """
+    runs = list(runs)
+    if len(metrics := sorted({run.metric for run in runs})) > 1:
+        raise UserError(
+            f"the runs are of several tasks, by {' and '.join(metrics)}: compare those"
+            " of one"
+        )
     grouped: dict[str, list[FinishedRun]] = {}
     for run in runs:
         key = json.dumps(_known(run.config), sort_keys=True, default=str)
@@ -198,7 +219,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def format_accuracy(shares: Sequence[float]) -> str:
-    """Returns accuracies as `61.20 ± 0.85 %`; nothing if there are none."""
+    """Returns shares as `61.20 ± 0.85 %`; nothing if there are none."""
     if not shares:
         return ""
     mean, std = mean_and_std([100 * share for share in shares])
@@ -219,17 +240,25 @@ def format_range(values: Sequence[float]) -> str:
 
 
 def best_of(groups: Sequence[Group]) -> Group | None:
-    """Returns the group of the highest mean validation accuracy, the first of equals.
+    """Returns the group of the highest mean validation figure, the first of equals.
 
-    Test accuracies choose nothing: the chosen one's would be too good. None if no group
-    has a validation split.
+    Those of the test choose nothing: the chosen one's would be too good. None if no
+    group has a validation split.
     """
-    known = [group for group in groups if group.values(_VALIDATION)]
+    known = [group for group in groups if group.validation]
     return max(
-        known,
-        key=lambda group: statistics.fmean(group.values(_VALIDATION)),
-        default=None,
+        known, key=lambda group: statistics.fmean(group.validation), default=None
     )
+
+
+def _shown(metric: str) -> dict[str, str]:
+    """The figures of a table and their headers, by their keys in `results.json`."""
+    return {
+        f"best_val_{metric}": "validation",
+        f"test_{metric}": f"test {in_words(metric)}",
+        f"{_LAST}{metric}": "last weights",
+        f"test_{metric}_ema": "averaged weights",
+    }
 
 
 def format_markdown(groups: Sequence[Group], best: Group | None = None) -> str:
@@ -237,11 +266,13 @@ def format_markdown(groups: Sequence[Group], best: Group | None = None) -> str:
 
     Args:
         groups: At least one.
-        best: That of them which is marked as the best by validation accuracy.
+        best: That of them which is marked as the best by its validation figure.
     """
-    shown = [key for key in _SHOWN if any(group.values(key) for group in groups)]
+    metric = groups[0].metric
+    names, words = _shown(metric), in_words(metric)
+    shown = [key for key in names if any(group.values(key) for group in groups)]
     header = (
-        *("network", "data", "n", *(_SHOWN[key] for key in shown)),
+        *("network", "data", "n", *(names[key] for key in shown)),
         *("parameters", "MACs", "images/s", "time", "epochs"),
     )
     rows = [_cells(group, shown, is_best=group is best) for group in groups]
@@ -249,25 +280,23 @@ def format_markdown(groups: Sequence[Group], best: Group | None = None) -> str:
     seeds = sorted({run.results["seed"] for run in runs})
     parts = [
         markdown_table(header, rows),
-        "Test accuracy of the weights best by validation (of the last ones without a"
+        f"Test {words} of the weights best by validation (of the last ones without a"
         " validation split); mean ± sample standard deviation over n seeds, of"
         f" {', '.join(map(str, seeds))}. Time of training a run, evaluations included.",
-        *(["**best**: by the mean of its validation accuracy."] if best else []),
+        *([f"**best**: by the mean of its validation {words}."] if best else []),
         *(f"- {machine}" for machine in dict.fromkeys(run.machine for run in runs)),
         *_format_differences(groups),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(
-    group: Group, accuracies: Sequence[str], *, is_best: bool
-) -> tuple[str, ...]:
+def _cells(group: Group, shown: Sequence[str], *, is_best: bool) -> tuple[str, ...]:
     first = group.runs[0].results
     speeds, times = group.values("images_per_s"), group.values("wall_time_s")
     return (
         f"`{group.label}`" + (" **best**" if is_best else ""),
         *(first.get("data", ""), str(len(group.runs))),
-        *(format_accuracy(group.values(key)) for key in accuracies),
+        *(format_accuracy(group.values(key)) for key in shown),
         *(f"{first['num_params']:,}", f"{first['num_macs']:,}"),
         f"{statistics.fmean(speeds):,.0f}" if speeds else "",
         format_time(statistics.fmean(times)) if times else "",
@@ -294,7 +323,7 @@ def _format_differences(groups: Sequence[Group]) -> list[str]:
 
 
 def format_csv(groups: Sequence[Group]) -> str:
-    """Returns the comparison as CSV: one line a group, accuracies in [0, 1]."""
+    """Returns the comparison as CSV: one line a group, figures in [0, 1]."""
     buffer = io.StringIO()
     rows = [_csv_row(group) for group in groups]
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
@@ -311,7 +340,7 @@ def _csv_row(group: Group) -> dict[str, Any]:
         "n": len(group.runs),
         "seeds": " ".join(str(run.results["seed"]) for run in group.runs),
     }
-    for key in _SHOWN:
+    for key in _shown(group.metric):
         values = group.values(key)
         mean, std = mean_and_std(values) if values else (None, None)
         row |= {f"{key}_mean": mean, f"{key}_std": std}
@@ -327,13 +356,14 @@ def _csv_row(group: Group) -> dict[str, Any]:
 
 
 def plot(groups: Sequence[Group]) -> Any:
-    """Returns the figure: accuracy against cost, and validation over the epochs."""
+    """Returns the picture: figure against cost, and validation over the epochs."""
     # Late: runs are read and recorded without pictures.
     from jaxattn.viz.comparison import plot_comparison
 
     return plot_comparison(
         [group.label for group in groups],
         [group.runs[0].results["num_macs"] for group in groups],
-        [group.values("test_accuracy") for group in groups],
+        [group.values(f"test_{group.metric}") for group in groups],
         [[run.history for run in group.runs] for group in groups],
+        groups[0].metric,
     )

@@ -6,9 +6,13 @@ from typing import Any
 from jaxattn.config.bind import bind
 from jaxattn.errors import choose
 from jaxattn.tasks.classification.task import Classification
+from jaxattn.tasks.segmentation.task import Segmentation
 from jaxattn.tasks.task import Task
 
-_TASKS: dict[str, Callable[..., Task]] = {"classification": Classification}
+_TASKS: dict[str, Callable[..., Task]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+}
 
 
 def make_task(name: str, section: Mapping[str, Any]) -> Task:

@@ -18,14 +18,17 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxattn.data.augment import Augment
+from jaxattn.data.augment import ALL_TARGETS, Augment, Draws
 from jaxattn.data.source import Data, Example, Source
 from jaxattn.errors import UserError
+from jaxattn.viz.palette import Colors
 
 Targets = Mapping[str, jax.Array]
 Figures = Mapping[str, float]
 Summary = Mapping[str, Any]
 Predict = Callable[[Source], Any]
+Pages = Callable[..., Sequence[Any]]
+"""From variables, inputs, images, their names, examples and a pattern to figures."""
 
 
 class Tested(NamedTuple):
@@ -42,15 +45,31 @@ class Tested(NamedTuple):
     best_figure: float | None
 
 
-class Method(Protocol):
-    """Views of an image, and what the network's outputs for them decide."""
+class View(Protocol):
+    """A way to look at an image: of an `Augment`, its transforms."""
 
-    @property
-    def views(self) -> Sequence[Augment]:
-        """The views, V of them."""
+    def draw(self, key: jax.Array, n: int, height: int, width: int) -> Draws:
+        """Draws what it needs for n images; see `Augment.draw`."""
         ...
 
-    def decide(self, outputs: np.ndarray, /) -> Any:
+    def apply(self, images: jax.Array, drawn: Any) -> jax.Array:
+        """Returns the view of images uint8 `[N, H, W, C]`, in 0..255."""
+        ...
+
+
+class Method(Protocol):
+    """Views of an image, and what the network's outputs for them decide.
+
+    One with a function `join` makes of the outputs, on the device, what alone goes to
+    the host: from V arrays `[N, ...]` to the `[N, ...]` of which it decides.
+    """
+
+    @property
+    def views(self) -> Sequence[View]:
+        """The views, V of them; they can be hashed."""
+        ...
+
+    def decide(self, outputs: Any, /) -> Any:
         """Decides by the outputs `[V, N, ...]`: a tuple of arrays `[N, ...]`."""
         ...
 
@@ -67,11 +86,18 @@ class Task(Protocol):
     shown: ClassVar[Sequence[str]]
     """The values of `measure` that logs and epochs report, the loss first."""
 
-    moved: ClassVar[frozenset[str]]
-    """What a transform of images must keep right; see `Transform.targets`."""
+    target_kinds: ClassVar[Mapping[str, str]]
+    """What each target is, by its key: a "class", a "mask" (a label map) or "boxes".
+    Transforms move masks and boxes along with the images; see `Transform.targets`."""
 
     plain: ClassVar[Method]
     """How a trained network predicts where nobody says otherwise."""
+
+    written: ClassVar[str]
+    """What predictions are written as: the end of a file's name, or of a folder's."""
+
+    predict_batch_size: ClassVar[int]
+    """Images at a time of predictions, where nobody says otherwise."""
 
     # The network and its data ---------------------------------------------------------
 
@@ -125,12 +151,24 @@ class Task(Protocol):
 
     # On the device --------------------------------------------------------------------
 
+    def weigh(self, targets: Targets) -> Targets:
+        """Returns what each example counts for in means over a batch, `[N]` by key.
+
+        For values that are means over parts of examples, which have more or fewer of
+        them. None, if every example counts as much. The step scales them to a mean of 1
+        over the global batch, and adds them to the targets of `measure`.
+
+        Args:
+            targets: Of the batch, or of a part of it.
+        """
+        ...
+
     def measure(self, outputs: Any, targets: Targets) -> dict[str, jax.Array]:
         """Returns values `[N]`, one per example: the "loss", and what is shown beside.
 
         Args:
             outputs: Of the network in training.
-            targets: Of the batch.
+            targets: Of the batch, the weights of `weigh` among them.
         """
         ...
 
@@ -149,8 +187,17 @@ class Task(Protocol):
         """
         ...
 
-    def answer(self, outputs: Any) -> Any:
-        """Returns what an exported network answers, a tree of arrays `[N, ...]`."""
+    def answer(self, outputs: Any, *, probabilities: bool = False) -> Any:
+        """Returns what an exported network answers, a tree of arrays `[N, ...]`.
+
+        Args:
+            outputs: Of the network.
+            probabilities: Those of all classes, too, if it does not answer them anyway.
+        """
+        ...
+
+    def tell_answer(self, *, probabilities: bool = False) -> str:
+        """Returns what `answer` returns, in words."""
         ...
 
     # On the host ----------------------------------------------------------------------
@@ -175,32 +222,35 @@ class Task(Protocol):
         """Returns the lines of `report.txt` about a test."""
         ...
 
-    def draw(
-        self,
-        summary: Summary,
-        source: Source,
-        class_names: Sequence[str],
-    ) -> dict[str, Any]:
+    def draw(self, summary: Summary, data: Data) -> dict[str, Any]:
         """Draws the figures of a test.
 
         Args:
             summary: Of the test, its "predictions" among the entries.
-            source: What was tested.
-            class_names: The name of each class.
+            data: Whose split "test" was tested.
 
         Returns:
             Matplotlib figures by the name of their file.
         """
         ...
 
-    def make_attention_maps(
+    def make_pages(
         self,
         model: nn.Module,
-        normalize: Callable[[Any], jax.Array],
-        source: Source,
         class_names: Sequence[str],
-    ) -> Callable[[Any], dict[str, np.ndarray]]:
-        """Returns a function from variables to pictures of attention, by their tag."""
+        *,
+        of_class: str | None = None,
+    ) -> Pages:
+        """Returns what draws a page for each image: what the network attends to.
+
+        Args:
+            model: The network.
+            class_names: The name of each class.
+            of_class: That of which pages show the evidence; None: of the one predicted.
+
+        Raises:
+            UserError: If the task has no choice, or there is no such class.
+        """
         ...
 
     # Trained networks -----------------------------------------------------------------
@@ -235,11 +285,14 @@ class Task(Protocol):
         """
         ...
 
-    def tell_predictions(self, predicted: Any, class_names: Sequence[str]) -> list[str]:
+    def tell_predictions(
+        self, predicted: Any, source: Source, class_names: Sequence[str]
+    ) -> list[str]:
         """Returns what was predicted of each image, in words.
 
         Args:
             predicted: Of N images.
+            source: The images.
             class_names: The name of each class.
         """
         ...
@@ -251,21 +304,25 @@ class Task(Protocol):
         predicted: Any,
         class_names: Sequence[str],
         *,
+        source: Source,
+        class_colors: Colors | None = None,
         names: bool = False,
         probabilities: bool = False,
     ) -> None:
-        """Writes the file of predictions, whole or not at all.
+        """Writes the file or the folder of predictions; each file whole or not at all.
 
         Args:
-            path: The file; its folder is made.
+            path: The file or folder; the folder is made.
             ids: What each image is called, all numbers or all names.
             predicted: What was predicted of each.
             class_names: The name of each class.
+            source: The images.
+            class_colors: The colour of each class; None chooses.
             names: Writes names of classes in place of their numbers.
             probabilities: Writes how sure the network is of each class, too.
 
         Raises:
-            UserError: If the file cannot be written.
+            UserError: If it cannot be written, or the task has not what is asked for.
         """
         ...
 
@@ -276,11 +333,17 @@ def require_task(task: Any) -> None:
     Raises:
         UserError: If it lacks something.
     """
-    wanted = ("metric", "shown", "measure", "evaluate", "summarize")
+    own = ("metric", "shown", "target_kinds")
+    wanted = (*own, "weigh", "measure", "evaluate", "summarize")
     if lacking := [name for name in wanted if not hasattr(task, name)]:
         raise UserError(
             f"task: {type(task).__name__} has no {', '.join(lacking)}; must be a Task"
         )
+
+
+def moved_targets(task: Task) -> frozenset[str]:
+    """Returns which kinds of a task's targets move with the pixels of an image."""
+    return ALL_TARGETS.intersection(task.target_kinds.values())
 
 
 def refuse_transforms(task: Task, augment: Augment) -> None:
@@ -290,7 +353,7 @@ def refuse_transforms(task: Task, augment: Augment) -> None:
         UserError: If there is one.
     """
     for transform in augment.running:
-        if lacking := sorted(task.moved - transform.targets):
+        if lacking := sorted(moved_targets(task) - transform.targets):
             name = type(task).__name__
             raise UserError(
                 f"augment: {transform.name} does not move {' and '.join(lacking)} along"

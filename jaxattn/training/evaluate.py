@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxattn.data.augment import Augment
 from jaxattn.data.pipeline import Batch, Slice
+from jaxattn.tasks.task import Task
 from jaxattn.training.devices.mesh import Fetch
 from jaxattn.training.run import Run
 
@@ -33,7 +34,7 @@ class Evaluator:
         }
         self._draw = None
         if run.augment.validation and "val" in run.loaders:
-            fetch = _transformed(run.loaders["val"].fetch, run.augment)
+            fetch = _transformed(run.loaders["val"].fetch, run.augment, run.task)
             self._fetch["val"] = parallel.compile_fetch(fetch)
             H, W, _ = run.data.image_shape
             draw = functools.partial(
@@ -91,13 +92,12 @@ class Evaluator:
         return jax.tree.map(part.take, jax.device_get(drawn))
 
 
-def _transformed(fetch: Fetch, augment: Augment) -> Fetch:
-    """Fetches images transformed by what the feed says was drawn for them."""
+def _transformed(fetch: Fetch, augment: Augment, task: Task) -> Fetch:
+    """Fetches examples transformed by what the feed says was drawn for them."""
 
     def fetch_transformed(store: Batch, feed: dict[str, Any]) -> Batch:
         feed = dict(feed)
         drawn = feed.pop("drawn")
-        batch = fetch(store, feed)
-        return {**batch, "image": augment.apply(batch["image"], drawn)}
+        return augment.apply_to_batch(fetch(store, feed), task.target_kinds, drawn)
 
     return fetch_transformed

@@ -78,6 +78,18 @@ def cosine(t: jax.Array, T: float, /, *, final_factor: float = 0.0) -> jax.Array
     return final_factor + (1 - final_factor) * half
 
 
+def poly(
+    t: jax.Array, T: float, /, *, power: float = 0.9, final_factor: float = 0.0
+) -> jax.Array:
+    """A power of the share of the run that is left, from 1 to `final_factor`.
+
+    Chen et al., "DeepLab", 2017; with a floor as in mmsegmentation, whose `min_lr` is
+    `final_factor` times the learning rate.
+    """
+    left = jnp.maximum(1 - t / T, 0)
+    return final_factor + (1 - final_factor) * left**power
+
+
 def exponential(t: jax.Array, T: float, /, *, decay_rate: float) -> jax.Array:
     """Times `decay_rate` every epoch."""
     del T
@@ -102,7 +114,7 @@ def multi_step(
 
 
 SCHEDULES: dict[str, Callable[..., jax.Array]] = {
-    f.__name__: f for f in (constant, cosine, exponential, step, multi_step)
+    f.__name__: f for f in (constant, cosine, poly, exponential, step, multi_step)
 }
 
 

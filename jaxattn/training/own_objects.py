@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxattn.data.source import ArraySource, Data, Source, digest
 from jaxattn.errors import UserError
-from jaxattn.tasks.task import Task
+from jaxattn.tasks.task import Task, moved_targets
 from jaxattn.training.devices.mesh import Parallel
 
 _SPLITS = ("train", "val", "test")
@@ -66,6 +66,7 @@ def make_data(given: Mapping[str, Any], task: Task) -> Data:
         test=sources.get("test", val or sources["train"]),
         class_names=max(names, key=len),
         image_shape=shapes["train"],
+        is_canvas=bool(moved_targets(task)),  # none of which a crop may cut off
     )
 
 

@@ -13,7 +13,7 @@ from jaxattn.config.bind import DTYPES, bind
 from jaxattn.data.augment import Augment
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.pipeline import Loader, TrainOrder, check_loader, make_loader
-from jaxattn.data.preprocess import Frame, Preprocess, check_normalization
+from jaxattn.data.preprocess import Preprocess, check_normalization, make_frame
 from jaxattn.data.source import Data
 from jaxattn.errors import UserError, require, require_type
 from jaxattn.models.cost import Cost, measure_cost
@@ -81,10 +81,11 @@ class Run:
         """What `config.json` keeps: the config, and what the data turned out to be."""
         dataset = {
             "class_names": list(self.data.class_names),
-            "image_shape": list(self.data.image_shape),
-            "resize_px": self.data.resize_px,
+            **self.preprocess.frame.describe(),
             "files": dict(self.data.files),
         }
+        if self.data.class_colors is not None:
+            dataset["class_colors"] = [list(rgb) for rgb in self.data.class_colors]
         return {**self.config, "dataset": dataset, **self.own}
 
     @functools.cached_property
@@ -244,7 +245,7 @@ def build(
     else:
         data = own_objects.name_outputs(data, model, task)
         model = own_objects.for_devices(model, parallel)
-    frame = Frame(data.image_shape, data.resize_px)
+    frame = make_frame(data.image_shape, data.resize_px, is_canvas=data.is_canvas)
     preprocess = bind(Preprocess, sections["normalize"], "normalize", frame=frame)()
     loaders = {}
     for split, source in data.splits.items():

@@ -21,6 +21,7 @@ from jaxattn.tasks.task import Targets, Task
 from jaxattn.training.freezing import Frozen
 from jaxattn.training.optim import Schedule
 from jaxattn.training.state import Ema, TrainState
+from jaxattn.training.weighing import mixed, weighed
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -73,8 +74,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         examples, own_weight = augmented(
-            augment, normalize, state.stream("augment"), batch, axis_name
+            augment, normalize, task, state.stream("augment"), batch, axis_name
         )
+        examples = weighed(task, examples, axis_name)
 
         def loss_fn(
             params: Any, batch_stats: Any, examples: Examples, keys: Keys
@@ -168,26 +170,21 @@ def make_eval_step(
     return eval_step
 
 
-def mixed(
-    own: jax.Array, partners: jax.Array, own_weight: float | jax.Array
-) -> jax.Array:
-    """Joins values `[N]` of a mixed image's own targets and of its partner's."""
-    return own_weight * own + (1 - own_weight) * partners
-
-
 def augmented(
     augment: Augment,
     normalize: Normalize,
+    task: Task,
     key: jax.Array,
     batch: Batch,
     axis_name: str | None,
 ) -> tuple[Examples, jax.Array | float]:
     """Returns the examples and the weight of their own targets."""
-    images, targets = batch["image"], targets_of(batch)
-    n = len(images) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    drawn = augment.draw(key, n, *images.shape[1:3])
+    N, H, W, _ = batch["image"].shape
+    n = N * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    drawn = augment.draw(key, n, H, W)
     own = jax.tree.map(lambda v: _own_shard(v, axis_name), drawn.images)
-    x = normalize(augment.apply(images, own))
+    batch = augment.apply_to_batch(batch, task.target_kinds, own)
+    x, targets = normalize(batch["image"]), targets_of(batch)
     if drawn.mix is None:
         return (x, targets, targets), 1.0
     partner = _own_shard(drawn.mix.partner, axis_name)

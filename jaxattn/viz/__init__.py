@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from jaxattn.viz.comparison import plot_comparison as plot_comparison
     from jaxattn.viz.figure import figure_to_array as figure_to_array
     from jaxattn.viz.figure import save_figure as save_figure
+    from jaxattn.viz.figure import shorten as shorten
     from jaxattn.viz.pages import plot_pages as plot_pages
+    from jaxattn.viz.palette import make_palette as make_palette
     from jaxattn.viz.runs import plot_filters as plot_filters
     from jaxattn.viz.runs import plot_history as plot_history
     from jaxattn.viz.runs import plot_images as plot_images
     from jaxattn.viz.runs import plot_learning_rate as plot_learning_rate
+    from jaxattn.viz.segmentation import overlay as overlay
+    from jaxattn.viz.segmentation import plot_class_iou as plot_class_iou
+    from jaxattn.viz.segmentation import plot_overlays as plot_overlays
 
 if os.environ.get("MPLBACKEND"):
     backend.import_matplotlib()  # before a file here does
@@ -37,16 +42,21 @@ __getattr__, __dir__, __all__ = lazy.face(
         "Panel": "jaxattn.viz.comparison",
         "figure_to_array": "jaxattn.viz.figure",
         "make_attend": "jaxattn.viz.attention_maps",
+        "make_palette": "jaxattn.viz.palette",
+        "overlay": "jaxattn.viz.segmentation",
         "plot_bands": "jaxattn.viz.comparison",
         "plot_class_accuracy": "jaxattn.viz.classification",
+        "plot_class_iou": "jaxattn.viz.segmentation",
         "plot_comparison": "jaxattn.viz.comparison",
         "plot_confusion_matrix": "jaxattn.viz.classification",
         "plot_filters": "jaxattn.viz.runs",
         "plot_history": "jaxattn.viz.runs",
         "plot_images": "jaxattn.viz.runs",
         "plot_learning_rate": "jaxattn.viz.runs",
+        "plot_overlays": "jaxattn.viz.segmentation",
         "plot_pages": "jaxattn.viz.pages",
         "plot_reliability": "jaxattn.viz.classification",
         "save_figure": "jaxattn.viz.figure",
+        "shorten": "jaxattn.viz.figure",
     },
 )

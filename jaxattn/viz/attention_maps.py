@@ -13,6 +13,7 @@ Notation: N batch, H, W spatial, C channels, K classes.
 """
 
 import fnmatch
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -29,15 +30,16 @@ MAX_BLOCKS = 16
 """Blocks that one page has room for."""
 
 Gates = dict[str, dict[str, Any]]
+Judge = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Attention(NamedTuple):
     """What a network attended to in a batch of images.
 
     Attributes:
-        probabilities: float32 `[N, K]`.
+        probabilities: float32 `[N, K]`; of a segmentation the share of the pixels.
         grad_cam: float32 `[N, h, w]` at the size of the last feature map, at least 0,
-            of the class predicted.
+            of the class predicted, or another that was asked for.
         gates: By layer (its modules' names, joined by `/`) and sown name, arrays that
             broadcast against `[N, H, W, C]`, gates in float32, winners in uint8.
             In the order in which the network calls them; empty without attention.
@@ -63,12 +65,21 @@ class Panel(NamedTuple):
     label: str
 
 
-def make_attend(module: nn.Module) -> Callable[[Any, jax.Array], Attention]:
+def judge_predicted(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest logit, `[N]`, and the probabilities of logits `[N, K]`."""
+    return jnp.max(logits, -1), nn.softmax(logits)
+
+
+def make_attend(
+    module: nn.Module, judge: Judge = judge_predicted
+) -> Callable[[Any, jax.Array], Attention]:
     """Returns a function `(variables, x) -> Attention`, compiled once for each shape.
 
     Args:
         module: A network called as `module.apply(variables, x, train=False)`, which
             returns logits and marks its last feature map.
+        judge: From the logits to the score `[N]` that Grad-CAM is of, each of its own
+            image alone, and to the probabilities.
 
     Returns:
         The function of variables and network inputs `[N, H, W, C]`. It raises a
@@ -88,8 +99,9 @@ def make_attend(module: nn.Module) -> Callable[[Any, jax.Array], Attention]:
             gates = _sown_gates(sown)
             # Remembered, for JAX sorts the keys of what it returns.
             order[:] = [(layer, list(own)) for layer, own in gates.items()]
-            total = jnp.sum(jnp.max(logits, -1))  # images do not see each other
-            return total, (logits, sown[FEATURE_MAP][0], gates)
+            scores, probabilities = judge(logits)
+            total = jnp.sum(scores)  # images do not see each other
+            return total, (probabilities, sown[FEATURE_MAP][0], gates)
 
         shapes = jax.eval_shape(apply, {})[1].get("intermediates", {})
         if FEATURE_MAP not in shapes:
@@ -98,8 +110,9 @@ def make_attend(module: nn.Module) -> Callable[[Any, jax.Array], Attention]:
                 " jaxattn.ops.features.mark_features before its pooling"
             )
         zeros = {FEATURE_MAP: jnp.zeros_like(shapes[FEATURE_MAP][0])}
-        gradient, (logits, feature_map, gates) = jax.grad(score, has_aux=True)(zeros)
-        return nn.softmax(logits), grad_cam(feature_map, gradient[FEATURE_MAP]), gates
+        gradient, told = jax.grad(score, has_aux=True)(zeros)
+        probabilities, feature_map, gates = told
+        return probabilities, grad_cam(feature_map, gradient[FEATURE_MAP]), gates
 
     def attend(variables: Any, x: jax.Array) -> Attention:
         probabilities, cam, gates = jax.device_get(compute(variables, x))
@@ -107,6 +120,21 @@ def make_attend(module: nn.Module) -> Callable[[Any, jax.Array], Attention]:
         return Attention(probabilities, cam, ordered)
 
     return attend
+
+
+def sows_gates(
+    module: nn.Module, variables: Any, image_shape: tuple[int, int, int]
+) -> bool:
+    """Returns whether a network has layers of attention; computes nothing."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    apply = functools.partial(module.apply, train=False, mutable=["intermediates"])
+    _, updated = jax.eval_shape(apply, variables, x)
+    flat = traverse_util.flatten_dict(updated.get("intermediates", {}))
+    return any(_is_gate(path[-1]) for path in flat)
+
+
+def _is_gate(name: str) -> bool:
+    return name == "winner" or name.endswith("_gate")
 
 
 def grad_cam(feature_map: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -123,7 +151,7 @@ def grad_cam(feature_map: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def select_blocks(gates: Gates, pattern: str | None = None) -> dict[str, list[str]]:
-    """Chooses the layers of a page, by block (the first name of a layer).
+    """Chooses the layers of a page, by block (the first name of a layer's).
 
     Args:
         gates: Of `Attention`.
@@ -140,7 +168,7 @@ def select_blocks(gates: Gates, pattern: str | None = None) -> dict[str, list[st
     blocks: dict[str, list[str]] = {}
     for layer in gates:
         if pattern is None or fnmatch.fnmatchcase(layer, pattern):
-            blocks.setdefault(layer.split("/")[0], []).append(layer)
+            blocks.setdefault(_block(layer), []).append(layer)
     if pattern is None:
         last = {_stage(gates, layers): block for block, layers in blocks.items()}
         return {block: blocks[block] for block in last.values()}
@@ -206,7 +234,7 @@ def _sown_gates(sown: Any) -> Gates:
     flat: dict[Any, Any] = traverse_util.flatten_dict(sown)
     for path, values in flat.items():
         name = path[-1]
-        if name != "winner" and not name.endswith("_gate"):
+        if not _is_gate(name):
             continue
         # A module that is called several times sows several.
         for number, value in enumerate(values, 1):
@@ -215,6 +243,12 @@ def _sown_gates(sown: Any) -> Gates:
             own = gates.setdefault(layer, {})
             own[name] = value if name == "winner" else value.astype(jnp.float32)
     return gates
+
+
+def _block(layer: str) -> str:
+    """The block of a layer: its first name, in the backbone of a network the second."""
+    first, *others = layer.split("/")
+    return f"{first}/{others[0]}" if first == "backbone" and others else first
 
 
 def _stage(gates: Gates, layers: list[str]) -> tuple[int, ...]:

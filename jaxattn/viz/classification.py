@@ -28,12 +28,16 @@ _FEW_EXAMPLES = 10  # of which an accuracy says little
 
 
 @default_look
-def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
+def plot_confusion_matrix(
+    confusion: np.ndarray, class_names: Sequence[str], *, of_pixels: bool = False
+) -> Figure:
     """Draws a confusion matrix, coloured by the share of each true class.
 
     Args:
         confusion: int [C, C], counts; rows are true classes, columns predicted ones.
         class_names: C names.
+        of_pixels: Counts pixels, whose numbers say little: cells have percent of the
+            true class.
 
     Returns:
         A figure with counts in the cells up to 20 classes; beyond that colours only,
@@ -55,12 +59,15 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> 
     norm = PowerNorm(0.5 if C > _MAX_CELLS else 1.0, vmin=0, vmax=1)
     mesh = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
     if C <= _MAX_CELLS:
-        _write_counts(axes, confusion, share)
+        shown = np.round(100 * share).astype(int) if of_pixels else confusion
+        _write_counts(axes, shown, share)
     _label_classes(axes, class_names)
     total = int(confusion.sum())
-    title_axes(axes, f"{np.trace(confusion) / max(total, 1):.2%} of {total:,} correct")
+    right, what = np.trace(confusion) / max(total, 1), " pixels" if of_pixels else ""
+    title_axes(axes, f"{right:.2%} of {total:,}{what} correct")
     bar = figure.colorbar(mesh, ax=axes, shrink=0.6, aspect=25, pad=0.02)
-    bar.set_label("share of the true class", color=INK, fontsize=9)
+    unit = ", in percent in the cells" if of_pixels and C <= _MAX_CELLS else ""
+    bar.set_label(f"share of the true class{unit}", color=INK, fontsize=9)
     bar.set_ticks([0, 0.1, 0.5, 1] if C > _MAX_CELLS else [0, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     bar.ax.tick_params(length=0, labelsize=8, colors=INK)
@@ -82,29 +89,54 @@ def plot_class_accuracy(
     Returns:
         A figure of at most 30 classes, those of lowest accuracy; its title says so.
     """
-    accuracy, support = np.asarray(accuracy), np.asarray(support)
-    order = np.argsort(accuracy, kind="stable")
-    order = order[support[order] > 0]
+    support = np.asarray(support)
+    names = [f"{shorten(n)} ({s:,})" for n, s in zip(class_names, support, strict=True)]
+    text = "accuracy (%), examples in brackets"
+    return plot_by_class(np.asarray(accuracy), support > 0, names, "Accuracy", text)
+
+
+@default_look
+def plot_by_class(
+    values: np.ndarray,
+    is_known: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    axis: str,
+) -> Figure:
+    """Draws a figure of every class as bars, the lowest at the bottom.
+
+    Args:
+        values: float [C] in [0, 1].
+        is_known: bool [C]; other classes are left out.
+        names: C names, as they are drawn.
+        title: What is drawn, for the title.
+        axis: The same, for the axis.
+
+    Returns:
+        A figure of at most 30 classes, those of lowest values; its title says so.
+    """
+    order = np.argsort(values, kind="stable")
+    order = order[is_known[order]]
     shown = order[:_MAX_BARS]
     figure = new_figure(5.4, 0.9 + 0.2 * len(shown))
     axes = figure.subplots()
-    values = 100 * accuracy[shown]
-    bars = axes.barh(np.arange(len(shown)), values, color=BLUE, height=0.75)
-    labels = [f"{value:.1f}" for value in values]
+    percent = 100 * values[shown]
+    bars = axes.barh(np.arange(len(shown)), percent, color=BLUE, height=0.75)
+    labels = [f"{value:.1f}" for value in percent]
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # not the mean
     axes.bar_label(bars, labels, padding=3, fontsize=8, color=INK, bbox=behind)
-    names = [f"{shorten(class_names[int(i)])} ({support[i]:,})" for i in shown]
-    axes.set_yticks(np.arange(len(shown)), names, parse_math=False)
+    ticks = [names[int(i)] for i in shown]
+    axes.set_yticks(np.arange(len(shown)), ticks, parse_math=False)
     style_axes(axes)
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.set_xlim(0, 108)  # room for the label of a full bar
     axes.set_xticks([0, 25, 50, 75, 100])
-    mean = 100 * float(accuracy[order].mean()) if len(order) else 0.0
+    mean = 100 * float(values[order].mean()) if len(order) else 0.0
     axes.axvline(mean, color=RED, linewidth=1, dashes=(4, 3))
-    axes.set_xlabel("accuracy (%), examples in brackets")
+    axes.set_xlabel(axis)
     least = f", lowest {len(shown)} of {len(order)}" if len(shown) < len(order) else ""
     # Over the whole figure: beside long names the axes are narrow.
-    text = f"Accuracy by class (mean {mean:.1f} %{least})"
+    text = f"{title} by class (mean {mean:.1f} %{least})"
     figure.suptitle(text, x=0.02, ha="left", fontsize=11, color=INK)
     return figure
 

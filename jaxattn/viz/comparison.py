@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from jaxattn.text import in_words
 from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     INK,
@@ -32,17 +33,19 @@ _SERIES = ("#4477aa", "#cc5544", "#228866", "#ccaa33", "#66bbdd", "#aa3377", "#7
 def plot_comparison(
     labels: Sequence[str],
     costs: Sequence[float],
-    accuracies: Sequence[Sequence[float]],
+    figures: Sequence[Sequence[float]],
     histories: Sequence[Sequence[Sequence[Mapping[str, Any]]]],
+    metric: str = "accuracy",
 ) -> Figure:
-    """Draws networks' accuracy against their cost, and how validation got there.
+    """Draws networks' test figure against their cost, and how validation got there.
 
     Args:
         labels: G names.
         costs: Of each, multiply-accumulates of an image.
-        accuracies: Of each, the test accuracy of every seed, in [0, 1].
+        figures: Of each, the figure of every seed on the test split, in [0, 1].
         histories: Of each, for every seed one mapping per epoch with `epoch` and,
-            where there is a validation, `val_accuracy`.
+            where there is a validation, `val_METRIC`.
+        metric: The key of the figure.
 
     Returns:
         A figure of two panels: a dot for every seed and a bar at the mean; and the mean
@@ -50,7 +53,7 @@ def plot_comparison(
     """
     figure = new_figure(9.6, 4.2)
     cost, epochs = figure.subplots(1, 2)
-    groups = zip(labels, costs, accuracies, histories, strict=True)
+    groups = zip(labels, costs, figures, histories, strict=True)
     for i, (label, x, shares, runs) in enumerate(groups):
         colour, dashes = (
             _SERIES[i % len(_SERIES)],
@@ -61,7 +64,7 @@ def plot_comparison(
         cost.plot(np.full(len(percent), x), percent, marker="o", **dots)
         bar = {"color": colour, "markersize": 16, "markeredgewidth": 2, "zorder": 4}
         cost.plot(x, percent.mean(), marker="_", **bar)
-        _draw_band(epochs, runs, color=colour, linestyle=dashes)
+        _draw_band(epochs, runs, f"val_{metric}", color=colour, linestyle=dashes)
         # The legend's line, also of one without a validation.
         epochs.plot([], [], color=colour, linestyle=dashes, label=label)
     cost.set_xlabel("multiply-accumulates an image")
@@ -81,8 +84,8 @@ def plot_comparison(
     for axes in (cost, epochs):
         style_axes(axes)
         draw_grid(axes)
-    title_axes(cost, "Test accuracy (%)")
-    title_axes(epochs, "Validation accuracy (%)")
+    title_axes(cost, f"Test {in_words(metric)} (%)")
+    title_axes(epochs, f"Validation {in_words(metric)} (%)")
     legend = figure.legend(
         loc="outside lower center",
         ncols=min(3, len(labels)),
@@ -96,10 +99,10 @@ def plot_comparison(
 
 
 def _draw_band(
-    axes: Axes, runs: Sequence[Sequence[Mapping[str, Any]]], **style: Any
+    axes: Axes, runs: Sequence[Sequence[Mapping[str, Any]]], key: str, **style: Any
 ) -> None:
     """Draws the mean of the seeds' curves, and where they are, over common epochs."""
-    series = [epoch_series(run, "val_accuracy") for run in runs]
+    series = [epoch_series(run, key) for run in runs]
     curves = [dict(zip(epochs, values, strict=True)) for epochs, values in series]
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
     if not common:

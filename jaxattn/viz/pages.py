@@ -18,7 +18,6 @@ from jaxattn.viz.figure import (
     hide_frame,
     legible,
     new_figure,
-    shorten,
     show_image,
     style_axes,
     wrap,
@@ -33,11 +32,10 @@ _HEAT = "inferno"
 _DIVERGING = "RdBu_r"
 _MATRICES = {"rows", "columns"}
 _TEXT_SIZE = 7
-_MOST_NAMED = 3  # classes in the title
 # How to read the panels of each kind; where there is no gate, Grad-CAM alone.
 _READING = {
     "cam": "Grad-CAM: the brighter a place, the more it speaks for the class predicted,"
-    " the first one in the title.",
+    " the first one in the title, or for the class that the title names.",
     "map": "Maps: what a layer multiplies each place with, or where a branch wins;"
     " bright passes, dark is held back. Above each are its least and its largest value:"
     " colours are those of its own range.",
@@ -50,9 +48,7 @@ _READING = {
 def plot_pages(
     attention: Attention,
     images: np.ndarray,
-    names: Sequence[str],
-    labels: Sequence[int | None],
-    class_names: Sequence[str],
+    titles: Sequence[str],
     pattern: str | None = None,
 ) -> list[Figure]:
     """Draws a page for each image: the image, Grad-CAM, then a row or more per block.
@@ -60,9 +56,7 @@ def plot_pages(
     Args:
         attention: Of the images.
         images: uint8 `[N, H, W, C]`, C = 1 or 3, before normalisation.
-        names: What each image is called.
-        labels: The class of each, None if it is not known.
-        class_names: The name of each logit.
+        titles: Of each page, lines.
         pattern: Of layers; see `select_blocks`.
 
     Returns:
@@ -78,8 +72,7 @@ def plot_pages(
             [panel for layer in layers for panel in panels(attention.gates, layer, i)]
             for layers in blocks.values()
         ]
-        title = _title(attention.probabilities[i], names[i], labels[i], class_names)
-        figures.append(plot_page(image, attention.grad_cam[i], rows, title))
+        figures.append(plot_page(image, attention.grad_cam[i], rows, titles[i]))
     return figures
 
 
@@ -173,22 +166,6 @@ def _explain(figure: Figure, grid: np.ndarray, kinds: Collection[str]) -> None:
     figure.supxlabel(
         "\n".join(lines), x=0.01, ha="left", fontsize=_TEXT_SIZE, color=INK
     )
-
-
-def _title(
-    probabilities: np.ndarray,
-    name: str,
-    label: int | None,
-    class_names: Sequence[str],
-) -> str:
-    order = np.argsort(-probabilities, kind="stable")[:_MOST_NAMED]
-    shares = (f"{shorten(class_names[int(i)])} {probabilities[i]:.1%}" for i in order)
-    text = f"{shorten(name, 40)}\npredicted {', '.join(shares)}"
-    if label is None:
-        return text
-    is_right = order[0] == label
-    verdict = "right" if is_right else f"wrong, true: {shorten(class_names[label])}"
-    return f"{text}: {verdict}"
 
 
 def _overlay(

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxattn.text import in_words
 from jaxattn.viz.backend import default_look
 from jaxattn.viz.figure import (
     BLUE,
@@ -37,7 +38,9 @@ _LABEL_SIZE = 7
 
 
 @default_look
-def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+def plot_history(
+    history: Sequence[Mapping[str, Any]], metric: str, others: Sequence[str] = ()
+) -> Figure:
     """Draws the loss and a metric of training and validation over the epochs.
 
     Args:
@@ -45,13 +48,17 @@ def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
             and, where there is a validation, `val_loss`, `val_METRIC`, `val_loss_ema`
             and `val_METRIC_ema`. Absent, None and non-finite values are left out.
         metric: Of the task, such as "accuracy"; in [0, 1], the higher the better.
+        others: Further figures in [0, 1], each with a panel before the metric's.
 
     Returns:
-        A figure of two panels; the epoch best by `val_METRIC` is marked.
+        A figure of two panels or more; the epoch best by `val_METRIC` is marked.
     """
-    figure = new_figure(9.6, 3.6)
-    left, right = figure.subplots(1, 2)
-    for axes, name, scale in ((left, "loss", 1), (right, metric, 100)):
+    names = ("loss", *others, metric)
+    figure = new_figure(4.8 * len(names), 3.6)
+    panels = figure.subplots(1, len(names))
+    left, right = panels[0], panels[-1]
+    for axes, name in zip(panels, names, strict=True):
+        scale = 1 if name == "loss" else 100
         for label, key, colour in _CURVES:
             epochs, values = epoch_series(history, key.format(name))
             if len(epochs):
@@ -61,11 +68,12 @@ def plot_history(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         draw_grid(axes)
         axes.set_xlabel("epoch")
         integer_ticks(axes)
-    title_axes(left, "Loss")
-    title_axes(right, f"{metric.capitalize()} (%)")
+        title = in_words(name)
+        unit = "" if name == "loss" else " (%)"
+        title_axes(axes, f"{title[0].upper()}{title[1:]}{unit}")
     _log_scale_if_spiked(left)
     _mark_best(left, right, *epoch_series(history, f"val_{metric}"))
-    if right.lines:
+    if any(axes.lines for axes in panels[1:]):
         left.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxattn.data.augment.colour import ColorJitter
+from jaxattn.data.augment.colour import ColorJitter, PhotometricDistortion
 from jaxattn.data.augment.geometry import Crop, Flip, Perspective, Rotation
 from jaxattn.data.augment.regions import Erase, Mix, MixupCutMix
 from jaxattn.data.augment.transform import ALL_TARGETS, Transform
@@ -17,6 +17,7 @@ TRANSFORMS: tuple[type[Transform], ...] = (
     Crop,
     Rotation,
     ColorJitter,
+    PhotometricDistortion,
     Perspective,
     Erase,
 )
@@ -39,8 +40,9 @@ class Draws(NamedTuple):
 class Augment:
     """The training transforms of a recipe; those left at 0 do not run.
 
-    In order: mirror, pad and crop, rotation, colour jitter, perspective, random
-    erasing; then, on normalised images, mixup or CutMix, chosen once per batch.
+    In order: mirror, pad and crop, rotation, colour jitter, photometric distortion,
+    perspective, random erasing; then, on normalised images, mixup or CutMix, chosen
+    once per batch.
 
     Attributes:
         flip_probability: Share of images that are mirrored.
@@ -51,6 +53,12 @@ class Augment:
         contrast: As `brightness`.
         saturation: As `brightness`.
         hue: Images' hue is shifted by up to this, either way; turns, at most 0.5.
+        photometric_probability: Share of images of which each of brightness,
+            contrast, saturation and hue is distorted; see `PhotometricDistortion`.
+        photometric_brightness: Largest shift either way, of values in 0..255.
+        photometric_contrast: Largest change of the factor 1.
+        photometric_saturation: As `photometric_contrast`.
+        photometric_hue: Largest shift either way in turns, at most 0.5.
         perspective_probability: Share of images whose corners move inward.
         perspective_distortion: Largest move as a share of half the side, in (0, 1].
         erase_probability: Share of images with a rectangle made black.
@@ -75,6 +83,11 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    photometric_probability: float = 0.0
+    photometric_brightness: float = 32.0
+    photometric_contrast: float = 0.5
+    photometric_saturation: float = 0.5
+    photometric_hue: float = 0.1
     perspective_probability: float = 0.0
     perspective_distortion: float = 0.1
     erase_probability: float = 0.0
@@ -153,6 +166,26 @@ class Augment:
         for transform in self.transforms:
             images = transform.apply(images, drawn[transform.name])
         return images
+
+    def apply_to_batch(
+        self, batch: Mapping[str, Any], kinds: Mapping[str, str], drawn: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Transforms the images of a batch, and moves their targets along.
+
+        Args:
+            batch: `{"image": uint8 [N, H, W, C], ...}`.
+            kinds: What each target is, by its key: see `Task.target_kinds`.
+            drawn: `Draws.images`.
+
+        Returns:
+            The batch, its images as `apply` returns them.
+        """
+        moved = {
+            key: self.apply_to_masks(batch[key], drawn)
+            for key, kind in kinds.items()
+            if kind == "mask"
+        }
+        return {**batch, "image": self.apply(batch["image"], drawn), **moved}
 
     def apply_to_masks(self, masks: jax.Array, drawn: dict[str, Any]) -> jax.Array:
         """Moves label maps `[N, H, W]` along with their images.

@@ -100,11 +100,7 @@ class ColorJitter(Transform):
         Raises:
             ValueError: If the images are not of 3 channels.
         """
-        if images.shape[-1] != 3:
-            raise ValueError(
-                "brightness, contrast, saturation and hue need images of 3 channels,"
-                f" not {images.shape[-1]}"
-            )
+        _require_rgb(images, "brightness, contrast, saturation and hue need")
         before, after = _blends(drawn)
         # Channels first: whole planes are what vector units work on.
         x = jnp.moveaxis(images.astype(jnp.float32), -1, 0)
@@ -114,6 +110,122 @@ class ColorJitter(Transform):
         for place in (1, 2, 3):
             x = _blend(x, after[place])
         return jnp.moveaxis(x, 0, -1)
+
+
+class Distortion(NamedTuple):
+    """How the colours of every image are distorted; those of no change as they are.
+
+    Attributes:
+        brightness: float32 `[N]`, added to values in 0..255.
+        contrast: float32 `[N]`, a factor.
+        saturation: float32 `[N]`, a factor of HSV's saturation.
+        hue: float32 `[N]`, a shift in turns.
+        contrast_first: bool `[N]`, before saturation and hue; else after them.
+    """
+
+    brightness: jax.Array
+    contrast: jax.Array
+    saturation: jax.Array
+    hue: jax.Array
+    contrast_first: jax.Array
+
+
+@dataclass(frozen=True)
+class PhotometricDistortion(Transform):
+    """Distorts colours as detection and segmentation do, since SSD.
+
+    mmsegmentation's PhotoMetricDistortion, but without rounding to 8 bits in between:
+    brightness, contrast, saturation, hue, each or not; contrast of half the images is
+    the last of them. Unlike `ColorJitter`'s, brightness is a shift, and contrast a
+    factor of the values themselves.
+
+    Attributes:
+        photometric_probability: Share of images of which each of the four changes.
+        photometric_brightness: Largest shift either way, of values in 0..255.
+        photometric_contrast: Factors are drawn from [1 - this, 1 + this].
+        photometric_saturation: As `photometric_contrast`.
+        photometric_hue: Largest shift either way in turns, at most 0.5.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+
+    name: ClassVar[str] = "photometric"
+    key: ClassVar[int] = 7
+    targets: ClassVar[frozenset[str]] = ALL_TARGETS
+
+    photometric_probability: float
+    photometric_brightness: float
+    photometric_contrast: float
+    photometric_saturation: float
+    photometric_hue: float
+
+    def __post_init__(self) -> None:
+        factors = ("photometric_contrast", "photometric_saturation")
+        require_up_to(self, 1, "photometric_probability", *factors)
+        require_up_to(self, 255, "photometric_brightness")
+        require_up_to(self, 0.5, "photometric_hue")
+
+    @property
+    def runs(self) -> bool:
+        """Whether colours may change."""
+        return self.photometric_probability > 0
+
+    def draw(self, key: jax.Array, n: int, height: int, width: int) -> Distortion:
+        """Draws what changes, by how much, and where contrast comes."""
+        del height, width
+        key_change, key_order, *keys = jax.random.split(key, 6)
+        share = self.photometric_probability
+        changes = jax.random.bernoulli(key_change, share, (4, n))
+
+        def drawn(i: int, neutral: float, most: float) -> jax.Array:
+            low, high = neutral - most, neutral + most
+            values = jax.random.uniform(keys[i], (n,), minval=low, maxval=high)
+            return jnp.where(changes[i], values, neutral)
+
+        return Distortion(
+            brightness=drawn(_BRIGHTNESS, 0, self.photometric_brightness),
+            contrast=drawn(_CONTRAST, 1, self.photometric_contrast),
+            saturation=drawn(_SATURATION, 1, self.photometric_saturation),
+            hue=drawn(_HUE, 0, self.photometric_hue),
+            contrast_first=jax.random.bernoulli(key_order, shape=(n,)),
+        )
+
+    def apply(self, images: jax.Array, drawn: Distortion) -> jax.Array:
+        """Distorts the colours as `drawn`.
+
+        Returns:
+            float32 `[N, H, W, 3]` in [0, 255].
+
+        Raises:
+            ValueError: If the images are not of 3 channels.
+        """
+        _require_rgb(images, "photometric distortion needs")
+
+        def of_images(values: jax.Array) -> jax.Array:
+            return values[None, :, None, None]
+
+        before = jnp.where(drawn.contrast_first, drawn.contrast, 1)
+        after = jnp.where(drawn.contrast_first, 1, drawn.contrast)
+        x = jnp.moveaxis(images.astype(jnp.float32), -1, 0)
+        x = jnp.clip(x + of_images(drawn.brightness), 0, 255)
+        x = jnp.clip(x * of_images(before), 0, 255)
+        x = _shift_hue(_saturate(x, of_images(drawn.saturation)), drawn.hue)
+        x = jnp.clip(x * of_images(after), 0, 255)
+        return jnp.moveaxis(x, 0, -1)
+
+
+def _require_rgb(images: jax.Array, what: str) -> None:
+    if images.shape[-1] != 3:
+        raise ValueError(f"{what} images of 3 channels, not {images.shape[-1]}")
+
+
+def _saturate(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Scales the HSV saturation, at most to 1, of planes `[3, N, H, W]`."""
+    value = jnp.maximum(jnp.maximum(x[0], x[1]), x[2])
+    chroma = value - jnp.minimum(jnp.minimum(x[0], x[1]), x[2])
+    most = value / jnp.where(chroma == 0, 1, chroma)
+    return value[None] - (value[None] - x) * jnp.minimum(factor, most[None])
 
 
 def _blends(drawn: Jitter) -> tuple[jax.Array, jax.Array]:

@@ -143,7 +143,7 @@ class Rotation(Transform):
 
     name: ClassVar[str] = "rotation"
     key: ClassVar[int] = 4
-    targets: ClassVar[frozenset[str]] = frozenset({"image"})
+    targets: ClassVar[frozenset[str]] = frozenset({"image", "mask"})
 
     rotation_degrees: float
 
@@ -167,14 +167,21 @@ class Rotation(Transform):
         Returns:
             `[N, H, W, C]`, black where a pixel comes from outside the image.
         """
+        return self._rotate(images, drawn, outside=0)
+
+    def apply_to_masks(self, masks: jax.Array, drawn: jax.Array) -> jax.Array:
+        """Rotates label maps `[N, H, W]`; `IGNORED` comes from outside the image."""
+        return self._rotate(masks[..., None], drawn, outside=IGNORED)[..., 0]
+
+    def _rotate(self, images: jax.Array, degrees: jax.Array, outside: int) -> jax.Array:
         _, H, W, _ = images.shape
-        angle = jnp.deg2rad(drawn)[:, None, None]
+        angle = jnp.deg2rad(degrees)[:, None, None]
         x, y = _pixel_centers(H, W)
         dx, dy = x - W / 2, y - H / 2
         from_x = jnp.cos(angle) * dx - jnp.sin(angle) * dy + W / 2
         from_y = jnp.sin(angle) * dx + jnp.cos(angle) * dy + H / 2
         pixels = _pixels(images, jnp.floor(from_x), jnp.floor(from_y))
-        return jnp.where(_on_canvas(from_x, from_y), pixels, 0)
+        return jnp.where(_on_canvas(from_x, from_y), pixels, outside)
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ class Perspective(Transform):
 
     name: ClassVar[str] = "perspective"
     key: ClassVar[int] = 6
-    targets: ClassVar[frozenset[str]] = frozenset({"image"})
+    targets: ClassVar[frozenset[str]] = frozenset({"image", "mask"})
 
     perspective_probability: float
     perspective_distortion: float
@@ -228,13 +235,14 @@ class Perspective(Transform):
         Returns:
             float32 `[N, H, W, C]`, black where a pixel comes from outside the image.
         """
-        _, H, W, _ = images.shape
-        x, y = _pixel_centers(H, W)
-        from_x, from_y, scale = (
-            row[:, 0] * x + row[:, 1] * y + row[:, 2]
-            for row in _homography(drawn, H, W)[..., None, None]
-        )
-        return _bilinear(images.astype(jnp.float32), from_x / scale, from_y / scale)
+        from_x, from_y = _seen_from(drawn, *images.shape[1:3])
+        return _bilinear(images.astype(jnp.float32), from_x, from_y)
+
+    def apply_to_masks(self, masks: jax.Array, drawn: jax.Array) -> jax.Array:
+        """Moves label maps `[N, H, W]` by the nearest pixel; outside is `IGNORED`."""
+        from_x, from_y = _seen_from(drawn, *masks.shape[1:])
+        classes = _pixels(masks[..., None], jnp.floor(from_x), jnp.floor(from_y))
+        return jnp.where(_on_canvas(from_x, from_y), classes, IGNORED)[..., 0]
 
 
 def _pixel_centers(height: int, width: int) -> tuple[jax.Array, jax.Array]:
@@ -254,6 +262,18 @@ def _pixels(images: jax.Array, columns: jax.Array, rows: jax.Array) -> jax.Array
     columns = jnp.clip(columns, 0, W - 1).astype(jnp.int32)
     rows = jnp.clip(rows, 0, H - 1).astype(jnp.int32)
     return images[jnp.arange(N)[:, None, None], rows, columns]
+
+
+def _seen_from(
+    corners: jax.Array, height: int, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """Where each pixel of a changed image comes from: x and y `[N, H, W]`."""
+    x, y = _pixel_centers(height, width)
+    from_x, from_y, scale = (
+        row[:, 0] * x + row[:, 1] * y + row[:, 2]
+        for row in _homography(corners, height, width)[..., None, None]
+    )
+    return from_x / scale, from_y / scale
 
 
 def _homography(corners: jax.Array, height: int, width: int) -> jax.Array:

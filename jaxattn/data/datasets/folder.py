@@ -1,7 +1,6 @@
 """Image files in a folder with one folder per split and class."""
 
 import collections
-import hashlib
 import os
 import pathlib
 import unicodedata
@@ -13,7 +12,13 @@ import numpy as np
 
 from jaxattn.data.crops import File, check_on_bad_image, make_crops, make_sources
 from jaxattn.data.datasets.paths import existing
-from jaxattn.data.files import Found, describe_left_out, require_images, scan
+from jaxattn.data.files import (
+    Found,
+    describe_left_out,
+    fingerprint,
+    require_images,
+    scan,
+)
 from jaxattn.data.source import Data, describe_numbering
 from jaxattn.errors import UserError, reraise_machine_fault
 from jaxattn.text import some_of
@@ -160,7 +165,7 @@ def read_folder(path: pathlib.Path) -> Folder:
         test=_files(path / "val", [folders["val"][k] for k in classes], found["val"]),
         class_names=names,
         fingerprint={
-            f"{split}/{name}": _fingerprint(own)
+            f"{split}/{name}": fingerprint(own)
             for split in found
             for name, own in zip(names, found[split], strict=True)
         },
@@ -221,15 +226,6 @@ def _files(
     counts = [len(own.paths) for own in found]
     labels = np.repeat(np.arange(len(found), dtype=np.int32), counts)
     return FolderFiles(tuple(paths), labels)
-
-
-def _fingerprint(found: Found) -> str:
-    digest = hashlib.sha256()
-    for path, size in zip(found.paths, found.sizes, strict=True):
-        digest.update(f"{path}\0{size}\n".encode(errors="surrogateescape"))
-    count, size = len(found.paths), sum(found.sizes)
-    files = "1 file" if count == 1 else f"{count} files"
-    return f"{files} of {size} bytes, sha256 {digest.hexdigest()[:16]}"
 
 
 def _left_out(found: Mapping[str, Sequence[Found]]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from jaxattn.config.bind import bind
 from jaxattn.data.datasets.cifar import load_cifar
 from jaxattn.data.datasets.folder import load_imagefolder
+from jaxattn.data.datasets.segmentation import load_segmentation_folder
 from jaxattn.data.datasets.tfds import load_tfds
 from jaxattn.data.datasets.toy import load_digits, load_synthetic
 from jaxattn.data.source import Data
@@ -23,6 +24,7 @@ LOADERS: dict[str, Callable[..., Data]] = {
     "digits": load_digits,
     "imagefolder": load_imagefolder,
     "imagenet2012": load_tfds,
+    "segmentation_folder": load_segmentation_folder,
     "synthetic": load_synthetic,
 }
 """From a name to what loads it; beside them `tfds:<name>` is any data set of TFDS."""
@@ -42,12 +44,14 @@ def load_data(
     Args:
         name: `digits` (bundled with scikit-learn), `cifar10`, `cifar100`,
             `imagefolder` (image files in `train/<class>/` and `val/<class>/`, the last
-            being the test split), `imagenet2012` (that of TFDS, tested on its
-            validation split), `tfds:<name>` (an image classification data set of TFDS)
-            or `synthetic` (random images that can be learned).
+            being the test split), `segmentation_folder` (images and their label maps),
+            `imagenet2012` (that of TFDS, tested on its validation split),
+            `tfds:<name>` (an image classification data set of TFDS) or `synthetic`
+            (random images that can be learned).
         val_fraction: The share of the training split, in [0, 1), that is held out for
-            validation, by class. 0 holds out nothing. Else TFDS's records are read
-            once for their labels: minutes for ImageNet.
+            validation, by class. 0 holds out nothing, and so does a data set that has
+            a validation split beside its test split. Else TFDS's records are read once
+            for their labels: minutes for ImageNet.
         split_seed: The seed of that choice.
         max_train_examples: The most training examples that are kept, beside those held
             out; a larger split is thinned by class, for every seed to the same ones.
@@ -55,8 +59,8 @@ def load_data(
             that are kept; larger splits are thinned by class, always to the same ones.
             What is said of the run, its test accuracy too, is then of these.
         **kwargs: The keywords of the data set's own loader: `load_digits` and
-            `load_synthetic` in `toy`, `load_cifar`, `load_imagefolder`, `load_tfds`.
-            None is the default of each.
+            `load_synthetic` in `toy`, `load_cifar`, `load_imagefolder`,
+            `load_segmentation_folder`, `load_tfds`. None is the default of each.
 
     Returns:
         The data set.
@@ -82,7 +86,8 @@ def load_data(
                 f"out, or None ({suggest(key, accepted)})"
             )
     data = bind(loader, {"name": name, **given}, "data")()
-    data = hold_out(data, val_fraction, split_seed)
+    if data.val is None:
+        data = hold_out(data, val_fraction, split_seed)
     return thin(data, max_train_examples, max_eval_examples)
 
 

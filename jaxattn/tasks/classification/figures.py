@@ -1,6 +1,6 @@
 """The pictures of a classification run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from jaxattn import viz
-from jaxattn.data.source import Source
+from jaxattn.data.source import Example, Source
 from jaxattn.tasks.classification.metrics import Predictions
-from jaxattn.tasks.task import Summary
+from jaxattn.tasks.task import Pages, Summary
 
 _NUM_MISTAKES = 24
-_NUM_ATTENTION_MAPS = 4
+_MOST_NAMED = 3  # classes in the title of a page
 
 
 def draw_results(
@@ -82,41 +82,55 @@ def worst_mistakes(
     return np.array([example["image"] for example in examples]), titles
 
 
-def make_attention_maps(
-    model: nn.Module,
-    normalize: Callable[[Any], jax.Array],
-    source: Source,
-    class_names: Sequence[str],
-) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Returns a function from variables to pictures by their TensorBoard tag.
-
-    The images are the same at every call, some from all over the source.
+def make_pages(model: nn.Module, class_names: Sequence[str]) -> Pages:
+    """Returns what draws pages of Grad-CAM and gates.
 
     Args:
         model: The network.
-        normalize: From uint8 images to its input.
-        source: Of the images.
         class_names: The name of each logit.
     """
-    indices = spread(len(source), _NUM_ATTENTION_MAPS)
-    examples = [source[i] for i in indices]
-    images = np.stack([example["image"] for example in examples])
-    names = [f"image {i}" for i in indices]
-    labels = [int(example["label"]) for example in examples]
     attend = viz.make_attend(model)
 
-    def draw(variables: Any) -> dict[str, np.ndarray]:
-        # From the host to one device: other processes do not take part.
-        attention = attend(jax.device_get(variables), normalize(images))
-        pages = viz.plot_pages(attention, images, names, labels, class_names)
-        return {
-            f"view/attention_maps/{i}": viz.figure_to_array(page)
-            for i, page in zip(indices, pages, strict=True)
-        }
+    def draw(
+        variables: Any,
+        x: jax.Array,
+        images: np.ndarray,
+        names: Sequence[str],
+        examples: Sequence[Example],
+        pattern: str | None = None,
+    ) -> Sequence[Any]:
+        attention = attend(variables, x)
+        titles = [
+            title_page(shares, name, example.get("label"), class_names)
+            for shares, name, example in zip(
+                attention.probabilities, names, examples, strict=True
+            )
+        ]
+        return viz.plot_pages(attention, images, titles, pattern)
 
     return draw
 
 
-def spread(length: int, count: int) -> list[int]:
-    """Returns at most `count` indices from all over a sequence, in its order."""
-    return [int(i) for i in np.linspace(0, length - 1, min(count, length)).round()]
+def title_page(
+    probabilities: np.ndarray,
+    name: str,
+    label: int | None,
+    class_names: Sequence[str],
+) -> str:
+    """Returns the title of a page: what was predicted, and whether that is right.
+
+    Args:
+        probabilities: `[C]`.
+        name: What the image is called.
+        label: Its class; None if it is not known.
+        class_names: The name of each class.
+    """
+    order = np.argsort(-probabilities, kind="stable")[:_MOST_NAMED]
+    shorten = viz.shorten
+    shares = (f"{shorten(class_names[int(i)])} {probabilities[i]:.1%}" for i in order)
+    text = f"{shorten(name, 40)}\npredicted {', '.join(shares)}"
+    if label is None:
+        return text
+    is_right = order[0] == label
+    verdict = "right" if is_right else f"wrong, true: {shorten(class_names[label])}"
+    return f"{text}: {verdict}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -32,7 +32,16 @@ from jaxattn.tasks.classification.metrics import (
     summarize,
 )
 from jaxattn.tasks.classification.predictions import write_predictions
-from jaxattn.tasks.task import Figures, Method, Predict, Summary, Targets, Tested
+from jaxattn.tasks.task import (
+    Figures,
+    Method,
+    Pages,
+    Predict,
+    Summary,
+    Targets,
+    Tested,
+)
+from jaxattn.viz.palette import Colors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +60,10 @@ class Classification:
 
     metric: ClassVar[str] = "accuracy"
     shown: ClassVar[Sequence[str]] = ("loss", "accuracy")
-    moved: ClassVar[frozenset[str]] = frozenset({"image"})
+    target_kinds: ClassVar[Mapping[str, str]] = {"label": "class"}
     plain: ClassVar[Method] = Plain()
+    written: ClassVar[str] = "submission.csv"
+    predict_batch_size: ClassVar[int] = 256
 
     def __post_init__(self) -> None:
         share = self.label_smoothing
@@ -111,6 +122,11 @@ class Classification:
 
     # On the device --------------------------------------------------------------------
 
+    def weigh(self, targets: Targets) -> Targets:
+        """Returns none: every image counts as much."""
+        del targets
+        return {}
+
     def measure(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
         """Returns `loss` and `accuracy` (1 or 0) of each example."""
         labels = targets["label"]
@@ -128,9 +144,15 @@ class Classification:
         sums = evaluation_sums(outputs, labels, mask, label_smoothing=smoothing)
         return sums, predict(outputs, labels, mask)
 
-    def answer(self, outputs: jax.Array) -> jax.Array:
-        """Returns probabilities, float32 `[N, C]`."""
+    def answer(self, outputs: jax.Array, *, probabilities: bool = True) -> jax.Array:
+        """Returns probabilities, float32 `[N, C]`, whether asked for or not."""
+        del probabilities
         return jax.nn.softmax(jnp.asarray(outputs, jnp.float32))
+
+    def tell_answer(self, *, probabilities: bool = True) -> str:
+        """Returns what `answer` returns, in words."""
+        del probabilities
+        return "float32 [N, classes], probabilities"
 
     # On the host ----------------------------------------------------------------------
 
@@ -154,24 +176,21 @@ class Classification:
         """Returns the figures of a test and a table of the classes."""
         return report.format_test(summary, class_names)
 
-    def draw(
-        self,
-        summary: Summary,
-        source: Source,
-        class_names: Sequence[str],
-    ) -> dict[str, Any]:
+    def draw(self, summary: Summary, data: Data) -> dict[str, Any]:
         """Draws confusion, accuracy by class, reliability and mistakes."""
-        return figures.draw_results(summary, source, class_names)
+        return figures.draw_results(summary, data.test, data.class_names)
 
-    def make_attention_maps(
+    def make_pages(
         self,
         model: nn.Module,
-        normalize: Callable[[Any], jax.Array],
-        source: Source,
         class_names: Sequence[str],
-    ) -> Callable[[Any], dict[str, np.ndarray]]:
-        """Returns what draws pages of Grad-CAM and gates of a few images."""
-        return figures.make_attention_maps(model, normalize, source, class_names)
+        *,
+        of_class: str | None = None,
+    ) -> Pages:
+        """Returns what draws pages of Grad-CAM and gates."""
+        wanted = "left out: a classifier's Grad-CAM is of the class predicted"
+        require("--class", of_class, of_class is None, wanted)
+        return figures.make_pages(model, class_names)
 
     # Trained networks -----------------------------------------------------------------
 
@@ -190,9 +209,10 @@ class Classification:
         return write_assessment(folder, assessed, class_names, about)
 
     def tell_predictions(
-        self, predicted: Decision, class_names: Sequence[str]
+        self, predicted: Decision, source: Source, class_names: Sequence[str]
     ) -> list[str]:
         """Returns the classes that are likeliest, and how likely they are."""
+        del source
         return [report.likeliest(row, class_names) for row in predicted.probabilities]
 
     def write_predictions(
@@ -202,10 +222,13 @@ class Classification:
         predicted: Decision,
         class_names: Sequence[str],
         *,
+        source: Source,
+        class_colors: Colors | None = None,
         names: bool = False,
         probabilities: bool = False,
     ) -> None:
         """Writes a CSV file with the columns `ID,Labels`; skipped images have none."""
+        del source, class_colors
         write_predictions(
             path,
             ids,

@@ -16,7 +16,7 @@ from jaxattn.atomic import write_json
 from jaxattn.config.bind import DTYPES, bind
 from jaxattn.config.record import read_record
 from jaxattn.data.crops import Crops
-from jaxattn.data.preprocess import Frame, Preprocess
+from jaxattn.data.preprocess import Frame, Preprocess, make_frame
 from jaxattn.errors import UserError, choose, reason, require, reraise_machine_fault
 from jaxattn.models.classes import abstract_variables
 from jaxattn.paths import local_path
@@ -66,6 +66,12 @@ class Trained:
     def image_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)` of the images it was trained on."""
         return self.preprocess.frame.image_shape
+
+    @property
+    def class_colors(self) -> tuple[tuple[int, int, int], ...] | None:
+        """Red, green and blue of each class, where its data said them."""
+        colors = self.config["dataset"].get("class_colors")
+        return None if colors is None else tuple((r, g, b) for r, g, b in colors)
 
 
 def load_trained(
@@ -286,7 +292,8 @@ def _frame(config: dict[str, Any]) -> Frame:
     dataset, section = config["dataset"], config.get("data", {})
     image_shape: Any = tuple(dataset["image_shape"])
     if "resize_px" in dataset:
-        return Frame(image_shape, dataset["resize_px"])
+        is_canvas = dataset.get("is_canvas", False)
+        return make_frame(image_shape, dataset["resize_px"], is_canvas=is_canvas)
     # Of version 0.1.0, where the section tells whether images were of many sizes.
     name = section.get("name", "")
     is_given = any(section.get(key) for key in _OF_PHOTOS)

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxattn.data.checking import find_bad_images
-from jaxattn.data.crops import reads_files
+from jaxattn.data.checking import find_bad_images, reads_files
 from jaxattn.data.pipeline import StreamedLoader
 from jaxattn.errors import UserError
 from jaxattn.training.run import Run

@@ -13,8 +13,11 @@ import numpy as np
 from flax import traverse_util
 
 from jaxattn import viz
+from jaxattn.data.source import spread
 from jaxattn.training.records.writer import history
 from jaxattn.training.run import Run
+
+_NUM_ATTENTION_MAPS = 4
 
 _logger = logging.getLogger(__name__)
 
@@ -48,13 +51,15 @@ def draw_results(
         Matplotlib figures by the name of their file.
     """
     rates = [row for row in metrics if row.get("step/learning_rate") is not None]
+    metric = run.task.metric
+    others = [key for key in run.task.shown[1:] if key != metric]
     drawn = {
-        "history": viz.plot_history(history(metrics), run.task.metric),
+        "history": viz.plot_history(history(metrics), metric, others),
         "learning_rate": viz.plot_learning_rate(
             np.array([row["step"] for row in rates]),
             np.array([row["step/learning_rate"] for row in rates]),
         ),
-        **run.task.draw(tested, run.data.test, run.data.class_names),
+        **run.task.draw(tested, run.data),
     }
     layer, kernel = first_kernel(run.model, params, run.data.image_shape)
     if kernel is not None:
@@ -108,9 +113,20 @@ def make_attention_maps(run: Run) -> Callable[[Any], dict[str, np.ndarray]] | No
     """
     if not (run.log.attention_maps and run.log.tensorboard and load_plots()):
         return None
-    return run.task.make_attention_maps(
-        run.model,
-        run.preprocess.normalize,
-        run.data.test if run.data.val is None else run.data.val,
-        run.data.class_names,
-    )
+    source = run.data.test if run.data.val is None else run.data.val
+    indices = spread(len(source), _NUM_ATTENTION_MAPS)
+    examples = [source[i] for i in indices]
+    images = np.stack([example["image"] for example in examples])
+    names = [f"image {i}" for i in indices]
+    plot_pages = run.task.make_pages(run.model, run.data.class_names)
+
+    def draw(variables: Any) -> dict[str, np.ndarray]:
+        # From the host to one device: other processes do not take part.
+        x = run.preprocess.normalize(images)
+        pages = plot_pages(jax.device_get(variables), x, images, names, examples)
+        return {
+            f"view/attention_maps/{i}": viz.figure_to_array(page)
+            for i, page in zip(indices, pages, strict=True)
+        }
+
+    return draw

@@ -19,6 +19,7 @@ from jaxattn.data.augment import Mix, mix
 from jaxattn.models.cost import summarize_model
 from jaxattn.ops import cpu_kernels
 from jaxattn.tasks.task import Summary
+from jaxattn.text import in_words
 from jaxattn.training.records import figures
 from jaxattn.training.records.writer import RESULTS, RunWriter, read_metrics
 from jaxattn.training.resume import ByStep, convolutions_by_step
@@ -292,7 +293,8 @@ def name_of_model(run: Run) -> str:
 def _chosen(run: Run, results: dict[str, Any]) -> str:
     if results["best_epoch"] is None:
         return f"last weights, epoch {results['epochs']}, no validation split"
-    return f"best validation {run.task.metric}, epoch {results['best_epoch']}"
+    figure = in_words(run.task.metric)
+    return f"best validation {figure}, epoch {results['best_epoch']}"
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,3 @@
+"""`jaxattn/recipes/upernet.py`, for `--config configs/upernet.py`."""
+
+from jaxattn.recipes.upernet import get_config
