@@ -189,7 +189,7 @@ def test_two_images_never_share_a_file(command, tmp_path):
         image.save(tmp_path / name)
     code, _, err = command("predict", "--data", tmp_path, "--out", tmp_path / "out")
     assert code == 2
-    assert err.startswith("jaxattn: a.png: is the label map of two images")
+    assert err.startswith("jaxattn: a.png: is the picture of two images")
 
 
 @pytest.mark.parametrize(
