@@ -29,7 +29,7 @@ from jaxattn.config.recipe import choose_variant, recipe
 _ATTENTION = {"attention": None, "attention_init": None}
 
 
-def _small(anchor_base: float | None) -> dict[str, Any]:
+def _small(anchor_base: Any) -> dict[str, Any]:
     """What learns from random weights in few steps."""
     return {
         "num_epochs": 40,
