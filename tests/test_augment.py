@@ -128,7 +128,7 @@ def test_transforms_that_move_nothing_leave_label_maps(images):
 @pytest.mark.parametrize(
     ("key", "targets"),
     [
-        ("flip_probability", {"image", "mask"}),
+        ("flip_probability", {"image", "mask", "boxes"}),
         ("rotation_degrees", {"image", "mask"}),
         ("perspective_probability", {"image", "mask"}),
         ("mixup_probability", {"image"}),

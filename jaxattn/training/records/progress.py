@@ -102,7 +102,7 @@ class Progress:
                 for key in dict.fromkeys((*self._task.shown, self._task.metric))
                 if f"{name}_{key}{suffix}" in row
             }
-            if figures:
+            if figures and None not in figures.values():
                 described = self._task.describe(figures)
                 parts.append(" ".join(["ema" if suffix else name, *described]))
         self.message("  ".join(parts) + self._pace())
