@@ -23,7 +23,7 @@ from jaxattn.attention.fca import frequency_filters
 from jaxattn.attention.mca import channel_taps
 from jaxattn.ops.depthwise import depthwise_conv2d
 from jaxattn.ops.pool import adaptive_avg_pool
-from jaxattn.ops.resize import upsample_nearest
+from jaxattn.ops.resize import resize_nearest
 
 KEY = jax.random.key(0)
 
@@ -221,7 +221,7 @@ def test_nearest_positions_are_pytorchs(size):
         np.arange(n) * m // n for n, m in zip(size, x.shape[1:3], strict=True)
     )
     expected = x[:, rows][:, :, columns]
-    actual = jax.jit(lambda x: upsample_nearest(x, size))(x)
+    actual = jax.jit(lambda x: resize_nearest(x, size))(x)
     np.testing.assert_array_equal(actual, expected)
 
 

@@ -19,6 +19,7 @@ from tiers import full_but
 from jaxattn import UserError, create_model, from_torch, list_models, to_torch
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.inference.freezing import compile_network
+from jaxattn.inference.torch_files import import_torch
 from jaxattn.models import (
     FCN,
     DeepLabV3,
@@ -503,10 +504,9 @@ def start(tmp_path):
     write_safetensors(tmp_path / "a.safetensors", to_torch(classifier, ones))
     data = load_data("synthetic", image_size=32, num_train=8, num_test=8, num_classes=7)
 
-    def from_classifier(**kwargs):
+    def from_classifier(origin=tmp_path / "a.safetensors", **kwargs):
         model, notes = create_model("fcn", 7, **(SMALL | kwargs)), []
-        origin = str(tmp_path / "a.safetensors")
-        return Pretrained(origin, model, data).read(notes.append), notes
+        return Pretrained(str(origin), model, data).read(notes.append), notes
 
     return from_classifier
 
@@ -524,6 +524,19 @@ def test_a_classifiers_weights_are_the_backbones(start):
     )
     assert attention == [f"backbone.layer{i}.0.attn" for i in range(1, 5)]
     assert (auxiliary, head) == ("auxiliary_head", "decode_head")
+
+
+@pytest.mark.full
+def test_a_run_of_a_classifier_gives_what_its_file_does(start, tmp_path):
+    expected, _ = start()
+    file, workdir = tmp_path / "a.safetensors", tmp_path / "run"
+    kwargs = {"widths": SMALL["widths"]}
+    import_torch(
+        file, workdir, model="resnet10", model_kwargs=kwargs, class_names="abcdefg"
+    )
+    given, notes = start(origin=workdir)
+    chex.assert_trees_all_equal(given, expected)
+    assert "it told apart a, b, c" in notes[0]
 
 
 def test_weights_of_another_backbone_are_refused(start):
