@@ -164,8 +164,12 @@ def _print_attention(args: argparse.Namespace) -> None:
         )
 
 
-# Pixels and classes by task: ImageNet's and ADE20K's.
-_USUAL = {"classification": (224, 1000), "segmentation": (512, 150)}
+# Pixels and classes by task: ImageNet's, ADE20K's and COCO's.
+_USUAL = {
+    "classification": (224, 1000),
+    "segmentation": (512, 150),
+    "detection": (800, 80),
+}
 
 
 def _measured(
@@ -268,7 +272,9 @@ def _add_benchmark_latency(parser: argparse.ArgumentParser) -> None:
 def _add_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help="one network; default all")
-    classes = "default 1000, 150 of segmentation, or 10 for small images"
+    classes = (
+        "default 1000, 150 of segmentation, 80 of detection, or 10 for small images"
+    )
     add("--num-classes", type=count, help=classes)
     add("--stem", help="imagenet or cifar, of networks that have both; v1c of ResNets")
     add("--image-size", type=count, help="pixels (default 224, 512, or 32)")

@@ -7,6 +7,7 @@ from jaxattn import lazy
 if TYPE_CHECKING:
     from jaxattn.models.attention_network import AttentionNetwork as AttentionNetwork
     from jaxattn.models.canet import CANet as CANet
+    from jaxattn.models.cascade_rcnn import CascadeRCNN as CascadeRCNN
     from jaxattn.models.cbam_resnet import EfficientResNet as EfficientResNet
     from jaxattn.models.cbam_resnet import (
         EnhancedEfficientResNet as EnhancedEfficientResNet,
@@ -15,11 +16,17 @@ if TYPE_CHECKING:
     from jaxattn.models.cost import count_parameters as count_parameters
     from jaxattn.models.cost import measure_cost as measure_cost
     from jaxattn.models.cost import summarize_model as summarize_model
+    from jaxattn.models.detection import BoxTargets as BoxTargets
+    from jaxattn.models.detection import Detections as Detections
+    from jaxattn.models.detector import Detector as Detector
+    from jaxattn.models.faster_rcnn import FasterRCNN as FasterRCNN
+    from jaxattn.models.mask_rcnn import MaskRCNN as MaskRCNN
     from jaxattn.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
     from jaxattn.models.network import Network as Network
     from jaxattn.models.registry import create_model as create_model
     from jaxattn.models.registry import list_models as list_models
     from jaxattn.models.resnet import ResNet as ResNet
+    from jaxattn.models.retinanet import RetinaNet as RetinaNet
     from jaxattn.models.sccnet import SCCNet as SCCNet
     from jaxattn.models.segmenter import FCN as FCN
     from jaxattn.models.segmenter import DeepLabV3 as DeepLabV3
@@ -40,15 +47,22 @@ __getattr__, __dir__, __all__ = lazy.face(
     __name__,
     {
         "AttentionNetwork": "jaxattn.models.attention_network",
+        "BoxTargets": "jaxattn.models.detection",
         "CANet": "jaxattn.models.canet",
+        "CascadeRCNN": "jaxattn.models.cascade_rcnn",
         "Cost": "jaxattn.models.cost",
         "DeepLabV3": "jaxattn.models.segmenter",
+        "Detections": "jaxattn.models.detection",
+        "Detector": "jaxattn.models.detector",
         "EfficientResNet": "jaxattn.models.cbam_resnet",
         "EnhancedEfficientResNet": "jaxattn.models.cbam_resnet",
         "FCN": "jaxattn.models.segmenter",
+        "FasterRCNN": "jaxattn.models.faster_rcnn",
+        "MaskRCNN": "jaxattn.models.mask_rcnn",
         "MobileNetV2": "jaxattn.models.mobilenet_v2",
         "Network": "jaxattn.models.network",
         "ResNet": "jaxattn.models.resnet",
+        "RetinaNet": "jaxattn.models.retinanet",
         "SCCNet": "jaxattn.models.sccnet",
         "Segmenter": "jaxattn.models.segmenter",
         "ShuffleNetV2": "jaxattn.models.shufflenet_v2",

@@ -6,6 +6,7 @@ and those of which stages, is the same in all.
 """
 
 import abc
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +14,8 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from jaxattn.errors import UserError, require
+from jaxattn.errors import UserError, choose, require
+from jaxattn.models.frozen import NORMS, normalizing, stopped
 from jaxattn.ops.inputs import as_feature_map
 
 
@@ -27,12 +29,17 @@ class Network(nn.Module, abc.ABC, kw_only=True):
             Later stages and the head are neither computed nor have parameters.
         dtype: Computation dtype; None keeps the input's. Parameters are float32.
         axis_name: Mapped axis over which BatchNorm averages its statistics.
+        norm: One of `jaxattn.models.frozen.NORMS`, of the network's own BatchNorm.
+        frozen_stages: So many stages, and what comes before the first, have no
+            gradient and normalise by their running statistics.
     """
 
     in_channels: int | None = None
     out_stages: Sequence[int] | None = None
     dtype: DTypeLike | None = None
     axis_name: str | None = None
+    norm: str = "batch"
+    frozen_stages: int = 0
 
     @nn.compact
     def __call__(
@@ -61,20 +68,33 @@ class Network(nn.Module, abc.ABC, kw_only=True):
         if self.out_stages is not None:
             return self._chosen_maps(x, train)
         if return_features:
-            return tuple(self._stages(x, train))
+            return tuple(self._maps(x, train))
         self._check_size(x)
-        *_, last = self._stages(x, train)
+        *_, last = self._maps(x, train)
         return self._head(last, train)
 
     def _chosen_maps(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
         wanted = tuple(self.out_stages or ())
-        stages = self._stages(x, train)
+        stages = self._maps(x, train)
         # A generator: what comes after the last stage that is wanted does not run.
         maps = [*itertools.islice(stages, max([0, *wanted]))]
         if not wanted or min(wanted) < 1 or max(wanted) > len(maps):
             count = len([*maps, *stages])
             raise UserError(f"out_stages={wanted}: must be some of 1 to {count}")
         return tuple(maps[i - 1] for i in wanted)
+
+    @nn.nowrap
+    def _maps(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
+        """Yields the stages' maps, made as `norm` and `frozen_stages` say."""
+        choose("norm", self.norm, NORMS)
+        stages = self._stages(x, train)
+        for i in itertools.count(1):
+            frozen = stopped() if i <= self.frozen_stages else contextlib.nullcontext()
+            with normalizing(self.norm), frozen:
+                x_or_end = next(stages, None)
+            if x_or_end is None:
+                return
+            yield x_or_end
 
     def _check_size(self, x: jax.Array) -> None:
         """Refuses images of a size that the head cannot take."""

@@ -9,9 +9,13 @@ import flax.linen as nn
 
 from jaxattn.errors import UserError, choose, require, suggest
 from jaxattn.models.canet import CANet
+from jaxattn.models.cascade_rcnn import CascadeRCNN
 from jaxattn.models.cbam_resnet import EfficientResNet, EnhancedEfficientResNet
+from jaxattn.models.faster_rcnn import FasterRCNN
+from jaxattn.models.mask_rcnn import MaskRCNN
 from jaxattn.models.mobilenet_v2 import MobileNetV2
 from jaxattn.models.resnet import ResNet
+from jaxattn.models.retinanet import RetinaNet
 from jaxattn.models.sccnet import SCCNet
 from jaxattn.models.segmenter import FCN, DeepLabV3, UPerNet
 from jaxattn.models.shufflenet_v2 import ShuffleNetV2
@@ -37,7 +41,7 @@ _BASIC_34 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": False}
 _DEEP_50 = {"stage_sizes": (3, 4, 6, 3), "bottleneck": True}
 _DEEP_101 = {"stage_sizes": (3, 4, 23, 3), "bottleneck": True}
 _SCSA = {"attention": "scsa"}
-# Of segmenters; the output stride is what each of them is published with.
+# Of segmenters and detectors; the output stride is what each of them is published with.
 _BACKBONE = {"backbone": "resnet50"}
 _DILATED = {**_BACKBONE, "output_stride": 8}
 
@@ -46,12 +50,16 @@ _MODELS = {
     "canet_light": _Entry(CANet, {"width": 32}),
     "canet_pro": _Entry(CANet, {"width": 128}),
     "canet_tiny": _Entry(CANet, {"width": 16}),
+    "cascade_rcnn": _Entry(CascadeRCNN, {}, _BACKBONE, "detection"),
     "deeplabv3": _Entry(DeepLabV3, {}, _DILATED, "segmentation"),
     "efficient_resnet": _Entry(EfficientResNet),
     "enhanced_efficient_resnet": _Entry(EnhancedEfficientResNet),
+    "faster_rcnn": _Entry(FasterRCNN, {}, _BACKBONE, "detection"),
     "fcn": _Entry(FCN, {}, _DILATED, "segmentation"),
+    "mask_rcnn": _Entry(MaskRCNN, {}, _BACKBONE, "detection"),
     "mobilenet_v2": _Entry(MobileNetV2),
     "mobilenet_v2_scsa": _Entry(MobileNetV2, _SCSA, {"dropout_rate": 0.0}),
+    "retinanet": _Entry(RetinaNet, {}, _BACKBONE, "detection"),
     "resnet10": _Entry(ResNet, _BASIC_10),
     "resnet18": _Entry(ResNet, _BASIC),
     "resnet34": _Entry(ResNet, _BASIC_34),
@@ -77,7 +85,8 @@ def list_models(task: str | None = None) -> list[str]:
     """Returns the names that `create_model` knows, sorted.
 
     Args:
-        task: Only networks of this task, such as "classification" or "segmentation".
+        task: Only networks of this task: "classification", "segmentation" or
+            "detection".
     """
     return sorted(k for k, entry in _MODELS.items() if task in (None, entry.task))
 
@@ -108,14 +117,16 @@ def create_model(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
 
     Apply it as `module.apply(variables, x, train=False)` to float images
     `[N, H, W, C]`; it returns float32 logits, of a classifier `[N, num_classes]`, of a
-    segmenter `[N, H, W, num_classes]` (see `jaxattn.models.Segmenter` for training).
+    segmenter `[N, H, W, num_classes]` (see `jaxattn.models.Segmenter` for training); of
+    a detector a struct, which has the methods `losses` and `predict`.
 
     Args:
         name: One of `list_models()`.
         num_classes: Number of logits; of a classifier 0 leaves the last layer out, and
             returns what it would be given: the pooled features.
         **kwargs: Keywords of the network, such as `dtype` and `axis_name`; of a
-            segmenter also `backbone`, one of `list_backbones()`, and its keywords.
+            segmenter or detector also `backbone`, one of `list_backbones()`, and its
+            keywords.
 
     Raises:
         UserError: If the name or a keyword is unknown, or `num_classes` below 0.
@@ -152,6 +163,12 @@ _FROM_1 = (
     "in_channels",
     "channels",
     "aux_channels",
+    "fpn_features",
+    "max_detections",
+    "num_candidates",
+    "hidden",
+    "rpn_samples",
+    "roi_samples",
     "reduction",
     "window_size",
     "head_num",
@@ -171,6 +188,8 @@ def _require_range(key: str, value: Any) -> None:
     elif name == "num_classes":
         holds = _is_count(value, least=0)
         require(key, value, holds, "an integer from 0 on")
+    elif name == "frozen_stages":
+        require(key, value, _is_count(value, least=0), "an integer from 0 on")
     elif name in _FROM_1:
         require(key, value, _is_count(value), "an integer from 1 on")
     elif name in ("widths", "pool_scales", "atrous_rates"):

@@ -14,6 +14,7 @@ those of others.
 import re
 from collections.abc import Collection, Iterable
 
+from jaxattn.models.detector_layouts import detector_names, is_detector
 from jaxattn.models.segmenter_layouts import is_segmenter, segmenter_names
 
 _BACKBONE, _HEAD = "backbone.", "head.fc."
@@ -44,12 +45,15 @@ def torchvision_names(names: Iterable[str]) -> dict[str, str]:
     """Returns the name in this package of every entry of a state dict.
 
     Names of mmpretrain's and timm's ResNet and MobileNetV2 become torchvision's, those
-    of segmenters mmsegmentation's (`segmenter_layouts`); others stay.
+    of segmenters mmsegmentation's (`segmenter_layouts`), those of detectors
+    MMDetection's (`detector_layouts`); others stay.
 
     Args:
         names: All names of the state dict, which tell what network it is of.
     """
     names = list(names)
+    if is_detector(names):
+        return detector_names(names, _classifier_names)
     if is_segmenter(names):
         return segmenter_names(names, _classifier_names)
     return _classifier_names(names)

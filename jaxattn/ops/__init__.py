@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 from jaxattn import lazy
 
 if TYPE_CHECKING:
+    from jaxattn.ops.boxes import box_iou as box_iou
+    from jaxattn.ops.boxes import nms as nms
     from jaxattn.ops.conv import Conv as Conv
     from jaxattn.ops.conv import ConvKernel as ConvKernel
     from jaxattn.ops.conv import conv2d as conv2d
+    from jaxattn.ops.detection_losses import sigmoid_focal_loss as sigmoid_focal_loss
     from jaxattn.ops.features import mark_features as mark_features
     from jaxattn.ops.group_norm import GroupNorm as GroupNorm
     from jaxattn.ops.init import kaiming_normal as kaiming_normal
@@ -32,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy.face(
         "GroupNorm": "jaxattn.ops.group_norm",
         "Linear": "jaxattn.ops.linear",
         "adaptive_avg_pool": "jaxattn.ops.pool",
+        "box_iou": "jaxattn.ops.boxes",
         "conv2d": "jaxattn.ops.conv",
         "drop_path": "jaxattn.ops.stochastic_depth",
         "hashed_uniform": "jaxattn.ops.random",
@@ -39,8 +43,10 @@ __getattr__, __dir__, __all__ = lazy.face(
         "mark_features": "jaxattn.ops.features",
         "max_along": "jaxattn.ops.pool",
         "max_pool": "jaxattn.ops.pool",
+        "nms": "jaxattn.ops.boxes",
         "resize_bilinear": "jaxattn.ops.resize",
         "resize_nearest": "jaxattn.ops.resize",
+        "sigmoid_focal_loss": "jaxattn.ops.detection_losses",
         "torch_bias": "jaxattn.ops.init",
         "torch_kernel": "jaxattn.ops.init",
     },

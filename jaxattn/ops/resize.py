@@ -85,12 +85,14 @@ def resize_bilinear(
     )
     wide = at_least_float32(x)
     with jax.named_scope(SCOPE):
-        if align_corners:
-            wide = _resize_columns(_resize_rows(wide, rows), columns)
+        if align_corners:  # in the order that blocks were trained with
+            wide = _product("Hh,nhwc->nHwc", rows, wide)
+            wide = _product("Ww,nhwc->nhWc", columns, wide)
         else:
             # Columns first: the larger product is then one of tall matrices in their
             # order in memory, for each image, and takes CPUs half as long.
-            wide = _resize_rows(_resize_columns(wide, columns), rows)
+            wide = _product("Ww,nhwc->nhWc", columns, wide)
+            wide = _tall_product(rows, wide)
     return wide.astype(x.dtype)
 
 
@@ -99,7 +101,8 @@ def resize_bilinear(
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def _resize_rows(x: jax.Array, weights: np.ndarray) -> jax.Array:
+def _tall_product(weights: np.ndarray, x: jax.Array) -> jax.Array:
+    """Resizes rows."""
     N, h, w, C = x.shape
     if (matrix := _as_matrix(weights, x)) is None:
         return x
@@ -111,10 +114,11 @@ def _resize_rows(x: jax.Array, weights: np.ndarray) -> jax.Array:
     return y.reshape(N, len(weights), w, C)
 
 
-def _resize_columns(x: jax.Array, weights: np.ndarray) -> jax.Array:
+def _product(equation: str, weights: np.ndarray, x: jax.Array) -> jax.Array:
+    """Resizes along the axis that an equation names."""
     if (matrix := _as_matrix(weights, x)) is None:
         return x
-    return jnp.einsum("Ww,nhwc->nhWc", matrix, x, precision=_EXACT)
+    return jnp.einsum(equation, matrix, x, precision=_EXACT)
 
 
 def _as_matrix(weights: np.ndarray, x: jax.Array) -> jax.Array | None:

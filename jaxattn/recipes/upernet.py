@@ -10,13 +10,13 @@ Variants by argument:
 - `own` (the default): the same network for images of your own, at 320 x 320 of which
   training sees 256 x 256; docs/segmentation.md has what the folder is.
 - `ade20k`: mmsegmentation's `upernet_r50_4xb4-80k_ade20k-512x512`: ResNet-50-v1c with
-  512 channels, 16 crops of 512 x 512 a step, SGD. SCSA's authors train so with their
-  attention. Its backbone begins from ImageNet's weights: set `init_from`.
+  512 channels, 16 crops of 512 x 512 a step, SGD. There its backbone begins from
+  ImageNet's weights: set `init_from`.
 
 Deviations of `ade20k`: 63 epochs of 1,264 steps are 79,632 steps, not 80,000. An
 evaluation shows images at their own size on a canvas of 683 x 683, and larger ones
 scaled down to it; mmsegmentation scales the shorter side to 512, and counts at the size
-of the file. So its 42.05 % mIoU of 80k steps are near what this measures, not equal.
+of the file: a mean IoU is near its figures, not equal to them.
 """
 
 from typing import Any

@@ -20,6 +20,7 @@ from jaxattn.models.classes import (
     with_classes_of,
     without_attention,
 )
+from jaxattn.models.detector_layouts import is_detector
 from jaxattn.models.published import (
     WEIGHTS,
     Published,
@@ -135,7 +136,7 @@ class Pretrained:
         if not isinstance(getattr(self.model, _BACKBONE, None), nn.Module):
             return False
         if isinstance(source, Published):
-            return not is_segmenter(source.state)
+            return not (is_segmenter(source.state) or is_detector(source.state))
         return all(path[1] != _BACKBONE for path in flat(source.variables))
 
     def _read_backbone(
