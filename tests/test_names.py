@@ -203,13 +203,13 @@ def test_pages_of_long_and_odd_names_are_written(tmp_path, monkeypatch):
     pages = [plot_confusion_matrix(np.eye(2, dtype=int), ["a", "b"])] * 3
     from jaxattn.inference import attention
 
-    monkeypatch.setattr(attention, "plot_pages", lambda *_: pages)
-    monkeypatch.setattr(
-        attention, "make_attend", lambda _: lambda *_: type("A", (), {"gates": {}})
-    )
+    monkeypatch.setattr(attention, "sows_gates", lambda *_: False)
 
     class Trained:
-        model = variables = class_names = None
+        model = variables = class_names = image_shape = None
+
+        class task:  # noqa: N801
+            make_pages = staticmethod(lambda *_, **__: lambda *_: pages)
 
         class preprocess:  # noqa: N801
             normalize = staticmethod(lambda images: images)
