@@ -19,7 +19,7 @@ from jaxattn.training.checkpoints.trained import write_trained
 # What takes no path of its own, among what takes a text.
 TEXTS = {
     *("name", "model", "config", "configs", "grid", "coordinator", "layers", "stem"),
-    *("data_name", "platforms", "to"),
+    *("data_name", "platforms", "to", "of_class"),
 }
 
 

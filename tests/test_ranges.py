@@ -64,6 +64,10 @@ TAKEN = {
     "model.drop_path_rate": BELOW_1,
     "model.in_channels": FROM_1,
     "model.mask_prob": SHARE,
+    "model.channels": FROM_1,
+    "model.fpn_features": FROM_1,
+    "model.anchor_base": ABOVE_0,
+    "model.frozen_stages": FROM_0,
     "model.attention_stages": ((0, 0), (1, 2), (2, 1), (1, 2, 3)),
     "model.attention_kwargs.reduction": FROM_1,
     "model.attention_kwargs.window_size": FROM_1,
@@ -77,6 +81,12 @@ TAKEN = {
     "data.resize_px": (10**6,),
     "data.crop_scale": ((0.5, 0.5),),
     "data.crop_ratio": ((0.5, 0.5), (1, 2)),
+    "data.canvas_size": (1, (1, 2), (2, 1)),
+    "data.crop_size": (1, (1, 2), (2, 1)),
+    "data.scale_range": ((0.5, 0.5), (1, 2)),
+    "data.cat_max_ratio": (0.5, 1.0),
+    "data.classes": ((),),
+    "data.max_boxes": FROM_1,
     "pipeline.num_workers": (0, 1),
     "augment.flip_probability": SHARE,
     "augment.crop_padding_px": FROM_0,
@@ -85,6 +95,7 @@ TAKEN = {
     "augment.contrast": SHARE,
     "augment.saturation": SHARE,
     "augment.hue": BELOW_1,
+    "augment.photometric_probability": SHARE,
     "augment.perspective_probability": SHARE,
     "augment.perspective_distortion": (0.5, 1.0),
     "augment.erase_probability": SHARE,
@@ -95,9 +106,13 @@ TAKEN = {
     "augment.cutmix_probability": SHARE,
     "augment.cutmix_alpha": ABOVE_0,
     "loss.label_smoothing": BELOW_1,
+    "loss.aux_weight": ANY_FROM_0,
+    "loss.class_weights": ((0.5,), (0.5, 0.5), (1, 2), (2, 1), (1, 2, 3)),
+    "loss.box_weight": ABOVE_0,
     "schedule.learning_rate": ABOVE_0,
     "schedule.warmup_epochs": ANY_FROM_0,
     "schedule.final_factor": SHARE,
+    "schedule.power": ANY_FROM_0,
     "schedule.decay_rate": ABOVE_0,
     "schedule.milestones": ((), (0, 0), (0.5,), (0.5, 0.5), (1, 2), (2, 1), (1, 2, 3)),
     "optimizer.switch_fraction": SHARE,
@@ -115,8 +130,29 @@ TAKEN = {
 # `test_preprocess` and `test_bn_landscape` have these, or the test of studies below.
 ELSEWHERE = ("normalize.", "landscape.", "learning_rates")
 
+# Of which task a key is; else of classification.
+TASKS = {
+    "model.channels": "segmentation",
+    "model.fpn_features": "detection",
+    "model.anchor_base": "detection",
+    "loss.aux_weight": "segmentation",
+    "loss.class_weights": "segmentation",
+    "loss.box_weight": "detection",
+}
+_LABEL_MAPS = {"name": "segmentation_folder", "path": "/nowhere"}
+
 # What a key needs beside it.
 BESIDE = {
+    "model.channels": {"name": "upernet", "backbone": "resnet18"},
+    "model.fpn_features": {"name": "retinanet", "backbone": "resnet18"},
+    "model.anchor_base": {"name": "retinanet", "backbone": "resnet18"},
+    "data.canvas_size": _LABEL_MAPS,
+    "data.crop_size": _LABEL_MAPS,
+    "data.scale_range": _LABEL_MAPS,
+    "data.cat_max_ratio": _LABEL_MAPS,
+    "data.classes": _LABEL_MAPS,
+    "data.max_boxes": {"name": "detection_folder", "path": "/nowhere"},
+    "schedule.power": {"name": "poly", "learning_rate": 0.1},
     "model.widths": {"name": "sccnet18"},
     "model.width": {"name": "vgg_a"},
     "model.base_width": {"name": "efficient_resnet"},
@@ -158,6 +194,9 @@ KINDS = dict(numeric_keys(recipe._update(recipe._DEFAULTS, recipe._CHOSEN)))
 
 def with_value(key, value):
     config = smoke.get_config().to_dict()
+    config["task"] = TASKS.get(key, "classification")
+    if key in TASKS:
+        config["loss"] = {}
     *sections, name = key.split(".")
     if sections:
         beside = BESIDE.get(key, BESIDE.get(sections[0]))

@@ -201,12 +201,17 @@ def _require_range(key: str, value: Any) -> None:
         least = 0 if name == "attention_stages" else 1
         holds = value is None or _are_counts(value, least)
         require(key, value, holds, "some numbers of stages, which begin with 1")
+    elif name == "anchor_base":
+        require(key, value, _is_number(value) and value > 0, "a number above 0")
     elif name in (*_BELOW_1, "mask_prob"):
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        holds = is_number and 0 <= float(value) <= 1
+        holds = _is_number(value) and 0 <= float(value) <= 1
         holds = holds and (value != 1 or name == "mask_prob")
         wanted = "in [0, 1]" if name == "mask_prob" else "in [0, 1)"
         require(key, value, holds, wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _are_counts(values: Any, least: int = 1) -> bool:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from jaxattn.viz.comparison import Panel as Panel
     from jaxattn.viz.comparison import plot_bands as plot_bands
     from jaxattn.viz.comparison import plot_comparison as plot_comparison
-    from jaxattn.viz.detection import COLORS as COLORS
     from jaxattn.viz.detection import BoxPanel as BoxPanel
     from jaxattn.viz.detection import class_color as class_color
+    from jaxattn.viz.detection import colors_repeat as colors_repeat
     from jaxattn.viz.detection import draw_boxes as draw_boxes
     from jaxattn.viz.detection import plot_boxes as plot_boxes
     from jaxattn.viz.detection import plot_precision_recall as plot_precision_recall
@@ -45,10 +45,10 @@ __getattr__, __dir__, __all__ = lazy.face(
     {
         "Attention": "jaxattn.viz.attention_maps",
         "BoxPanel": "jaxattn.viz.detection",
-        "COLORS": "jaxattn.viz.detection",
         "Band": "jaxattn.viz.comparison",
         "Panel": "jaxattn.viz.comparison",
         "class_color": "jaxattn.viz.detection",
+        "colors_repeat": "jaxattn.viz.detection",
         "draw_boxes": "jaxattn.viz.detection",
         "figure_to_array": "jaxattn.viz.figure",
         "make_attend": "jaxattn.viz.attention_maps",

@@ -25,7 +25,7 @@ from jaxattn.viz.figure import (
 )
 
 # Told apart on photographs, and in print; then they repeat.
-COLORS = (
+_COLORS = (
     *("#ff5a36", "#1f9bff", "#ffd400", "#14c26b", "#e45bd0", "#00d5d5"),
     *("#ff9d1e", "#8c6bff", "#a8e400", "#c98b5c"),
 )
@@ -57,7 +57,12 @@ class BoxPanel(NamedTuple):
 
 def class_color(k: int) -> str:
     """Returns the colour of the boxes of class `k`."""
-    return COLORS[k % len(COLORS)]
+    return _COLORS[k % len(_COLORS)]
+
+
+def colors_repeat(num_classes: int) -> bool:
+    """Returns whether several of so many classes have one colour."""
+    return num_classes > len(_COLORS)
 
 
 @default_look

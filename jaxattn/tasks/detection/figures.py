@@ -221,7 +221,7 @@ def _photo(source: Source, i: int) -> np.ndarray:
 
 def _beside_truth(
     source: Source, i: int, judged: Judged, class_names: Sequence[str]
-) -> tuple[viz.BoxPanel, viz.BoxPanel]:
+) -> "tuple[viz.BoxPanel, viz.BoxPanel]":
     image, n = _photo(source, i), len(judged.boxes)
     truth = viz.BoxPanel(
         image,
@@ -244,7 +244,7 @@ def _beside_truth(
 
 def _labels(judged: Judged, class_names: Sequence[str]) -> list[str]:
     """What is written at each box that was found; names where colours repeat."""
-    are_many = len(class_names) > len(viz.COLORS)
+    are_many = viz.colors_repeat(len(class_names))
     rows = zip(judged.found_scores, judged.found_classes, strict=True)
     return [
         f"{class_names[k]} {score:.2f}" if are_many else f"{score:.2f}"
@@ -254,7 +254,7 @@ def _labels(judged: Judged, class_names: Sequence[str]) -> list[str]:
 
 def _mistakes(
     source: Source, i: int, judged: Judged, class_names: Sequence[str]
-) -> viz.BoxPanel:
+) -> "viz.BoxPanel":
     missed, right = judged.is_missed, judged.is_right
     lost = [str(class_names[int(k)]) for k in judged.classes[missed]]
     found = _labels(judged, class_names)
