@@ -169,3 +169,19 @@ def test_damaged_checkpoint_is_named(workdir, tmp_path):
     manifest.unlink()
     with pytest.raises(UserError, match=r"18 is damaged: manifest.json is missing"):
         average_checkpoints(copy, tmp_path / "out", devices=ONE)
+
+
+@pytest.mark.parametrize(
+    ("decay", "kind", "message"),
+    [(0.0, "ema", "kept no average"), (0.9, "raw", "holds no checkpoint yet")],
+)
+def test_what_a_run_does_not_have_is_named(tmp_path, decay, kind, message):
+    changed = config()
+    changed.ema.decay = decay
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    record = {**build(changed, devices=ONE).record, "versions": {"jaxattn": "0.2"}}
+    (workdir / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=message):
+        average_checkpoints(workdir, tmp_path / "out", kind=kind, devices=ONE)
+    assert not (tmp_path / "out").exists()
