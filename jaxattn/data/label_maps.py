@@ -74,7 +74,11 @@ class LabelMapReader:
 
 
 def _indices(image: "Image.Image") -> tuple[str, np.ndarray]:
-    return image.mode, np.asarray(image).astype(np.uint8)
+    # Pillow spreads grey of 2 or 4 bits over a byte: 1 of 4 bits would be class 17.
+    tiles = getattr(image, "tile", None)
+    raw = str(tiles[0][3]) if tiles else ""
+    mode = raw if raw in ("L;2", "L;4") else image.mode
+    return mode, np.asarray(image).astype(np.uint8)
 
 
 def resize_label_map(label_map: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from jaxattn.training.checkpoints.trained import Trained
 from jaxattn.web import unreachable
 
 CARD = "README.md"
+_HUB_TASKS = {"detection": "object-detection"}  # others as here, of images
 _MOST_CLASSES = 20  # that a card names
 
 
@@ -113,7 +114,7 @@ def _make_card(trained: Trained, address: str, results: Mapping[str, Any]) -> st
     more = ", ..." if len(names) > _MOST_CLASSES else ""
     task, metric = config.get("task", "classification"), trained.task.metric
     # As hubs call the tasks, and what `predict` writes.
-    kind = f"image-{task}"
+    kind = _HUB_TASKS.get(task, f"image-{task}")
     out = "classes.csv" if task == "classification" else "predicted"
     mean, std = (tuple(v) for v in (trained.preprocess.mean, trained.preprocess.std))
     lines = [

@@ -194,6 +194,7 @@ class Predictor:
                 for view, own in zip(views, drawn, strict=True)
             ]
             given = joined(outputs) if joined else outputs
+            del outputs  # of every view, until the next batch has its own
             running.append((given, feed["mask"][: int(mask.sum())]))
             # One batch runs while the one before it is decided about.
             for finished, count in _finished(running, 1):

@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,7 @@ from jaxattn.models.published import (
     is_address,
     read_published,
 )
-from jaxattn.models.registry import create_model
+from jaxattn.models.registry import create_model, task_of
 from jaxattn.models.safetensors_files import SUFFIX, write_safetensors
 from jaxattn.models.stems import find_stem, is_for_photos
 from jaxattn.models.torch_layouts import torchvision_names
@@ -47,6 +46,7 @@ _OF_DENSE = (
     "class_colors",
 )  # keys of a config's section `dataset`
 _SMALL_PX = 32  # of networks that are not for photos
+_CANVAS_PX = 512  # of networks that see images whole
 _VGG_A_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -155,7 +155,7 @@ def _complete(
     require("model", name, name is not None, "given: the weights do not name theirs")
     # Keywords that come with the weights are those of their own network.
     kwargs = {"name": name} | (known if known.get("name") == name else {}) | kwargs
-    dataset = _frame(published, create_model(**kwargs), image_size)
+    dataset = _frame(published, kwargs, image_size)
     names = class_names or published.config.get("dataset", {}).get("class_names")
     if names is None:
         names = _guess_names(_count_classes(published, kwargs, dataset["image_shape"]))
@@ -165,6 +165,7 @@ def _complete(
     section = {**dict(defaults), **published.config.get("normalize", {})}
     section |= {key: value for key, value in normalize.items() if value is not None}
     return {
+        "task": task_of(kwargs["name"]),
         "model": kwargs,
         "normalize": {key: list(section[key]) for key in ("mean", "std")},
         "dataset": {"class_names": list(names), **dataset},
@@ -174,7 +175,7 @@ def _complete(
 
 
 def _frame(
-    published: Published, module: nn.Module, image_size: int | None
+    published: Published, kwargs: Mapping[str, Any], image_size: int | None
 ) -> dict[str, Any]:
     """Returns what is shown of images to a network, in the form of a config."""
     known = published.config.get("dataset", {})
@@ -182,7 +183,10 @@ def _frame(
         shape = tuple(known["image_shape"])
         further = {key: known[key] for key in _OF_DENSE if key in known}
         return {"image_shape": shape, "resize_px": known.get("resize_px"), **further}
-    if is_for_photos(find_stem(module)):
+    if task_of(kwargs["name"]) != "classification":  # sees images whole
+        side = image_size or _CANVAS_PX
+        return {"image_shape": (side, side, 3), "resize_px": None, "is_canvas": True}
+    if is_for_photos(find_stem(create_model(**kwargs))):
         crops = Crops() if image_size is None else Crops(image_size=image_size)
         frame = crops.frame
         return {"image_shape": frame.image_shape, "resize_px": frame.resize_px}

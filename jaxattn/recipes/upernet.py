@@ -13,7 +13,8 @@ Variants by argument:
   512 channels, 16 crops of 512 x 512 a step, SGD. There its backbone begins from
   ImageNet's weights: set `init_from`.
 
-Deviations of `ade20k`: 63 epochs of 1,264 steps are 79,632 steps, not 80,000. An
+Deviations of `ade20k`: 63 epochs of 1,264 steps are 79,632 steps, not 80,000. As there
+nothing is held out of the training images, so the last weights are tested. An
 evaluation shows images at their own size on a canvas of 683 x 683, and larger ones
 scaled down to it; mmsegmentation scales the shorter side to 512, and counts at the size
 of the file: a mean IoU is near its figures, not equal to them.
@@ -108,6 +109,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "model": _MODELS["ade20k"],
         "data": {
+            "val_fraction": 0.0,
             "canvas_size": (683, 683),
             "crop_size": (512, 512),
             "scale_range": (0.5, 2.0),

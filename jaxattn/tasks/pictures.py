@@ -1,10 +1,12 @@
 """Pictures of predictions as files, called as the images are."""
 
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxattn.atomic import replacing, require_writable
+from jaxattn.data.source import Source
 from jaxattn.errors import UserError, first_repeated, reraise_machine_fault
 
 
@@ -31,6 +33,22 @@ def file_names(ids: Sequence[int] | Sequence[str]) -> list[pathlib.PurePath]:
             " endings alone; predict them apart"
         )
     return names
+
+
+def keep_photos(paths: Iterable[pathlib.Path], source: Source) -> None:
+    """Refuses files of which one would replace a photo that was predicted.
+
+    Args:
+        paths: Of the pictures that are to be written.
+        source: The images; those of arrays have no files.
+
+    Raises:
+        UserError: If there is one.
+    """
+    photos = {os.path.realpath(path) for path in getattr(source, "paths", ())}
+    for path in paths:
+        if os.path.realpath(path) in photos:
+            raise UserError(f"{path}: is one of the photos; write to another folder")
 
 
 def write_png(path: pathlib.Path, image: Any) -> None:

@@ -203,10 +203,11 @@ def _find_voc(root: pathlib.Path) -> Layout:
     splits, prints = {}, {}
     found = {"images": _scan(images), "annotations": _scan(labels)}
     sizes = {k: dict(zip(f.paths, f.sizes, strict=True)) for k, f in found.items()}
-    stems = {k: _by_stem(root / k, own) for k, own in sizes.items()}
+    folders = {"images": images, "annotations": labels}
+    stems = {kind: _by_stem(folders[kind], own) for kind, own in sizes.items()}
     for split in ("train", "val"):
         names = _read_list(lists / f"{split}.txt")
-        for kind, folder in (("images", images), ("annotations", labels)):
+        for kind, folder in folders.items():
             if lacking := [name for name in names if name not in stems[kind]]:
                 raise UserError(
                     f"data.path: {lists / split}.txt names what {folder} does not hold:"
@@ -227,10 +228,13 @@ def _find_voc(root: pathlib.Path) -> Layout:
 
 def _read_list(path: pathlib.Path) -> list[str]:
     try:
-        names = path.read_text().split()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no text in UTF-8") from error
     except OSError as error:
         reraise_machine_fault(error)
         raise UserError(f"{path}: not readable ({error.strerror})") from error
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise UserError(f"{path}: is empty, must name images, one a line")
     return names

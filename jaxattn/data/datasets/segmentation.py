@@ -4,7 +4,7 @@ Which folders it may be, `jaxattn.data.datasets.layouts` says.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxattn.data.crops import check_on_bad_image
 from jaxattn.data.datasets.classes import parse_classes, read_classes
@@ -126,7 +126,8 @@ def load_segmentation_folder(
 
 def _size(key: str, value: int | Sequence[int]) -> tuple[int, int]:
     """Returns height and width."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair: Any = tuple(value) if isinstance(value, tuple | list) else (value,)
+    pair *= 2 // len(pair) if pair else 1  # (512,) is what a command line makes of 512
     holds = len(pair) == 2 and all(
         type(side) is int and 1 <= side <= _MAX_SIDE_PX for side in pair
     )

@@ -74,7 +74,7 @@ class DenseHead(nn.Module, kw_only=True):
     def _convolve(
         self, x: jax.Array, size: int, name: str, train: bool, dilation: int = 1
     ) -> jax.Array:
-        """A convolution to `channels`, its its norm and ReLU; call in `compact`."""
+        """A convolution to `channels`, its norm and ReLU; call in `compact`."""
         module = ConvModule(
             self.channels,
             size,

@@ -18,7 +18,7 @@ from jaxattn.data.preprocess import Canvas, ImageFiles
 from jaxattn.data.source import Source
 from jaxattn.tasks.detection.methods import Decision
 from jaxattn.tasks.detection.report import count_classes
-from jaxattn.tasks.pictures import file_names, write_png
+from jaxattn.tasks.pictures import file_names, keep_photos, write_png
 
 JSON, TABLE, PHOTOS = "detections.json", "detections.csv", "photos"
 """What a folder of predictions holds."""
@@ -116,7 +116,9 @@ def write_predictions(
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(HEADER)
-    files = zip(ids, file_names(ids), restored(decision, source), strict=True)
+    pictures = file_names(ids)
+    keep_photos([folder / PHOTOS / picture for picture in pictures], source)
+    files = zip(ids, pictures, restored(decision, source), strict=True)
     for own, name, found in files:
         if found is None:
             continue

@@ -8,7 +8,7 @@ import numpy as np
 from jaxattn import viz
 from jaxattn.data.preprocess import ImageFiles
 from jaxattn.data.source import Source
-from jaxattn.tasks.pictures import file_names, write_png
+from jaxattn.tasks.pictures import file_names, keep_photos, write_png
 from jaxattn.viz.palette import Colors
 
 OVERLAYS = "overlays"
@@ -56,8 +56,10 @@ def write_predictions(
     Raises:
         UserError: If two images would have one file, or a file cannot be written.
     """
-    palette = viz.make_palette(class_colors)
-    pairs = zip(file_names(ids), restored(label_maps, source), strict=True)
+    palette, names = viz.make_palette(class_colors), file_names(ids)
+    tops = (folder, folder / OVERLAYS)
+    keep_photos([top / name for top in tops for name in names], source)
+    pairs = zip(names, restored(label_maps, source), strict=True)
     for name, known in pairs:
         if known is not None:
             photo, label_map = known

@@ -109,8 +109,10 @@ def list_shares(
 
 
 def describe(figures: Mapping[str, float]) -> list[str]:
-    """Returns loss and pixel accuracy as a person reads them."""
+    """Returns loss, pixel accuracy and, if known, mean IoU as a person reads them."""
+    known = [f"mIoU {100 * figures['mean_iou']:.1f}%"] if "mean_iou" in figures else []
     return [
         f"loss {figures['loss']:.3f}",
         f"pixel acc {100 * figures['pixel_accuracy']:.1f}%",
+        *known,
     ]
