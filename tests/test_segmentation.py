@@ -12,6 +12,7 @@ import smoke
 from jax import export
 from PIL import Image
 
+from jaxattn import create_model, to_torch
 from jaxattn.cli import main
 from jaxattn.data.augment.transform import IGNORED
 from jaxattn.data.preprocess import Canvas, Frame, Preprocess
@@ -21,6 +22,8 @@ from jaxattn.inference.evaluation import evaluate, write_evaluation
 from jaxattn.inference.export import export_model
 from jaxattn.inference.latency import measure_latency
 from jaxattn.inference.predict import Predictor
+from jaxattn.inference.torch_files import import_torch
+from jaxattn.models.safetensors_files import write_safetensors
 from jaxattn.ops.features import mark_features
 from jaxattn.studies import compare
 from jaxattn.tasks.segmentation import MultiView, Segmentation, View
@@ -190,6 +193,34 @@ def test_two_images_never_share_a_file(command, tmp_path):
     code, _, err = command("predict", "--data", tmp_path, "--out", tmp_path / "out")
     assert code == 2
     assert err.startswith("jaxattn: a.png: is the picture of two images")
+
+
+@pytest.mark.parametrize("top", ["", "overlays"])
+def test_predictions_never_replace_the_photos(command, tmp_path, top):
+    photo = tmp_path / top / "a.png"
+    photo.parent.mkdir(exist_ok=True)
+    Image.fromarray(DATA["test"][0][0]).save(photo)
+    before = photo.read_bytes()
+    code, _, err = command("predict", "--data", photo.parent, "--out", tmp_path)
+    assert code == 2
+    assert err == f"jaxattn: {photo}: is one of the photos; write to another folder\n"
+    assert photo.read_bytes() == before
+
+
+def test_an_imported_network_has_its_task_and_sees_images_whole(tmp_path):
+    section = {"name": "fcn", "backbone": "resnet10", "widths": (4, 4, 8, 8)}
+    model = create_model(num_classes=3, **section)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    write_safetensors(tmp_path / "a.safetensors", to_torch(model, zeros))
+    kwargs = {key: value for key, value in section.items() if key != "name"}
+    import_torch(
+        tmp_path / "a.safetensors", tmp_path / "w", model="fcn", model_kwargs=kwargs
+    )
+    trained = load_trained(tmp_path / "w")
+    assert isinstance(trained.task, Segmentation)
+    assert trained.preprocess.frame == Canvas((512, 512, 3))
+    assert trained.class_names == ("0", "1", "2")
 
 
 @pytest.mark.parametrize(

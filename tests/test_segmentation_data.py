@@ -3,6 +3,8 @@
 import os
 import pathlib
 import shutil
+import struct
+import zlib
 
 import flax.linen as nn
 import jax
@@ -501,3 +503,50 @@ def test_camvid_is_read_whole():
     assert (counts[:11] > 0).all()
     assert counts[11:IGNORED].sum() == 0
     assert pathlib.Path(folder).is_dir()
+
+
+def png_of_grey(values, bits):
+    """A PNG of one channel with so many bits a pixel, which Pillow does not write."""
+    H, W = values.shape
+    per_byte = 8 // bits
+    rows = b""
+    for row in values:
+        padded = [*row, *[0] * (-W % per_byte)]
+        packed = [
+            sum(int(v) << (8 - bits * (i + 1)) for i, v in enumerate(part))
+            for part in np.reshape(padded, (-1, per_byte))
+        ]
+        rows += b"\0" + bytes(packed)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", W, H, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    parts = (
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_that_is_spread_over_a_byte_is_refused(tmp_path, bits):
+    """Class 1 of 4 bits would be read as 17, class 3 of 2 bits as 255, ignored."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png_of_grey(np.array([[0, 1, 1, 0, 1]]), bits))
+    with pytest.raises(UserError, match=rf"has pixels of mode L;{bits}, must be a lab"):
+        LabelMapReader(200).read(str(path))
+
+
+def test_a_mask_of_one_bit_has_two_classes(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_of_grey(np.array([[0, 1, 1, 0, 1]]), 1))
+    assert LabelMapReader(2).read(str(path)).tolist() == [[0, 1, 1, 0, 1]]
+
+
+def test_one_number_of_a_command_line_is_both_sides(tmp_path):
+    data = load(write_folder(tmp_path), canvas_size=(24,))
+    assert data.image_shape == (24, 24, 3)
