@@ -107,6 +107,10 @@ TAKEN = {
     "augment.cutmix_alpha": ABOVE_0,
     "loss.label_smoothing": BELOW_1,
     "loss.aux_weight": ANY_FROM_0,
+    "loss.dice_weight": ANY_FROM_0,
+    "loss.focal_gamma": ANY_FROM_0,
+    "loss.ohem_threshold": (0.5, 1.0),
+    "loss.ohem_min_kept": FROM_0,
     "loss.class_weights": ((0.5,), (0.5, 0.5), (1, 2), (2, 1), (1, 2, 3)),
     "loss.box_weight": ABOVE_0,
     "schedule.learning_rate": ABOVE_0,
@@ -137,6 +141,10 @@ TASKS = {
     "model.anchor_base": "detection",
     "loss.aux_weight": "segmentation",
     "loss.class_weights": "segmentation",
+    "loss.dice_weight": "segmentation",
+    "loss.focal_gamma": "segmentation",
+    "loss.ohem_threshold": "segmentation",
+    "loss.ohem_min_kept": "segmentation",
     "loss.box_weight": "detection",
 }
 _LABEL_MAPS = {"name": "segmentation_folder", "path": "/nowhere"}

@@ -155,6 +155,10 @@ _CHOSEN: dict[str, Any] = {
         "avg_non_ignore": bool,  # divides by pixels that count, not by all
         "box_loss": str,  # l1, smooth_l1 or giou; None: l1
         "box_weight": float,  # of the loss of boxes; None: 1
+        "dice_weight": float,  # of the Dice loss that is added; None: 0
+        "focal_gamma": float,  # power of 1 - p on each pixel's loss; None: 0
+        "ohem_threshold": float,  # pixels surer than this have no loss; None: all have
+        "ohem_min_kept": int,  # pixels of an image that have one anyway; None: 100,000
         "class_weights": tuple,  # of each class's pixels; None: all 1
     },
     "schedule": {

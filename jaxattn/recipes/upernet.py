@@ -58,6 +58,15 @@ _MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Which a command line may set.
+_LOSSES: dict[str, Any] = {
+    "class_weights": None,
+    "dice_weight": None,
+    "focal_gamma": None,
+    "ohem_threshold": None,
+    "ohem_min_kept": None,
+}
+
 # What learns from random weights in few steps.
 _FROM_NOTHING: dict[str, Any] = {
     "schedule": {
@@ -83,7 +92,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             "classes": _CAMVID_CLASSES,
         },
         "augment": {"flip_probability": 0.5, "photometric_probability": 0.5},
-        "loss": {"aux_weight": 0.4, "class_weights": None},
+        "loss": {"aux_weight": 0.4, **_LOSSES},
         **_FROM_NOTHING,
     },
     "own": {
@@ -101,7 +110,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             "rotation_degrees": 0.0,
             "photometric_probability": 0.5,
         },
-        "loss": {"aux_weight": 0.4, "class_weights": None},
+        "loss": {"aux_weight": 0.4, **_LOSSES},
         **_FROM_NOTHING,
     },
     "ade20k": {
@@ -116,7 +125,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             "classes": None,
         },
         "augment": {"flip_probability": 0.5, "photometric_probability": 0.5},
-        "loss": {"aux_weight": 0.4, "avg_non_ignore": False, "class_weights": None},
+        "loss": {"aux_weight": 0.4, "avg_non_ignore": False, **_LOSSES},
         "schedule": {
             "name": "poly",
             "learning_rate": 0.01,

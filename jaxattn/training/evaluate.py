@@ -75,9 +75,10 @@ class Evaluator:
                 feed = {**feed, "drawn": self._own_part(drawn)}
             batch = fetch(store, run.parallel.place(feed))
             sums, predictions = self._evaluate(variables, batch)
-            parts.append(predictions)
             # One batch runs and one is ready; more would pile up on the device.
             jax.block_until_ready(total)
+            parts[-1:] = jax.device_get(parts[-1:])
+            parts.append(predictions)
             tell(number * run.options.batch_size)
             total = sums if total is None else total + sums
         assert total is not None  # no split is empty

@@ -59,7 +59,8 @@ def cross_entropy(
         logits: `[N, H, W, K]`.
         label_map: uint8 `[N, H, W]`.
         label_smoothing: Share s of the uniform distribution in the target, as in
-            PyTorch's `CrossEntropyLoss`.
+            PyTorch's `CrossEntropyLoss`; with class weights a pixel's is that of its
+            own class, where PyTorch's uniform part has every class's.
         focal_gamma: At least 0.
     """
     logits = logits.astype(jnp.float32)
