@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import weakref
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from PIL import Image
 from jaxattn.__main__ import main
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.preprocess import Canvas, ImageFiles
-from jaxattn.data.source import ArraySource
+from jaxattn.data.source import ArraySource, Data
 from jaxattn.data.splits import take
 from jaxattn.errors import UserError
 from jaxattn.models.detection import Detections
@@ -301,6 +302,26 @@ def test_an_assessment_says_average_precision_first_and_draws_it(run):
     assert set(drawn) == {
         "detections", "precision_recall", "confusion_matrix", "misses",
     }  # fmt: skip
+
+
+def test_an_assessment_holds_few_photos_at_once():
+    source, decision = perfect_split()
+    photos, alive = [], []
+
+    class Reading:
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, i):
+            alive.append(sum(photo() is not None for photo in photos))
+            image = source[i]["image"].copy()
+            photos.append(weakref.ref(image))
+            return {**source[i], "image": image}
+
+    data = Data("own", Reading(), None, Reading(), ("cell",), (24, 32, 3))
+    assess(lambda _: decision, data, "test")
+    assert len(photos) == 3
+    assert max(alive) <= 1
 
 
 def test_predictions_are_files_in_the_pixels_of_the_photos(tmp_path):
