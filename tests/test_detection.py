@@ -235,6 +235,20 @@ def test_own_boxes_are_checked():
             Detection().make_source(images, wrong, "data['train']")
 
 
+@pytest.mark.parametrize(
+    ("name", "box_loss", "said"),
+    [
+        ("mask_rcnn", None, "model.name='mask_rcnn': must be a detector of boxes"),
+        ("faster_rcnn", "giou", "loss.box_loss='giou': must be None: faster_rcnn has"),
+    ],
+)
+def test_what_the_task_cannot_train_is_refused_before_data(name, box_loss, said):
+    config = {**CONFIG, "model": {"name": name, "backbone": "resnet10"}}
+    config |= {"data": {"name": "no data"}, "task": "detection"}
+    with pytest.raises(UserError, match=said):
+        build({**config, "loss": {"box_loss": box_loss}}, devices=ONE)
+
+
 def test_a_network_without_losses_is_refused():
     with pytest.raises(UserError, match="without losses and predict"):
         Detection().name_outputs(jnp.zeros(3), ("cat",))
