@@ -223,6 +223,21 @@ def test_training_moves_boxes_with_mirrored_images(run):
     assert np.abs(np.asarray(state.params["shift"])).max() < 1.1
 
 
+def test_the_weight_of_boxes_is_that_of_every_stage():
+    """As of Cascade R-CNN, whose losses are numbered."""
+    losses = {"rpn_box": 1.0, "box_1": 10.0, "classification_1": 100.0}
+
+    class Cascade:
+        def losses(self, targets):
+            del targets
+            return losses
+
+    targets = dict.fromkeys(("boxes", "classes", "shown_size"))
+    targets |= {key: np.zeros(1, bool) for key in ("valid", "ignored")}
+    measured = Detection(box_weight=2.0).measure(Cascade(), targets)
+    assert measured["loss"] == 122
+
+
 def test_own_boxes_are_checked():
     images, targets = make_split(2, 0)
     outside = {**targets, "boxes": [np.array([[0, 0, 33, 5]]), *targets["boxes"][1:]]}

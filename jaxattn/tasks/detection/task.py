@@ -178,7 +178,7 @@ class Detection:
         return {"loss": jnp.asarray(total), **parts}
 
     def _weight(self, name: str) -> float:
-        return self.box_weight if name.endswith("box") else 1.0
+        return self.box_weight if "box" in name.split("_") else 1.0
 
     def evaluate(
         self, outputs: Any, targets: Targets, mask: jax.Array
