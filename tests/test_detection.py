@@ -33,7 +33,11 @@ from jaxattn.tasks.detection.metrics import (
     restore_boxes,
     scenes,
 )
-from jaxattn.tasks.detection.predictions import tell_predictions, write_predictions
+from jaxattn.tasks.detection.predictions import (
+    restored,
+    tell_predictions,
+    write_predictions,
+)
 from jaxattn.tasks.detection.report import class_table, count_classes
 from jaxattn.tasks.detection.task import Detection
 from jaxattn.training import build, train_and_evaluate
@@ -279,6 +283,9 @@ def predictions_of(boxes, classes, found, found_classes, scores):
         "classes": np.array([classes]),
         "valid": np.ones((1, n), bool),
         "ignored": np.zeros((1, n), bool),
+        "areas": np.ones((1, n), np.float32),
+        "shown_size": np.array([[80, 80]]),
+        "image_size": np.array([[80, 80]]),
     }
     return Predictions(
         np.array([found], np.float32),
@@ -299,6 +306,26 @@ def test_confusion_knows_wrong_classes_misses_and_what_is_nothing():
     assert judged.is_missed.tolist() == [False, True, True]
     # Rows are what is there: 0, 1, background.
     assert confuse([judged], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+
+
+def test_what_is_found_beside_a_photo_is_left_out(tmp_path):
+    beside = [[90, 0, 99, 9], [70, 10, 99, 20]]  # the second one in part
+    predictions = predictions_of(BOXES, [0, 0, 1], beside, [0, 1], [0.9, 0.8])
+    (judged,) = scenes(predictions)
+    assert judged.found_boxes.tolist() == [[70, 10, 80, 20]]
+    assert (judged.found_scores, judged.found_classes) == (np.float32(0.8), 1)
+    drawn = judge(predictions, 0)
+    assert (drawn.found_boxes.tolist(), drawn.found_classes) == ([[70, 10, 80, 20]], 1)
+    Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
+    source = ImageFiles((tmp_path / "a.png",), Canvas((100, 100, 3), scales_up=True))
+    beside = np.array([[[60, 0, 90, 50], [40, 0, 90, 50]]], np.float32)
+    scores, classes = np.array([[0.9, 0.8]]), np.array([[0, 1]])
+    decision = Decision(beside, scores, classes, np.array([2]))
+    (found,) = restored(decision, source)
+    assert found is not None
+    assert found.boxes.tolist() == [[16, 0, 20, 20]]
+    assert (found.scores.tolist(), found.classes.tolist()) == ([0.8], [1])
+    assert tell_predictions(decision, source, ("cat", "dog")) == ["1 dog"]
 
 
 def test_a_table_has_a_line_for_a_class_that_is_not_there():
