@@ -120,7 +120,7 @@ def have_area(boxes: np.ndarray) -> np.ndarray:
     Args:
         boxes: Cut to the photo.
     """
-    return (boxes[:, :2] < boxes[:, 2:]).all(1)
+    return np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
 
 
 def scenes(predictions: Predictions) -> Iterator[Scene]:

@@ -106,10 +106,11 @@ def tell_predictions(
         if i in unread:
             told.append("not known")
             continue
-        of = ()
         if isinstance(source, ImageFiles):
-            of = source.frame, read_size(source.paths[i])
-        _, scores, classes = _cut(decision, i, *of)
+            cut = _cut(decision, i, source.frame, read_size(source.paths[i]))
+        else:
+            cut = _cut(decision, i)
+        _, scores, classes = cut
         told.append(count_classes(classes[scores >= _LEAST_SCORE], class_names))
     return told
 
