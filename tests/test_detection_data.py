@@ -160,6 +160,27 @@ def test_wrong_annotations_are_one_line(tmp_path, objects, width, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_drawn_photo_of_another_size_is_no_damaged_one(tmp_path):
+    """Its boxes may lie beyond it, where none can be shown."""
+    place = {"box": (0, 0, 4, 4), "size": (30, 40), "scale_range": (0.5, 2.0)}
+    source = source_of(tmp_path, MovingBoxedImages, Canvas((60, 80, 3)), **place)
+    (file,) = source.files
+    objects = file.objects._replace(boxes=np.array([[380.0, 5, 390, 15]]))
+    other = file._replace(size=(30, 400), objects=objects)
+    source = MovingBoxedImages([other], source.canvas, 2, source.scale_range)
+    for seed in range(3):
+        with pytest.raises(UserError, match="annotations are of an image of 400 x 30"):
+            source.draw(0, np.random.default_rng(seed))
+
+
+def test_a_damaged_first_photo_is_skipped_where_others_are_held_out(tmp_path):
+    objects = [[voc_object(2, 2, 9, 9)] for _ in range(4)]
+    root = write_voc(tmp_path, {"train": objects, "test": objects})
+    (root / "JPEGImages/train0.png").write_bytes(b"no image")
+    data = load(root, val_fraction=0.25, on_bad_image="skip")
+    assert [len(split) for split in data.splits.values()] == [3, 1, 4]
+
+
 def test_a_class_that_training_lacks_is_refused(tmp_path):
     objects = {
         "train": [[voc_object(2, 2, 9, 9)]],

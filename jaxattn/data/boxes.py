@@ -116,12 +116,11 @@ class BoxedImages:
 
     def __getitem__(self, index: int) -> Example:
         """The image at a position, uint8 `[H, W, 3]`, and its targets."""
+        return self._show(self.files[index], self._place)
 
-        def place(height: int, width: int, objects: Objects) -> Placement:
-            del objects
-            return Placement(self.canvas.fit(height, width), (0, 0))
-
-        return self._show(self.files[index], place)
+    def _place(self, height: int, width: int, objects: Objects) -> Placement:
+        del objects
+        return Placement(self.canvas.fit(height, width), (0, 0))
 
     def _show(
         self,
@@ -134,7 +133,11 @@ class BoxedImages:
 
         def choose_size(height: int, width: int) -> Size:
             objects = in_pixels(file, height, width)
-            seen.append((height, width, objects, place(height, width, objects)))
+            # Boxes of an image of another size may lie anywhere. It is refused below:
+            # whatever is raised in here counts as damage to the file.
+            is_own = file.size in (None, (height, width))
+            placement = (place if is_own else self._place)(height, width, objects)
+            seen.append((height, width, objects, placement))
             top, left, bottom, right = seen[-1][-1].visible(size)
             return bottom - top, right - left
 
