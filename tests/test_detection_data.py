@@ -130,6 +130,29 @@ def test_yolo_boxes_are_shares_of_the_image_and_a_file_may_be_missing(tmp_path):
     assert data.train[1]["areas"][0] == pytest.approx(10 * 6)
 
 
+def test_other_files_beside_those_of_yolo_are_left_alone(tmp_path):
+    save_image(tmp_path / "train/images/a.png")
+    (tmp_path / "train/labels").mkdir()
+    (tmp_path / "train/labels/a.txt").write_text("1 0.5 0.5 0.25 0.2\n")
+    save_image(tmp_path / "val/images/a.png")
+    (tmp_path / "val/labels").mkdir()
+    (tmp_path / "val/labels/a.txt").write_text("0 0.5 0.5 0.25 0.2\n")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\n")
+    (tmp_path / "args.yaml").write_text("lr: 0.1\n")
+    for content in ('{"version": 1}', "[1]", "not JSON"):
+        (tmp_path / "settings.json").write_text(content)
+        assert load(tmp_path).class_names == ("cat", "dog")
+
+
+def test_a_single_json_file_of_coco_is_for_training(tmp_path):
+    write_coco(tmp_path, "train", [([0, 0, 9, 9], 3, {})])
+    file = tmp_path / "annotations/instances_train2017.json"
+    file.rename(tmp_path / "mine.json")
+    (tmp_path / "train2017").rename(tmp_path / "images")
+    with pytest.raises(UserError, match="1 images are too few to test on some"):
+        load(tmp_path)
+
+
 def test_without_a_test_split_some_training_images_are_tested(tmp_path):
     images = [[voc_object(2, 2, 9, 9)] for _ in range(10)]
     data = load(write_voc(tmp_path, {"train": images}), val_fraction=0.25)

@@ -12,6 +12,7 @@ from jaxattn.data.datasets.annotations import (
     Counts,
     Marked,
     annotate,
+    is_coco,
     read_coco,
     read_voc,
     read_yolo,
@@ -120,7 +121,7 @@ def _find_coco(path: pathlib.Path) -> Folder | None:
     for file in instances or found:
         beside = file.parent.name if file.parent != path else ""
         split = _split_of(file.stem) or _split_of(beside)
-        if split is None and len(found) == 1:
+        if split is None and len(found) == 1 and is_coco(file):
             split = "train"
         if split is None:
             continue
@@ -267,6 +268,7 @@ def _name_files(
     path: pathlib.Path, pairs: Mapping[str, tuple[pathlib.Path, pathlib.Path]]
 ) -> Iterable[pathlib.Path]:
     """Where the names of YOLO's classes may stand."""
+    yield from (path / "data.yaml", path / "data.yml")
     yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
     for _, labels in pairs.values():
         yield from (labels / "classes.txt", labels.parent / "classes.txt")
