@@ -153,6 +153,39 @@ def test_a_single_json_file_of_coco_is_for_training(tmp_path):
         load(tmp_path)
 
 
+def test_photos_of_validation_are_not_learnt_where_one_list_has_both(tmp_path):
+    own = [[voc_object(2, 2, 9, 9)]]
+    root = write_voc(tmp_path, {"train": own, "val": own, "test": own})
+    lists = root / "ImageSets/Main"
+    (lists / "train.txt").unlink()
+    (lists / "trainval.txt").write_text("train0\r\nval0\r\n\n")
+    data = load(root)
+    assert [len(split) for split in data.splits.values()] == [1, 1, 1]
+    assert data.train.files[0].path.endswith("train0.png")
+
+
+def test_names_of_photos_may_have_spaces(tmp_path):
+    root = write_voc(tmp_path, {"train": [[voc_object(2, 2, 9, 9)]]})
+    for file in (root / "JPEGImages/train0.png", root / "Annotations/train0.xml"):
+        file.rename(file.with_stem("a photo"))
+    write_voc(root, {"test": [[voc_object(2, 2, 9, 9)]]})
+    (root / "ImageSets/Main/train.txt").write_text(" a photo \n")
+    assert load(root).train.files[0].path.endswith("a photo.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "fraction", "said"),
+    [(["train"], 0, "test"), (["train", "test"], 0.2, "val")],
+)
+def test_a_split_that_is_left_without_boxes_is_refused(tmp_path, names, fraction, said):
+    """Of six photos one is tested, or one held out: not the one that has a box."""
+    images = [[voc_object(2, 2, 9, 9)], *([] for _ in range(5))]
+    root = write_voc(tmp_path, dict.fromkeys(names, images))
+    for bad in (None, "skip"):
+        with pytest.raises(UserError, match=f"images that are left for {said} has a"):
+            load(root, val_fraction=fraction, on_bad_image=bad)
+
+
 def test_without_a_test_split_some_training_images_are_tested(tmp_path):
     images = [[voc_object(2, 2, 9, 9)] for _ in range(10)]
     data = load(write_voc(tmp_path, {"train": images}), val_fraction=0.25)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxattn.data.images import Box, read_crop
 from jaxattn.data.label_maps import pad
 from jaxattn.data.preprocess import PADDING, Canvas
-from jaxattn.data.source import Example
+from jaxattn.data.source import Data, Example, SkippingSource, Source, Subset
 from jaxattn.errors import UserError
 
 Size = tuple[int, int]
@@ -243,6 +243,34 @@ def _check_size(file: Annotated, height: int, width: int) -> None:
             f"{file.path}: its annotations are of an image of {said} pixels, but it"
             f" has{turned} {width} x {height}; annotate the image as it is"
         )
+
+
+def require_boxes(data: Data) -> None:
+    """Refuses a split of photos with boxes none of which has one; others are passed.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for split, source in data.splits.items():
+        files = _files(source)
+        if files is not None and not any(len(file.objects.boxes) for file in files):
+            raise UserError(
+                f"data: none of the {len(files)} images that are left for {split} has a"
+                " box; must hold at least one: split the folder yourself, or change"
+                " data.val_fraction or data.split_seed"
+            )
+
+
+def _files(source: Source) -> Sequence[Annotated] | None:
+    """What a source of photos with boxes, or of parts of one, is made of."""
+    if isinstance(source, BoxedImages):
+        return source.files
+    if not isinstance(source, Subset | SkippingSource):
+        return None
+    files = _files(source.source)
+    if files is None or isinstance(source, SkippingSource):
+        return files
+    return [files[i] for i in source.indices]
 
 
 def pack(objects: Objects, max_boxes: int) -> dict[str, np.ndarray]:
