@@ -12,7 +12,7 @@ import pytest
 from jaxattn.data.augment import Augment, normalize
 from jaxattn.models.frozen import normalizing
 from jaxattn.ops import BatchNorm
-from jaxattn.studies.average import make_statistics_step
+from jaxattn.studies.average import make_statistics_steps
 from jaxattn.tasks.classification.task import Classification
 from jaxattn.training.freezing import Frozen
 from jaxattn.training.state import Ema, create_state
@@ -43,7 +43,7 @@ def statistics(norm: str, frozen: Frozen) -> tuple[Any, list[np.ndarray]]:
     stats["first"] = {**stats["first"], **KEPT}
     stats["second"] = jax.tree.map(lambda leaf: leaf + 7, stats["second"])
     state = state.replace(batch_stats=stats, opt_state=())
-    step = make_statistics_step(
+    reset, measure = make_statistics_steps(
         model,
         Classification(),
         augment=Augment(),
@@ -52,9 +52,9 @@ def statistics(norm: str, frozen: Frozen) -> tuple[Any, list[np.ndarray]]:
     )
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (2, 4, 4, 3)).astype(np.uint8) for _ in range(2)]
-    for image in images:
-        batch = {"image": jnp.asarray(image), "label": jnp.zeros(2, jnp.int32)}
-        state, _ = step(state, batch)
+    for step, number in ((reset, 0), (measure, 0), (measure, 1)):
+        shown = jnp.asarray(images[number])
+        state, _ = step(state, {"image": shown, "label": jnp.zeros(2, jnp.int32)})
     return state.batch_stats, [image / 255.0 for image in images]
 
 

@@ -140,7 +140,7 @@ def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> Trai
         ema_batch_stats=None,
     )
     if state.batch_stats:
-        step = make_statistics_step(
+        reset, measure = make_statistics_steps(
             run.model,
             run.task,
             augment=run.augment,
@@ -148,14 +148,16 @@ def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> Trai
             frozen=frozen,
             axis_name=parallel.axis_name,
         )
-        dispatch, placed = trainer.compile(step), parallel.replicate(state)
-        for feed in trainer.feeds(0, run.steps_per_epoch):
-            placed, _ = dispatch(placed, trainer.place([feed]))
+        placed = parallel.replicate(state)
+        for step, stop in ((reset, 1), (measure, run.steps_per_epoch)):
+            dispatch = trainer.compile(step)
+            for feed in trainer.feeds(0, stop):
+                placed, _ = dispatch(placed, trainer.place([feed]))
         state = parallel.collect(placed)
     return state
 
 
-def make_statistics_step(
+def make_statistics_steps(
     model: nn.Module,
     task: Task,
     *,
@@ -163,16 +165,17 @@ def make_statistics_step(
     normalize: Normalize,
     frozen: Frozen = _NOT_FROZEN,
     axis_name: str | None = None,
-) -> TrainStep:
-    """Returns a step that measures BatchNorm's statistics and trains nothing.
+) -> tuple[TrainStep, TrainStep]:
+    """Returns two steps that measure BatchNorm's statistics and train nothing.
 
-    It is `(state, batch) -> (state, {})`, for batches as of `make_train_step`. From
-    step 0 on, `batch_stats` is the mean over the batches so far, each counting the
-    same, as PyTorch's `torch.optim.swa_utils.update_bn` makes it; not a moving average.
-    Of norms that are `frozen`, by the network itself too, it stays as it is.
+    They are `(state, batch) -> (state, {})`, for batches as of `make_train_step`. The
+    first one, of any batch, sets what is to be measured to 0. After that the second
+    one, from step 0 on, makes `batch_stats` the mean over the batches so far, each
+    counting the same, as PyTorch's `torch.optim.swa_utils.update_bn` makes it; not a
+    moving average. Of norms that are `frozen`, by the network itself too, it stays.
     """
 
-    def statistics_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def updating(state: TrainState, batch: Batch) -> Callable[[Any], Any]:
         (x, targets, _), _ = augmented(
             augment, normalize, task, state.stream("augment"), batch, axis_name
         )
@@ -189,18 +192,25 @@ def make_statistics_step(
                 )  # pyright: ignore[reportGeneralTypeIssues]
             return updated["batch_stats"]
 
-        # A layer's update is `share * running + (1 - share) * batch`, whatever its
-        # share: value and derivative at 0 tell the batch's statistics.
-        stays = _unchanged(update, state.batch_stats)
+        return update
 
-        def start(is_kept: bool, leaf: jax.Array) -> jax.Array:
-            return leaf if is_kept else jnp.zeros_like(leaf)
+    def reset(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        stays = _unchanged(updating(state, batch), state.batch_stats)
+        batch_stats = jax.tree.map(_kept_or_zero, stays, state.batch_stats)
+        return dataclasses.replace(state, batch_stats=batch_stats), {}
+
+    def measure(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        update = updating(state, batch)
+        stays = _unchanged(update, state.batch_stats)
 
         def direction(is_kept: bool, leaf: jax.Array) -> jax.Array:
             return jnp.zeros_like(leaf) if is_kept else jnp.ones_like(leaf)
 
+        # A layer's update is `share * running + (1 - share) * batch`, whatever its
+        # share: value and derivative at 0 tell the batch's statistics.
         at, along = (
-            jax.tree.map(of, stays, state.batch_stats) for of in (start, direction)
+            jax.tree.map(of, stays, state.batch_stats)
+            for of in (_kept_or_zero, direction)
         )
         value, share = jax.jvp(update, (at,), (along,))
         count = state.step + 1
@@ -208,15 +218,16 @@ def make_statistics_step(
         def updated(
             is_kept: bool, mean: jax.Array, value: jax.Array, share: jax.Array
         ) -> jax.Array:
-            if is_kept:
-                return mean
-            mean = jnp.where(state.step > 0, mean, 0)  # before: of other parameters
-            return mean + (value / (1 - share) - mean) / count
+            return mean if is_kept else mean + (value / (1 - share) - mean) / count
 
         batch_stats = jax.tree.map(updated, stays, state.batch_stats, value, share)
         return dataclasses.replace(state, step=count, batch_stats=batch_stats), {}
 
-    return statistics_step
+    return reset, measure
+
+
+def _kept_or_zero(is_kept: bool, leaf: jax.Array) -> jax.Array:
+    return leaf if is_kept else jnp.zeros_like(leaf)
 
 
 def _unchanged(update: Callable[[Any], Any], batch_stats: Any) -> Any:
