@@ -15,6 +15,7 @@ from jaxattn import create_model
 from jaxattn.config import recipe as keys
 from jaxattn.config.file import list_recipes, load_config
 from jaxattn.config.recipe import recipe, study
+from jaxattn.data.order import TrainOrder
 from jaxattn.errors import UserError
 from jaxattn.models.slots import list_attention
 from jaxattn.training import optim
@@ -229,6 +230,13 @@ def plain_recipe(crop_padding_px, **differences):
         "clip_norm": None, "warmup": 0.0, "smoothing": 0.0, "ema": 0.0,
         "augment": {**augment, "crop_fill": "zero"}, **differences,
     }  # fmt: skip
+
+
+def test_retinanet_on_coco_learns_all_photos_and_warms_up_over_500_steps():
+    config = load("retinanet").get_config("coco")
+    assert config.data.val_fraction == 0
+    steps = TrainOrder(118_287, config.batch_size, seed=0).steps_per_epoch
+    assert config.schedule.warmup_epochs * steps == pytest.approx(500, abs=0.1)
 
 
 def test_sccnet_follows_the_published_recipe():

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import weakref
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from PIL import Image
 from jaxattn.__main__ import main
 from jaxattn.data.datasets.registry import load_data
 from jaxattn.data.preprocess import Canvas, ImageFiles
-from jaxattn.data.source import ArraySource
+from jaxattn.data.source import ArraySource, Data
 from jaxattn.data.splits import take
 from jaxattn.errors import UserError
 from jaxattn.models.detection import Detections
@@ -32,7 +33,11 @@ from jaxattn.tasks.detection.metrics import (
     restore_boxes,
     scenes,
 )
-from jaxattn.tasks.detection.predictions import tell_predictions, write_predictions
+from jaxattn.tasks.detection.predictions import (
+    restored,
+    tell_predictions,
+    write_predictions,
+)
 from jaxattn.tasks.detection.report import class_table, count_classes
 from jaxattn.tasks.detection.task import Detection
 from jaxattn.training import build, train_and_evaluate
@@ -222,6 +227,21 @@ def test_training_moves_boxes_with_mirrored_images(run):
     assert np.abs(np.asarray(state.params["shift"])).max() < 1.1
 
 
+def test_the_weight_of_boxes_is_that_of_every_stage():
+    """As of Cascade R-CNN, whose losses are numbered."""
+    losses = {"rpn_box": 1.0, "box_1": 10.0, "classification_1": 100.0}
+
+    class Cascade:
+        def losses(self, targets):
+            del targets
+            return losses
+
+    targets = dict.fromkeys(("boxes", "classes", "shown_size"))
+    targets |= {key: np.zeros(1, bool) for key in ("valid", "ignored")}
+    measured = Detection(box_weight=2.0).measure(Cascade(), targets)
+    assert measured["loss"] == 122
+
+
 def test_own_boxes_are_checked():
     images, targets = make_split(2, 0)
     outside = {**targets, "boxes": [np.array([[0, 0, 33, 5]]), *targets["boxes"][1:]]}
@@ -232,6 +252,20 @@ def test_own_boxes_are_checked():
     ):
         with pytest.raises(UserError, match=said):
             Detection().make_source(images, wrong, "data['train']")
+
+
+@pytest.mark.parametrize(
+    ("name", "box_loss", "said"),
+    [
+        ("mask_rcnn", None, "model.name='mask_rcnn': must be a detector of boxes"),
+        ("faster_rcnn", "giou", "loss.box_loss='giou': must be None: faster_rcnn has"),
+    ],
+)
+def test_what_the_task_cannot_train_is_refused_before_data(name, box_loss, said):
+    config = {**CONFIG, "model": {"name": name, "backbone": "resnet10"}}
+    config |= {"data": {"name": "no data"}, "task": "detection"}
+    with pytest.raises(UserError, match=said):
+        build({**config, "loss": {"box_loss": box_loss}}, devices=ONE)
 
 
 def test_a_network_without_losses_is_refused():
@@ -249,6 +283,9 @@ def predictions_of(boxes, classes, found, found_classes, scores):
         "classes": np.array([classes]),
         "valid": np.ones((1, n), bool),
         "ignored": np.zeros((1, n), bool),
+        "areas": np.ones((1, n), np.float32),
+        "shown_size": np.array([[80, 80]]),
+        "image_size": np.array([[80, 80]]),
     }
     return Predictions(
         np.array([found], np.float32),
@@ -269,6 +306,26 @@ def test_confusion_knows_wrong_classes_misses_and_what_is_nothing():
     assert judged.is_missed.tolist() == [False, True, True]
     # Rows are what is there: 0, 1, background.
     assert confuse([judged], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+
+
+def test_what_is_found_beside_a_photo_is_left_out(tmp_path):
+    beside = [[90, 0, 99, 9], [70, 10, 99, 20]]  # the second one in part
+    predictions = predictions_of(BOXES, [0, 0, 1], beside, [0, 1], [0.9, 0.8])
+    (judged,) = scenes(predictions)
+    assert judged.found_boxes.tolist() == [[70, 10, 80, 20]]
+    assert (judged.found_scores, judged.found_classes) == (np.float32(0.8), 1)
+    drawn = judge(predictions, 0)
+    assert (drawn.found_boxes.tolist(), drawn.found_classes) == ([[70, 10, 80, 20]], 1)
+    Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
+    source = ImageFiles((tmp_path / "a.png",), Canvas((100, 100, 3), scales_up=True))
+    beside = np.array([[[60, 0, 90, 50], [40, 0, 90, 50]]], np.float32)
+    scores, classes = np.array([[0.9, 0.8]]), np.array([[0, 1]])
+    decision = Decision(beside, scores, classes, np.array([2]))
+    (found,) = restored(decision, source)
+    assert found is not None
+    assert found.boxes.tolist() == [[16, 0, 20, 20]]
+    assert (found.scores.tolist(), found.classes.tolist()) == ([0.8], [1])
+    assert tell_predictions(decision, source, ("cat", "dog")) == ["1 dog"]
 
 
 def test_a_table_has_a_line_for_a_class_that_is_not_there():
@@ -301,6 +358,26 @@ def test_an_assessment_says_average_precision_first_and_draws_it(run):
     assert set(drawn) == {
         "detections", "precision_recall", "confusion_matrix", "misses",
     }  # fmt: skip
+
+
+def test_an_assessment_holds_few_photos_at_once():
+    source, decision = perfect_split()
+    photos, alive = [], []
+
+    class Reading:
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, i):
+            alive.append(sum(photo() is not None for photo in photos))
+            image = source[i]["image"].copy()
+            photos.append(weakref.ref(image))
+            return {**source[i], "image": image}
+
+    data = Data("own", Reading(), None, Reading(), ("cell",), (24, 32, 3))
+    assess(lambda _: decision, data, "test")
+    assert len(photos) == 3
+    assert max(alive) <= 1
 
 
 def test_predictions_are_files_in_the_pixels_of_the_photos(tmp_path):
@@ -345,7 +422,7 @@ def tiny_retinanet(epochs, **changes):
         "task": "detection",
         "model": {
             "name": "retinanet", "backbone": "resnet10", "widths": (4, 8, 8, 8),
-            "fpn_features": 8, "anchor_base": 1.0,
+            "fpn_features": 8, "anchor_base": 1.0, "score_threshold": 0.0,
         },
         "optimizer": {"name": "adamw", "weight_decay": 0.01, "clip_norm": 1.0},
         "schedule": {"name": "constant", "learning_rate": 0.01},
@@ -369,7 +446,7 @@ def test_retinanet_trains_tests_and_predicts_from_a_folder(tmp_path, capsys):
     workdir = tmp_path / "run"
     config = tiny_retinanet(2, data=data, batch_size=2)
     results = train_and_evaluate(config, workdir, devices=ONE)
-    assert 0 <= results["test_average_precision"] <= 1
+    assert 0 < results["test_average_precision"] < 1
     assert results["best_val_average_precision"] is not None
     assert (workdir / "precision_recall.png").exists()
     assert "AP small" in (workdir / "report.txt").read_text()
@@ -420,11 +497,12 @@ def test_detectors_of_two_stages_are_given_what_they_draw_from():
         "name": "faster_rcnn", "backbone": "resnet10", "widths": (4, 8, 8, 8),
         "fpn_features": 8, "hidden": 8, "anchor_base": 2.0, "roi_samples": 16,
         "rpn_samples": 16, "proposals_before": (20, 20), "proposals_after": (20, 20),
+        "score_threshold": 0.0,
     }  # fmt: skip
     run = build(tiny_retinanet(1, model=model), data=data, devices=ONE)
     *_, (_, state, metrics) = Trainer(run).train(run.init_state(), 0)
     assert np.isfinite(metrics["loss"]).all()
     assert {"objectness_loss", "rpn_box_loss", "box_loss"} <= set(metrics)
     summary = Evaluator(run, lambda: False).evaluate(state.variables, "val")
-    assert 0 <= summary["average_precision"] <= 1
+    assert 0 < summary["average_precision"] < 1
     assert "loss" not in summary

@@ -130,6 +130,62 @@ def test_yolo_boxes_are_shares_of_the_image_and_a_file_may_be_missing(tmp_path):
     assert data.train[1]["areas"][0] == pytest.approx(10 * 6)
 
 
+def test_other_files_beside_those_of_yolo_are_left_alone(tmp_path):
+    save_image(tmp_path / "train/images/a.png")
+    (tmp_path / "train/labels").mkdir()
+    (tmp_path / "train/labels/a.txt").write_text("1 0.5 0.5 0.25 0.2\n")
+    save_image(tmp_path / "val/images/a.png")
+    (tmp_path / "val/labels").mkdir()
+    (tmp_path / "val/labels/a.txt").write_text("0 0.5 0.5 0.25 0.2\n")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\n")
+    (tmp_path / "args.yaml").write_text("lr: 0.1\n")
+    for content in ('{"version": 1}', "[1]", "not JSON"):
+        (tmp_path / "settings.json").write_text(content)
+        assert load(tmp_path).class_names == ("cat", "dog")
+
+
+def test_a_single_json_file_of_coco_is_for_training(tmp_path):
+    write_coco(tmp_path, "train", [([0, 0, 9, 9], 3, {})])
+    file = tmp_path / "annotations/instances_train2017.json"
+    file.rename(tmp_path / "mine.json")
+    (tmp_path / "train2017").rename(tmp_path / "images")
+    with pytest.raises(UserError, match="1 images are too few to test on some"):
+        load(tmp_path)
+
+
+def test_photos_of_validation_are_not_learnt_where_one_list_has_both(tmp_path):
+    own = [[voc_object(2, 2, 9, 9)]]
+    root = write_voc(tmp_path, {"train": own, "val": own, "test": own})
+    lists = root / "ImageSets/Main"
+    (lists / "train.txt").unlink()
+    (lists / "trainval.txt").write_text("train0\r\nval0\r\n\n")
+    data = load(root)
+    assert [len(split) for split in data.splits.values()] == [1, 1, 1]
+    assert data.train.files[0].path.endswith("train0.png")
+
+
+def test_names_of_photos_may_have_spaces(tmp_path):
+    root = write_voc(tmp_path, {"train": [[voc_object(2, 2, 9, 9)]]})
+    for file in (root / "JPEGImages/train0.png", root / "Annotations/train0.xml"):
+        file.rename(file.with_stem("a photo"))
+    write_voc(root, {"test": [[voc_object(2, 2, 9, 9)]]})
+    (root / "ImageSets/Main/train.txt").write_text(" a photo \n")
+    assert load(root).train.files[0].path.endswith("a photo.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "fraction", "said"),
+    [(["train"], 0, "test"), (["train", "test"], 0.2, "val")],
+)
+def test_a_split_that_is_left_without_boxes_is_refused(tmp_path, names, fraction, said):
+    """Of six photos one is tested, or one held out: not the one that has a box."""
+    images = [[voc_object(2, 2, 9, 9)], *([] for _ in range(5))]
+    root = write_voc(tmp_path, dict.fromkeys(names, images))
+    for bad in (None, "skip"):
+        with pytest.raises(UserError, match=f"images that are left for {said} has a"):
+            load(root, val_fraction=fraction, on_bad_image=bad)
+
+
 def test_without_a_test_split_some_training_images_are_tested(tmp_path):
     images = [[voc_object(2, 2, 9, 9)] for _ in range(10)]
     data = load(write_voc(tmp_path, {"train": images}), val_fraction=0.25)
@@ -158,6 +214,27 @@ def test_wrong_annotations_are_one_line(tmp_path, objects, width, said):
     with pytest.raises(UserError, match=said) as caught:
         _ = load(root).train[0]
     assert "\n" not in str(caught.value)
+
+
+def test_a_drawn_photo_of_another_size_is_no_damaged_one(tmp_path):
+    """Its boxes may lie beyond it, where none can be shown."""
+    place = {"box": (0, 0, 4, 4), "size": (30, 40), "scale_range": (0.5, 2.0)}
+    source = source_of(tmp_path, MovingBoxedImages, Canvas((60, 80, 3)), **place)
+    (file,) = source.files
+    objects = file.objects._replace(boxes=np.array([[380.0, 5, 390, 15]]))
+    other = file._replace(size=(30, 400), objects=objects)
+    source = MovingBoxedImages([other], source.canvas, 2, source.scale_range)
+    for seed in range(3):
+        with pytest.raises(UserError, match="annotations are of an image of 400 x 30"):
+            source.draw(0, np.random.default_rng(seed))
+
+
+def test_a_damaged_first_photo_is_skipped_where_others_are_held_out(tmp_path):
+    objects = [[voc_object(2, 2, 9, 9)] for _ in range(4)]
+    root = write_voc(tmp_path, {"train": objects, "test": objects})
+    (root / "JPEGImages/train0.png").write_bytes(b"no image")
+    data = load(root, val_fraction=0.25, on_bad_image="skip")
+    assert [len(split) for split in data.splits.values()] == [3, 1, 4]
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path):

@@ -14,6 +14,7 @@ import smoke
 from flax import traverse_util
 from tiers import full_but
 
+from jaxattn import create_model
 from jaxattn.errors import InterruptedRun, UserError
 from jaxattn.models.classes import flat
 from jaxattn.ops import BatchNorm
@@ -378,6 +379,15 @@ def test_mistakes_are_one_line_that_names_key_value_and_choices(overrides, messa
     with pytest.raises(UserError, match=message) as refused:
         make_run(**overrides)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "retinanet"])
+def test_stages_that_are_frozen_by_the_network_would_decay(name):
+    more = {"backbone": "resnet10"} if name == "retinanet" else {}
+    network = create_model(name, frozen_stages=1, **more)
+    said = r"model.frozen_stages=1: must be left out: use freeze_stages"
+    with pytest.raises(UserError, match=said):
+        finetuning({"name": "sgd"}, network)
 
 
 def test_a_network_without_batch_norm_has_none_to_freeze():

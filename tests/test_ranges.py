@@ -67,7 +67,6 @@ TAKEN = {
     "model.channels": FROM_1,
     "model.fpn_features": FROM_1,
     "model.anchor_base": ABOVE_0,
-    "model.frozen_stages": FROM_0,
     "model.attention_stages": ((0, 0), (1, 2), (2, 1), (1, 2, 3)),
     "model.attention_kwargs.reduction": FROM_1,
     "model.attention_kwargs.window_size": FROM_1,

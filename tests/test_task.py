@@ -166,6 +166,9 @@ def test_transforms_that_leave_targets_wrong_are_refused():
         make_run(task=Located(), **crop)
     make_run(task=Located(), **colours)  # moves no pixel
     make_run(**crop)
+    validation = {"augment": {"validation": True, "flip_probability": 0.5}}
+    with pytest.raises(UserError, match=r"augment\.validation=True: must be False for"):
+        make_run(task=Located(), **validation)
 
 
 def test_a_task_is_named_with_its_keywords():

@@ -91,7 +91,6 @@ _CHOSEN: dict[str, Any] = {
         "fpn_features": int,  # channels of a detector's pyramid; None: 256
         "anchor_base": float,  # least anchor of a detector, in strides; None: 4 or 8
         "norm": str,  # of a backbone: batch or frozen; None: batch
-        "frozen_stages": int,  # of a detector: as freeze_stages; None: none
         "widths": tuple,  # channels of the stages
         "width": int,  # of VGG: channels of the first layer; None: 64
         "base_width": int,  # channels of the stem; None: 31

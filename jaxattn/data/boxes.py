@@ -15,7 +15,7 @@ import numpy as np
 from jaxattn.data.images import Box, read_crop
 from jaxattn.data.label_maps import pad
 from jaxattn.data.preprocess import PADDING, Canvas
-from jaxattn.data.source import Example
+from jaxattn.data.source import Data, Example, SkippingSource, Source, Subset
 from jaxattn.errors import UserError
 
 Size = tuple[int, int]
@@ -116,12 +116,11 @@ class BoxedImages:
 
     def __getitem__(self, index: int) -> Example:
         """The image at a position, uint8 `[H, W, 3]`, and its targets."""
+        return self._show(self.files[index], self._place)
 
-        def place(height: int, width: int, objects: Objects) -> Placement:
-            del objects
-            return Placement(self.canvas.fit(height, width), (0, 0))
-
-        return self._show(self.files[index], place)
+    def _place(self, height: int, width: int, objects: Objects) -> Placement:
+        del objects
+        return Placement(self.canvas.fit(height, width), (0, 0))
 
     def _show(
         self,
@@ -134,7 +133,11 @@ class BoxedImages:
 
         def choose_size(height: int, width: int) -> Size:
             objects = in_pixels(file, height, width)
-            seen.append((height, width, objects, place(height, width, objects)))
+            # Boxes of an image of another size may lie anywhere. It is refused below:
+            # whatever is raised in here counts as damage to the file.
+            is_own = file.size in (None, (height, width))
+            placement = (place if is_own else self._place)(height, width, objects)
+            seen.append((height, width, objects, placement))
             top, left, bottom, right = seen[-1][-1].visible(size)
             return bottom - top, right - left
 
@@ -240,6 +243,34 @@ def _check_size(file: Annotated, height: int, width: int) -> None:
             f"{file.path}: its annotations are of an image of {said} pixels, but it"
             f" has{turned} {width} x {height}; annotate the image as it is"
         )
+
+
+def require_boxes(data: Data) -> None:
+    """Refuses a split of photos with boxes none of which has one; others are passed.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for split, source in data.splits.items():
+        files = _files(source)
+        if files is not None and not any(len(file.objects.boxes) for file in files):
+            raise UserError(
+                f"data: none of the {len(files)} images that are left for {split} has a"
+                " box; must hold at least one: split the folder yourself, or change"
+                " data.val_fraction or data.split_seed"
+            )
+
+
+def _files(source: Source) -> Sequence[Annotated] | None:
+    """What a source of photos with boxes, or of parts of one, is made of."""
+    if isinstance(source, BoxedImages):
+        return source.files
+    if not isinstance(source, Subset | SkippingSource):
+        return None
+    files = _files(source.source)
+    if files is None or isinstance(source, SkippingSource):
+        return files
+    return [files[i] for i in source.indices]
 
 
 def pack(objects: Objects, max_boxes: int) -> dict[str, np.ndarray]:

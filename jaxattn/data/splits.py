@@ -171,14 +171,16 @@ def _strata(source: Source) -> np.ndarray:
     return np.zeros(len(source), np.int32) if labels is None else labels
 
 
-def _find_labels(source: Source) -> np.ndarray | None:
+def _find_labels(source: Source, *, skips: bool = False) -> np.ndarray | None:
     """The labels, None where the target is something else."""
     if isinstance(source, Subset):
-        labels = _find_labels(source.source)
+        labels = _find_labels(source.source, skips=skips)
         return None if labels is None else labels[source.indices]
     if isinstance(source, SkippingSource):
-        return _find_labels(source.source)
+        return _find_labels(source.source, skips=True)
     labels = getattr(source, "labels", None)  # where the images need not be read
-    if labels is None and len(source) and "label" in source[0]:
-        return np.array([source[i]["label"] for i in range(len(source))])
-    return labels
+    if labels is not None or not len(source):
+        return labels
+    read = skip_bad_images(source) if skips else source
+    has_label = "label" in read[0]
+    return np.array([read[i]["label"] for i in range(len(read))]) if has_label else None

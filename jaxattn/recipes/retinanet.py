@@ -16,7 +16,8 @@ Variants by argument:
 
 Deviations of `coco`: all photos are shown on one canvas of 1088 x 1088, so that there
 is one program: one of 640 x 480 pixels at 1088 x 816, where MMDetection shows it at
-1067 x 800. What is beside a photo on the canvas is background to the network. The rate
+1067 x 800. What is beside a photo on the canvas is background to the network. Photos
+without boxes, 1,021 of 118,287, are learnt as background, there left out. The rate
 rises over 500 steps from 0, there from a thousandth of the rate.
 """
 
@@ -82,14 +83,19 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             "anchor_base": None,
             **_ATTENTION,
         },
-        "data": {"canvas_size": (1088, 1088), "max_boxes": None, "scale_range": None},
+        "data": {
+            "canvas_size": (1088, 1088),
+            "max_boxes": None,
+            "scale_range": None,
+            "val_fraction": 0.0,  # all of train2017 is learnt, and val2017 tested
+        },
         "augment": {"flip_probability": 0.5},
         "schedule": {
             "name": "multi_step",
             "learning_rate": 0.01,
             "milestones": (8, 11),
             "decay_rate": 0.1,
-            "warmup_epochs": 0.068,  # 500 steps of 7,330
+            "warmup_epochs": 0.06763,  # 500 steps of 7,393
         },
         "optimizer": {
             "name": "sgd",

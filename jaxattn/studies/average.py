@@ -7,13 +7,12 @@ belong to none of them, are measured anew in one pass over the training batches.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxattn.config.changes import config_of
 from jaxattn.data.augment import Augment
@@ -28,6 +27,7 @@ from jaxattn.training.checkpoints.trained import (
     write_trained,
 )
 from jaxattn.training.devices.mesh import Devices
+from jaxattn.training.freezing import Frozen
 from jaxattn.training.records.report import versions
 from jaxattn.training.run import Run, build
 from jaxattn.training.state import TrainState
@@ -41,6 +41,7 @@ from jaxattn.training.steps import (
 from jaxattn.training.trainer import Trainer
 
 KINDS = ("raw", "ema")
+_NOT_FROZEN = Frozen()
 
 
 class Averaged(NamedTuple):
@@ -120,7 +121,7 @@ def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> Trai
     """Returns a state with other parameters and BatchNorm's statistics of them.
 
     They are the means over the batches of the first epoch, augmented and mixed as in
-    training.
+    training. Those of norms that were frozen when the state was made stay.
 
     Args:
         trainer: Of the run.
@@ -128,72 +129,113 @@ def measure_statistics(trainer: Trainer, state: TrainState, params: Any) -> Trai
         params: The parameters.
     """
     run, parallel = trainer.run, trainer.run.parallel
+    last = max(int(state.step) - 1, 0)
+    frozen = run.finetuning.frozen(run.phase_at(last))
     state = dataclasses.replace(
         state,
         step=jnp.zeros_like(state.step),
         params=params,
-        batch_stats=jax.tree.map(jnp.zeros_like, state.batch_stats),
         opt_state=(),
         ema_params=None,
         ema_batch_stats=None,
     )
     if state.batch_stats:
-        step = make_statistics_step(
+        reset, measure = make_statistics_steps(
             run.model,
             run.task,
             augment=run.augment,
             normalize=run.preprocess.normalize,
+            frozen=frozen,
             axis_name=parallel.axis_name,
         )
-        dispatch, placed = trainer.compile(step), parallel.replicate(state)
-        for feed in trainer.feeds(0, run.steps_per_epoch):
-            placed, _ = dispatch(placed, trainer.place([feed]))
+        placed = parallel.replicate(state)
+        for step, stop in ((reset, 1), (measure, run.steps_per_epoch)):
+            dispatch = trainer.compile(step)
+            for feed in trainer.feeds(0, stop):
+                placed, _ = dispatch(placed, trainer.place([feed]))
         state = parallel.collect(placed)
     return state
 
 
-def make_statistics_step(
+def make_statistics_steps(
     model: nn.Module,
     task: Task,
     *,
     augment: Augment,
     normalize: Normalize,
+    frozen: Frozen = _NOT_FROZEN,
     axis_name: str | None = None,
-) -> TrainStep:
-    """Returns a step that measures BatchNorm's statistics and trains nothing.
+) -> tuple[TrainStep, TrainStep]:
+    """Returns two steps that measure BatchNorm's statistics and train nothing.
 
-    It is `(state, batch) -> (state, {})`, for batches as of `make_train_step`. From
-    step 0 on, `batch_stats` is the mean over the batches so far, each counting the
-    same, as PyTorch's `torch.optim.swa_utils.update_bn` makes it; not a moving average.
+    They are `(state, batch) -> (state, {})`, for batches as of `make_train_step`. The
+    first one, of any batch, sets what is to be measured to 0. After that the second
+    one, from step 0 on, makes `batch_stats` the mean over the batches so far, each
+    counting the same, as PyTorch's `torch.optim.swa_utils.update_bn` makes it; not a
+    moving average. Of norms that are `frozen`, by the network itself too, it stays.
     """
 
-    def statistics_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (x, *_), _ = augmented(
+    def updating(state: TrainState, batch: Batch) -> Callable[[Any], Any]:
+        (x, targets, _), _ = augmented(
             augment, normalize, task, state.stream("augment"), batch, axis_name
         )
 
         def update(running: Any) -> Any:
-            _, updated = model.apply(
-                {"params": state.params, "batch_stats": running},
-                x,
-                train=True,
-                mutable=["batch_stats"],
-                rngs=replica_keys(state, axis_name),
-            )  # pyright: ignore[reportGeneralTypeIssues]
+            with frozen.running():
+                _, updated = model.apply(
+                    {"params": state.params, "batch_stats": running},
+                    x,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs=replica_keys(state, axis_name),
+                    **task.inputs(x, targets),
+                )  # pyright: ignore[reportGeneralTypeIssues]
             return updated["batch_stats"]
+
+        return update
+
+    def reset(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        stays = _unchanged(updating(state, batch), state.batch_stats)
+        batch_stats = jax.tree.map(_kept_or_zero, stays, state.batch_stats)
+        return dataclasses.replace(state, batch_stats=batch_stats), {}
+
+    def measure(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        update = updating(state, batch)
+        stays = _unchanged(update, state.batch_stats)
+
+        def direction(is_kept: bool, leaf: jax.Array) -> jax.Array:
+            return jnp.zeros_like(leaf) if is_kept else jnp.ones_like(leaf)
 
         # A layer's update is `share * running + (1 - share) * batch`, whatever its
         # share: value and derivative at 0 tell the batch's statistics.
-        zeros = optax.tree.zeros_like(state.batch_stats)
-        value, share = jax.jvp(update, (zeros,), (optax.tree.ones_like(zeros),))
-        own = jax.tree.map(lambda v, s: v / (1 - s), value, share)
-        count = state.step + 1
-        batch_stats = jax.tree.map(
-            lambda mean, new: mean + (new - mean) / count, state.batch_stats, own
+        at, along = (
+            jax.tree.map(of, stays, state.batch_stats)
+            for of in (_kept_or_zero, direction)
         )
+        value, share = jax.jvp(update, (at,), (along,))
+        count = state.step + 1
+
+        def updated(
+            is_kept: bool, mean: jax.Array, value: jax.Array, share: jax.Array
+        ) -> jax.Array:
+            return mean if is_kept else mean + (value / (1 - share) - mean) / count
+
+        batch_stats = jax.tree.map(updated, stays, state.batch_stats, value, share)
         return dataclasses.replace(state, step=count, batch_stats=batch_stats), {}
 
-    return statistics_step
+    return reset, measure
+
+
+def _kept_or_zero(is_kept: bool, leaf: jax.Array) -> jax.Array:
+    return leaf if is_kept else jnp.zeros_like(leaf)
+
+
+def _unchanged(update: Callable[[Any], Any], batch_stats: Any) -> Any:
+    """Returns for each of the statistics whether an update hands it back as it is."""
+    traced = jax.make_jaxpr(update)(batch_stats).jaxpr
+    pairs = zip(traced.invars, traced.outvars, strict=True)
+    are_same = [given is returned for given, returned in pairs]
+    return jax.tree.unflatten(jax.tree.structure(batch_stats), are_same)
 
 
 def _run_config(config: dict[str, Any], data_path: str | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from jaxattn.data.augment import ALL_TARGETS, Augment, Draws
 from jaxattn.data.source import Data, Example, Source
-from jaxattn.errors import UserError
+from jaxattn.errors import UserError, require
 from jaxattn.viz.palette import Colors
 
 Targets = Mapping[str, jax.Array]
@@ -367,9 +367,13 @@ def refuse_transforms(task: Task, augment: Augment) -> None:
     Raises:
         UserError: If there is one.
     """
+    name = type(task).__name__
+    # Mirrored photos would lie elsewhere on their canvas than what restores their boxes
+    # knows.
+    holds = not (augment.validation and "boxes" in moved_targets(task))
+    require("augment.validation", augment.validation, holds, f"False for {name}")
     for transform in augment.running:
         if lacking := sorted(moved_targets(task) - transform.targets):
-            name = type(task).__name__
             raise UserError(
                 f"augment: {transform.name} does not move {' and '.join(lacking)} along"
                 f" with the images, as {name} needs; turn it off"

@@ -247,6 +247,10 @@ def make_finetuning(
     Raises:
         UserError: If something is named that the network has not, or nothing learns.
     """
+    body = getattr(network.model, "backbone", network.model)
+    stages = getattr(body, "frozen_stages", 0)
+    # Without a gradient they would still decay.
+    require("model.frozen_stages", stages, stages == 0, "left out: use freeze_stages")
     if options.freeze_batch_norm is not None:
         has_norm = bool(network.found.batch_norms)
         wanted = "left out: the network has no jaxattn.ops.BatchNorm"

@@ -64,7 +64,8 @@ def make_train_step(
 
     With `accumulate_steps` of k the batch goes through the network in k micro-batches,
     one after the other, and metrics and gradients are the means over them: those
-    of the whole batch, but for rounding, where the network treats every image alone.
+    of the whole batch, but for rounding, where network and loss treat every image alone
+    (a detector divides its losses by the boxes of a micro-batch).
     BatchNorm takes the statistics of each micro-batch, and its running averages follow
     them in turn; what the network draws (dropout, SCC's forcing) is drawn for each.
     Augmentation and mixing are of the whole batch, whatever k is. Micro-batches go

@@ -122,6 +122,19 @@ class CocoFile(NamedTuple):
     images: list[tuple[str, Size, list[Marked]]]
 
 
+def is_coco(path: pathlib.Path) -> bool:
+    """Returns whether a JSON file has what those of COCO's kind have.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        content = json.loads(_read(path))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+
+
 def read_coco(path: pathlib.Path) -> CocoFile:
     """Reads a JSON file of COCO's kind.
 

@@ -12,6 +12,7 @@ from jaxattn.data.datasets.annotations import (
     Counts,
     Marked,
     annotate,
+    is_coco,
     read_coco,
     read_voc,
     read_yolo,
@@ -120,7 +121,7 @@ def _find_coco(path: pathlib.Path) -> Folder | None:
     for file in instances or found:
         beside = file.parent.name if file.parent != path else ""
         split = _split_of(file.stem) or _split_of(beside)
-        if split is None and len(found) == 1:
+        if split is None and len(found) == 1 and is_coco(file):
             split = "train"
         if split is None:
             continue
@@ -198,16 +199,23 @@ def _image_sets(
 ) -> Mapping[str, Sequence[str]]:
     """The images of each split by the stem of their files."""
     lists = path / "ImageSets" / "Main"
-    sets = {"train": lists / "train.txt", "val": lists / "val.txt"}
-    sets |= {"test": lists / "test.txt"}
-    if not sets["train"].is_file():
-        sets["train"] = lists / "trainval.txt"
+    names = ("train", "trainval", "val", "test")
     found = {
-        split: file.read_text(encoding="utf-8", errors="surrogateescape").split()
-        for split, file in sets.items()
-        if file.is_file()
+        split: list(filter(None, map(str.strip, text.split("\n"))))
+        for split in names
+        if (text := _read_text(lists / f"{split}.txt")) is not None
     }
+    both = found.pop("trainval", [])
+    if both and "train" not in found:
+        val = {*found.get("val", ())}
+        found = {"train": [stem for stem in both if stem not in val], **found}
     return found or {"train": sorted(file.stem for file in annotations.glob("*.xml"))}
+
+
+def _read_text(file: pathlib.Path) -> str | None:
+    if not file.is_file():
+        return None
+    return file.read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def _read_voc(
@@ -267,6 +275,7 @@ def _name_files(
     path: pathlib.Path, pairs: Mapping[str, tuple[pathlib.Path, pathlib.Path]]
 ) -> Iterable[pathlib.Path]:
     """Where the names of YOLO's classes may stand."""
+    yield from (path / "data.yaml", path / "data.yml")
     yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
     for _, labels in pairs.values():
         yield from (labels / "classes.txt", labels.parent / "classes.txt")

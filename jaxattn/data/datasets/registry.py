@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxattn.config.bind import bind
+from jaxattn.data.boxes import require_boxes
 from jaxattn.data.datasets.cifar import load_cifar
 from jaxattn.data.datasets.detection import load_detection_folder
 from jaxattn.data.datasets.folder import load_imagefolder
@@ -92,7 +93,9 @@ def load_data(
     data = bind(loader, {"name": name, **given}, "data")()
     if data.val is None:
         data = hold_out(data, val_fraction, split_seed)
-    return thin(data, max_train_examples, max_eval_examples)
+    data = thin(data, max_train_examples, max_eval_examples)
+    require_boxes(data)
+    return data
 
 
 def _find_loader(name: str) -> Callable[..., Data]:

@@ -46,12 +46,15 @@ def assess(predict: Predict, data: Data, split: str) -> Assessment:
     """
     source = getattr(data, split)
     decision: Decision = predict(source)
-    examples = [source[i] for i in range(len(source))]
-    targets = [targets_of(example) for example in examples]
+    targets, is_read = [], []
+    for i in range(len(source)):  # one at a time, for all photos are too many to hold
+        example = source[i]
+        targets.append(targets_of(example))
+        is_read.append("error" not in example)
     predictions = Predictions(
         *decision,
         targets={key: np.stack([t[key] for t in targets]) for key in targets[0]},
-        mask=np.array(["error" not in example for example in examples]),
+        mask=np.array(is_read),
     )
     figures = evaluate_scenes(list(scenes(predictions)))
     count = int(predictions.mask.sum())

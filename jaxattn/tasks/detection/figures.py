@@ -11,7 +11,7 @@ import numpy as np
 from jaxattn import viz
 from jaxattn.data.source import Example, Source
 from jaxattn.errors import UserError
-from jaxattn.tasks.detection.metrics import Predictions
+from jaxattn.tasks.detection.metrics import Predictions, have_area
 from jaxattn.tasks.task import Pages, Summary
 
 _NUM_PHOTOS = 4  # beside their truth
@@ -141,11 +141,18 @@ def make_pages(
 
 
 def judge(predictions: Predictions, i: int) -> Judged:
-    """Returns example `i` of an evaluation, its boxes matched, the surest first."""
+    """Returns example `i` of an evaluation, its boxes matched, the surest first.
+
+    They are cut to what the canvas shows of the photo, as figures are made of them.
+    """
     own = {key: np.asarray(values[i]) for key, values in predictions.targets.items()}
     scores = predictions.scores[i, : int(predictions.counts[i])]
     is_sure = scores >= _LEAST_SCORE
-    boxes = predictions.boxes[i, : len(scores)][is_sure]
+    height, width = own["shown_size"]
+    boxes = predictions.boxes[i, : len(scores)]
+    boxes = np.clip(boxes, 0, [width, height, width, height])
+    is_sure &= have_area(boxes)
+    boxes = boxes[is_sure]
     there, ignored = (own["valid"] & (own["ignored"] == flag) for flag in (False, True))
     matches = _match(boxes, own["boxes"][there])
     # Beside an ignored object nothing is wrong.

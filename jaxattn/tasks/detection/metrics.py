@@ -114,21 +114,35 @@ def restore_boxes(
     return np.clip(np.asarray(boxes, np.float64) * scale, 0, most)
 
 
+def have_area(boxes: np.ndarray) -> np.ndarray:
+    """Whether each of boxes `[n, 4]` has any: what was found beside a photo has none.
+
+    Args:
+        boxes: Cut to the photo.
+    """
+    return np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
+
+
 def scenes(predictions: Predictions) -> Iterator[Scene]:
-    """Yields what the examples of an evaluation are and were found to be."""
+    """Yields what the examples of an evaluation are and were found to be.
+
+    What was found wholly beside a photo, on the padding of its canvas, is left out.
+    """
     p: Predictions = jax.tree.map(np.asarray, predictions)
     for i in np.flatnonzero(p.mask):
         own = {key: values[i] for key, values in p.targets.items()}
         sizes = own["shown_size"], own["image_size"]
         there, count = own["valid"], int(p.counts[i])
+        found = restore_boxes(p.boxes[i, :count], *sizes)
+        kept = have_area(found)
         yield Scene(
             boxes=restore_boxes(own["boxes"][there], *sizes),
             classes=own["classes"][there],
             ignored=own["ignored"][there],
             areas=own["areas"][there],
-            found_boxes=restore_boxes(p.boxes[i, :count], *sizes),
-            found_scores=p.scores[i, :count],
-            found_classes=p.classes[i, :count],
+            found_boxes=found[kept],
+            found_scores=p.scores[i, :count][kept],
+            found_classes=p.classes[i, :count][kept],
         )
 
 

@@ -14,9 +14,11 @@ import numpy as np
 
 from jaxattn import viz
 from jaxattn.atomic import require_writable, write_atomically
-from jaxattn.data.preprocess import Canvas, ImageFiles
+from jaxattn.data.images import read_size
+from jaxattn.data.preprocess import Canvas, Frame, ImageFiles
 from jaxattn.data.source import Source
 from jaxattn.tasks.detection.methods import Decision
+from jaxattn.tasks.detection.metrics import have_area
 from jaxattn.tasks.detection.report import count_classes
 from jaxattn.tasks.pictures import file_names, keep_photos, write_png
 
@@ -47,24 +49,46 @@ class Found(NamedTuple):
 def restored(decision: Decision, source: Source) -> Iterator[Found | None]:
     """Yields each photo and what was found on it; None where it could not be read.
 
+    What was found wholly beside it, on the padding of its canvas, is left out.
+
     One at a time, for whole photos are large.
 
     Args:
         decision: About what the network was shown.
         source: The images.
     """
-    for i, count in enumerate(decision.counts):
-        boxes, scores, classes = (values[i, :count] for values in decision[:3])
+    for i in range(len(decision.counts)):
         if not isinstance(source, ImageFiles):
-            photo = source[i]["image"]
+            yield Found(source[i]["image"], *_cut(decision, i))
         elif i in source.unread:
             yield None
-            continue
         else:
             photo = source.photo(i)
-            assert isinstance(source.frame, Canvas)  # as of all detectors
-            boxes = source.frame.restore_boxes(boxes, *photo.shape[:2])
-        yield Found(photo, boxes, scores, classes)
+            size = photo.shape[0], photo.shape[1]
+            yield Found(photo, *_cut(decision, i, source.frame, size))
+
+
+def _cut(
+    decision: Decision,
+    i: int,
+    frame: Frame | None = None,
+    size: tuple[int, int] = (0, 0),
+) -> tuple[np.ndarray, ...]:
+    """Boxes, scores and classes on a photo, without those beside it.
+
+    Args:
+        decision: What was found.
+        i: Of the photo.
+        frame: What the network was shown of it; None: all, as it is.
+        size: Its height and width, with a frame.
+    """
+    count = int(decision.counts[i])
+    boxes, *others = (values[i, :count] for values in decision[:3])
+    if frame is not None:
+        assert isinstance(frame, Canvas)  # as of all detectors
+        boxes = frame.restore_boxes(boxes, *size)
+    kept = have_area(boxes)
+    return boxes[kept], *(values[kept] for values in others)
 
 
 def tell_predictions(
@@ -77,15 +101,18 @@ def tell_predictions(
         source: The images.
         class_names: The name of each class.
     """
-    unread = getattr(source, "unread", ())
-    sure = (
-        classes[:count][scores[:count] >= _LEAST_SCORE]
-        for _, scores, classes, count in zip(*decision, strict=True)
-    )
-    return [
-        "not known" if i in unread else count_classes(classes, class_names)
-        for i, classes in enumerate(sure)
-    ]
+    unread, told = getattr(source, "unread", ()), []
+    for i in range(len(decision.counts)):
+        if i in unread:
+            told.append("not known")
+            continue
+        if isinstance(source, ImageFiles):
+            cut = _cut(decision, i, source.frame, read_size(source.paths[i]))
+        else:
+            cut = _cut(decision, i)
+        _, scores, classes = cut
+        told.append(count_classes(classes[scores >= _LEAST_SCORE], class_names))
+    return told
 
 
 def write_predictions(

@@ -18,6 +18,7 @@ from jaxattn.data.source import ArraySource, Data, Example, Source
 from jaxattn.errors import UserError, choose, require
 from jaxattn.models.detection import BoxTargets
 from jaxattn.models.registry import create_model
+from jaxattn.models.retinanet import RetinaNet
 from jaxattn.tasks.detection import figures, report
 from jaxattn.tasks.detection.assessment import Assessment, assess, write_assessment
 from jaxattn.tasks.detection.methods import Decision, Plain, find
@@ -96,8 +97,15 @@ class Detection:
         axis_name: str | None = None,
     ) -> nn.Module:
         """Returns the network of the section `model`, for as many classes."""
+        name = section.get("name")
+        wanted = "a detector of boxes: the data have no masks yet"
+        require("model.name", name, name != "mask_rcnn", wanted)
         make = bind(create_model, section, "model")
-        return make(num_classes=len(class_names), dtype=dtype, axis_name=axis_name)
+        model = make(num_classes=len(class_names), dtype=dtype, axis_name=axis_name)
+        holds = self.box_loss is None or isinstance(model, RetinaNet)
+        wanted = f"None: {name} has one kind alone"
+        require("loss.box_loss", self.box_loss, holds, wanted)
+        return model
 
     def make_source(self, images: np.ndarray, targets: Any, key: str) -> Source:
         """Returns a source of images and the boxes in them.
@@ -170,7 +178,7 @@ class Detection:
         return {"loss": jnp.asarray(total), **parts}
 
     def _weight(self, name: str) -> float:
-        return self.box_weight if name.endswith("box") else 1.0
+        return self.box_weight if "box" in name.split("_") else 1.0
 
     def evaluate(
         self, outputs: Any, targets: Targets, mask: jax.Array
