@@ -21,7 +21,7 @@ from jaxattn.data.preprocess import Canvas, ImageFiles
 from jaxattn.data.source import ArraySource, Data
 from jaxattn.data.splits import take
 from jaxattn.errors import UserError
-from jaxattn.models.detection import Detections
+from jaxattn.models.detection import Detections, per_image
 from jaxattn.tasks.detection.assessment import assess, format_assessment
 from jaxattn.tasks.detection.figures import confuse, draw_results, judge
 from jaxattn.tasks.detection.methods import Decision
@@ -40,7 +40,7 @@ from jaxattn.tasks.detection.predictions import (
 )
 from jaxattn.tasks.detection.report import class_table, count_classes
 from jaxattn.tasks.detection.task import Detection
-from jaxattn.training import build, train_and_evaluate
+from jaxattn.training import build, make_eval_step, train_and_evaluate
 from jaxattn.training.evaluate import Evaluator
 from jaxattn.training.trainer import Trainer
 
@@ -218,6 +218,39 @@ def test_an_evaluation_judges_every_image_of_a_split_once(run):
     worse = evaluate(run, [0.5, 0, 0.5, 0])
     assert 0.5 < worse["average_precision"] < 1
     assert worse["loss"] == pytest.approx(0.25)
+
+
+@struct.dataclass
+class Divided(Outputs):
+    """Of a loss that is divided by what all replicas have of something."""
+
+    axis_name: str | None = struct.field(pytree_node=False)
+
+    def losses(self, targets):
+        widths = targets.boxes[:, 0, 2] - targets.boxes[:, 0, 0]
+        return {"box": per_image(targets.boxes.sum((1, 2)), widths, self.axis_name)}
+
+
+class Divider(nn.Module):
+    axis_name: str | None = None
+
+    def __call__(self, x, *, train=False, targets=None):
+        del train, targets
+        return Divided(jnp.zeros((len(x), 1, 4)), self.axis_name)
+
+
+def test_the_loss_of_an_evaluation_is_that_of_its_images_on_any_devices():
+    source = Detection().make_source(*make_split(4, 0), "data")
+    batch = {"image": source.images, **source.targets}
+    batch |= {"mask": np.array([True, True, True, False])}
+    one = make_eval_step(Divider(), Detection())
+    sums, _ = jax.jit(one)({}, batch)
+    over = make_eval_step(Divider("batch"), Detection(), axis_name="batch")
+    parts = jax.tree.map(lambda v: v.reshape(2, 2, *v.shape[1:]), batch)
+    mapped = jax.vmap(over, in_axes=(None, 0), axis_name="batch")
+    replicas, _ = jax.jit(mapped)({}, parts)
+    expected = [sums.losses["loss"]] * 2
+    np.testing.assert_allclose(replicas.losses["loss"], expected, rtol=1e-6)
 
 
 def test_training_moves_boxes_with_mirrored_images(run):
