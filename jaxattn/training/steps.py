@@ -161,7 +161,7 @@ def make_eval_step(
     `task.evaluate` returns them. The batch is `{"image": uint8 [N, H, W, C], ...,
     "mask": bool [N]}`, with the task's targets between.
     """
-    if axis_name is not None:  # means over replicas would count the padding
+    if axis_name and hasattr(model, "axis_name"):  # means would count the padding
         model = model.clone(axis_name=None)
 
     def eval_step(variables: Any, batch: Batch) -> tuple[Any, Any]:
