@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ from jaxattn.inference.export import export_model
 from jaxattn.inference.predict import Predictor, make_answer
 from jaxattn.models.resnet import ResNet
 from jaxattn.models.sccnet import SCCNet
-from jaxattn.ops import cpu_kernels
+from jaxattn.ops import Conv, cpu_kernels, resize_bilinear
 from jaxattn.tasks.classification import Classification
 from jaxattn.tasks.classification.methods import Plain
 from jaxattn.training.checkpoints.trained import Trained, load_trained
@@ -141,6 +142,26 @@ def test_every_family_is_exported(model, tmp_path):
     expected = jax.jit(make_answer(trained))(trained.variables, images)
     # One program for any batch size rounds otherwise than one for three images.
     np.testing.assert_allclose(call(path, images), expected, rtol=0, atol=1e-5)
+
+
+class Resized(nn.Module):
+    """Its interpolation spreads a matrix that is known over as many images as come."""
+
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        del train
+        x = resize_bilinear(Conv(4, 3, name="conv")(x), (7, 5))
+        return jnp.tanh(x).mean((1, 2))[:, :3]
+
+
+def test_a_resized_map_is_exported_for_any_number_of_images(tmp_path):
+    trained, path = untrained(Resized(), 8), tmp_path / "a.jaxattn"
+    export_model(trained, path, weights="best", platforms=["cpu"])
+    images = random_images(3, *trained.image_shape)
+    expected = jax.jit(make_answer(trained))(trained.variables, images)
+    np.testing.assert_allclose(call(path, images), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.full

@@ -120,8 +120,12 @@ def _split(jaxpr: Any, given: Sequence[Any]) -> tuple[list[Any], list[Any], list
 
 def _is_spread(eqn: Any) -> bool:
     """Whether its result repeats its operand: that takes memory and saves no time."""
-    is_broadcast = eqn.primitive.name == "broadcast_in_dim"
-    return is_broadcast and eqn.outvars[0].aval.size > eqn.invars[0].aval.size
+    if eqn.primitive.name != "broadcast_in_dim":
+        return False
+    shape, operand = eqn.outvars[0].aval.shape, eqn.invars[0].aval
+    # With a symbolic batch, for each image: how often is not known ahead.
+    is_known = all(isinstance(side, int) for side in shape)
+    return not is_known or eqn.outvars[0].aval.size > operand.size
 
 
 def _as_function(
