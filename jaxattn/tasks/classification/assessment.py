@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn import viz
-from jaxattn.atomic import write_atomically, write_json
 from jaxattn.data.source import Data, Source
 from jaxattn.data.splits import read_labels
+from jaxattn.tasks.assessments import write_files
 from jaxattn.tasks.classification.figures import plot_reliability
 from jaxattn.tasks.classification.methods import Decision
 from jaxattn.tasks.classification.metrics import evaluation_sums, summarize
@@ -116,6 +116,15 @@ def write_assessment(
         The text of the report.
     """
     summary, calibrated = assessed.summary, assessed.calibrated
+
+    def draw() -> dict[str, Any]:
+        confusion = viz.plot_confusion_matrix(summary["confusion"], class_names)
+        return {
+            "confusion_matrix": confusion,
+            "reliability": plot_reliability(summary),
+            "reliability_calibrated": plot_reliability(calibrated),
+        }
+
     results = {
         **about,
         "num_examples": summary["count"],
@@ -129,17 +138,7 @@ def write_assessment(
         "ece_calibrated": calibrated["ece"],
     }
     text = format_assessment(assessed, class_names, about)
-    write_json(folder / "results.json", results)
-    write_atomically(folder / "report.txt", text)
-    figures = {
-        "confusion_matrix": viz.plot_confusion_matrix(
-            summary["confusion"], class_names
-        ),
-        "reliability": plot_reliability(summary),
-        "reliability_calibrated": plot_reliability(calibrated),
-    }
-    for name, figure in figures.items():
-        viz.save_figure(figure, folder / f"{name}.png")
+    write_files(folder, results, text, draw)
     return text
 
 

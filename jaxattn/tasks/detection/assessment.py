@@ -1,15 +1,15 @@
 """Figures of a trained detector on a split with boxes."""
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxattn import viz
-from jaxattn.atomic import write_atomically, write_json
 from jaxattn.data.pipeline import targets_of
 from jaxattn.data.source import Data, Source
+from jaxattn.tasks.assessments import write_files
 from jaxattn.tasks.detection.figures import draw_results
 from jaxattn.tasks.detection.methods import Decision
 from jaxattn.tasks.detection.metrics import (
@@ -89,10 +89,8 @@ def write_assessment(
         },
     }
     text = format_assessment(assessed, class_names, about)
-    write_json(folder / "results.json", results)
-    write_atomically(folder / "report.txt", text)
-    for name, figure in draw_results(summary, assessed.source, class_names).items():
-        viz.save_figure(figure, folder / f"{name}.png")
+    draw = functools.partial(draw_results, summary, assessed.source, class_names)
+    write_files(folder, results, text, draw)
     return text
 
 

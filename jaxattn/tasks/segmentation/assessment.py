@@ -1,5 +1,6 @@
 """Figures of a trained network on a split with label maps."""
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,10 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxattn import viz
-from jaxattn.atomic import write_atomically, write_json
 from jaxattn.data.augment.transform import IGNORED
 from jaxattn.data.source import Data, Source
+from jaxattn.tasks.assessments import write_files
 from jaxattn.tasks.segmentation import figures
 from jaxattn.tasks.segmentation.methods import Decision
 from jaxattn.tasks.segmentation.metrics import (
@@ -95,13 +95,11 @@ def write_assessment(
         },
     }
     text = format_assessment(summary, class_names, about)
-    write_json(folder / "results.json", results)
-    write_atomically(folder / "report.txt", text)
-    drawn = figures.draw_results(
-        summary, assessed.source, class_names, assessed.class_colors
+    draw = functools.partial(
+        figures.draw_results,
+        *(summary, assessed.source, class_names, assessed.class_colors),
     )
-    for name, figure in drawn.items():
-        viz.save_figure(figure, folder / f"{name}.png")
+    write_files(folder, results, text, draw)
     return text
 
 
